@@ -1,0 +1,49 @@
+# Every target makes the virtual environment that it needs; nothing has to be installed by hand but Python 3.11 to 3.13.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+PACKAGES := basemodel registry serving trainer loraplex
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test test-long check format bench lock clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml requirements.lock deploy/setup.sh
+	deploy/setup.sh $(VENV)
+	@touch $@
+
+setup: $(STAMP) ## create .venv and install everything, the torch build that fits this machine included
+
+demo: $(STAMP) ## train three adapters over one 4-bit base, publish them, serve them in one batch (about 6 minutes on 2 cores)
+	$(BIN)/loraplex demo $(ARGS)
+
+serve: $(STAMP) ## serve the embedded base and the adapters of the local registry
+	$(BIN)/loraplex serve --base embedded $(ARGS)
+
+test: $(STAMP) ## the test suite
+	$(BIN)/pytest $(ARGS)
+
+test-long: $(STAMP) ## the tests that take minutes each
+	$(BIN)/pytest -m long --timeout 1800 $(ARGS)
+
+check: $(STAMP) ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## every number of the README, measured on this machine
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock: ## write requirements.lock anew from pyproject.toml (needs uv)
+	deploy/lock.sh $(ARGS)
+
+clean: ## remove what these targets have made
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Makes a virtual environment that holds loraplex with all its dependencies: deploy/setup.sh [FOLDER] (default .venv).
+# Run by `make setup` and by the Dockerfile. Running it again only installs what is missing.
+#
+# torch comes first, in the build that fits the machine: with an NVIDIA GPU (or LORAPLEX_TORCH=cuda) the CUDA build,
+# otherwise the CPU build, which is ten times smaller. Everything else comes from requirements.lock, checked by hash.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+VENV="${1:-.venv}"
+TORCH_VERSION="${TORCH_VERSION:-2.13.0}"
+TORCH_CPU_INDEX="https://download.pytorch.org/whl/cpu" # pytorch's documented channel for its CPU builds on Linux
+EXTRAS="${LORAPLEX_EXTRAS:-demo,dev}"
+
+say() { printf 'setup: %s\n' "$*"; }
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-python3}" python3.11 python3.12 python3.13; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "setup: no Python from 3.11 to 3.13 found; install one, or name it: make setup PYTHON=/path/to/python3.12" >&2
+    return 1
+}
+
+has_torch() { "$VENV/bin/python" -c "import importlib.metadata as m, sys; sys.exit(m.version('torch').split('+')[0] != '$TORCH_VERSION')" 2> /dev/null; }
+
+wants_cuda() {
+    case "${LORAPLEX_TORCH:-}" in
+        cuda) return 0 ;;
+        cpu) return 1 ;;
+        *) nvidia-smi --list-gpus > /dev/null 2>&1 ;;
+    esac
+}
+
+# What pip would take for this torch without further advice, read from its dry run: "2.13.0+cpu", or "2.13.0" for the build with CUDA.
+default_torch_build() {
+    "$VENV/bin/pip" install --dry-run --no-deps --ignore-installed --quiet --report - "torch==$TORCH_VERSION" 2> /dev/null |
+        "$VENV/bin/python" -c 'import json, sys; print(json.load(sys.stdin)["install"][0]["metadata"]["version"])'
+}
+
+install_torch() {
+    if wants_cuda || [ "$(uname -s)" != Linux ]; then
+        say "torch $TORCH_VERSION, the default build of this platform"
+        "$VENV/bin/pip" install --quiet "torch==$TORCH_VERSION"
+    elif [[ "$(default_torch_build)" == *+cpu ]]; then
+        say "torch $TORCH_VERSION+cpu, as this machine's pip is configured"
+        "$VENV/bin/pip" install --quiet "torch==$TORCH_VERSION"
+    else
+        say "torch $TORCH_VERSION+cpu, from pytorch's index of CPU builds"
+        "$VENV/bin/pip" install --quiet --extra-index-url "$TORCH_CPU_INDEX" "torch==$TORCH_VERSION+cpu"
+    fi
+}
+
+if [ ! -x "$VENV/bin/pip" ]; then
+    python=$(find_python)
+    say "virtual environment $VENV with $("$python" --version)"
+    "$python" -m venv "$VENV"
+fi
+has_torch || install_torch
+say "everything else, from requirements.lock"
+"$VENV/bin/pip" install --quiet --no-deps --require-hashes --requirement requirements.lock
+"$VENV/bin/pip" install --quiet --no-deps --no-build-isolation --editable ".[$EXTRAS]"
+"$VENV/bin/pip" check
+say "ready: $VENV/bin/loraplex --help"
