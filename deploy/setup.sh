@@ -63,6 +63,6 @@ fi
 has_torch || install_torch
 say "everything else, from requirements.lock"
 "$VENV/bin/pip" install --quiet --no-deps --require-hashes --requirement requirements.lock
-"$VENV/bin/pip" install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable ".[$EXTRAS]"
+"$VENV/bin/pip" install --quiet --no-deps --no-build-isolation --editable ".[$EXTRAS]"
 "$VENV/bin/pip" check
 say "ready: $VENV/bin/loraplex --help"
