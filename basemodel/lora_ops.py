@@ -1,0 +1,151 @@
+"""The grouped LoRA product on plain tensors: many adapters, one pass, no loop over adapters.
+
+It does: decide once per step which rank rows each token uses (`plan_lora`), and add every token's adapters to a layer's
+output (`add_lora`), tested against a slow obvious reference (`add_lora_reference`).
+It does not: know models, files, names or slots. Source of the formula: LoRA (arXiv 2106.09685); of deciding once per
+token for all layers: LoRA-Switch (arXiv 2405.17741).
+
+Letters: T tokens, H input features, O output features, R rank rows of the arena.
+
+Every layer has an arena of rank rows: A [R, H] and B [R, O], scale folded into B. An adapter of rank r owns r
+consecutive rows, the same ones in every layer. A token's hidden value h = x A^T [T, R] is then kept on its own rows and
+cleared elsewhere, and h B adds up its adapters. So a step with 8 adapters is two products and one mask, each adapter
+is read once however many rows share it, and which rows belong to whom is computed once for all layers:
+
+    rank rows      0 .... 15 | 16 ... 31 | 32 .. 39 |        tokens with few neighbours form one dense group;
+    token 0 (a)    h    h    |  0     0  |  0    0  |        a long run of tokens with one adapter (a prefill)
+    token 1 (b)    0    0    |  h     h  |  0    0  |        is a group of its own that reads its rows only
+    token 2 (a+c)  h    h    |  0     0  |  h    h  |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+# A run of this many tokens with one adapter is worth its own product; shorter runs share a dense one.
+OWN_GROUP_TOKENS = 32
+# Reading rows that nobody uses is cheaper than gathering until they outnumber the used ones by this factor.
+GATHER_WASTE = 3
+
+
+@dataclass(frozen=True)
+class RankRows:
+    """The rank rows [start, start + rank) of one adapter, and the weight with which a token uses them."""
+
+    start: int
+    rank: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The next `tokens` tokens of a batch, which all use the same adapters (none, one, or a weighted list)."""
+
+    tokens: int
+    adapters: tuple[RankRows, ...]
+
+
+@dataclass(frozen=True)
+class LoraGroup:
+    """Consecutive tokens that are computed together.
+
+    `rows` selects the rank rows that take part: a slice, or an index tensor where a slice would read too much.
+    `off` [t, r] is True where a token must not use a row (None: all are used); `weight` [t, r] scales (None: by 1).
+    """
+
+    tokens: slice
+    rows: slice | torch.Tensor
+    off: torch.Tensor | None
+    weight: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """What every layer does in one step. `starts` names the adapters that take part by their first rank row."""
+
+    groups: tuple[LoraGroup, ...]
+    starts: frozenset[int]
+
+
+def plan_lora(segments: Sequence[Segment], *, device: torch.device, dtype: torch.dtype) -> LoraPlan:
+    """Group the tokens of a step. Segments follow the order of the tokens in the batch."""
+    groups = []
+    shared: list[tuple[int, Segment]] = []
+    position = 0
+    for segment in segments:
+        if segment.tokens >= OWN_GROUP_TOKENS:
+            groups += _group(shared, device, dtype) + _group([(position, segment)], device, dtype)
+            shared = []
+        elif segment.tokens:
+            shared.append((position, segment))
+        position += segment.tokens
+    groups += _group(shared, device, dtype)
+    starts = frozenset(use.start for segment in segments for use in segment.adapters)
+    return LoraPlan(tuple(groups), starts)
+
+
+def add_lora(out: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, plan: LoraPlan) -> None:
+    """Add each token's adapters to `out` in place: out [T, O], x [T, H], a [R, H], b [R, O]."""
+    for group in plan.groups:
+        hidden = x[group.tokens] @ a[group.rows].T
+        if group.weight is not None:
+            hidden *= group.weight
+        if group.off is not None:  # a fill, not a product with 0: another adapter's infinity must not become NaN here
+            hidden.masked_fill_(group.off, 0)
+        out[group.tokens].addmm_(hidden, b[group.rows])
+
+
+def add_lora_reference(
+    out: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, segments: Sequence[Segment]
+) -> None:
+    """The same as `add_lora`, token by token and adapter by adapter, as the paper writes it."""
+    token = 0
+    for segment in segments:
+        for _ in range(segment.tokens):
+            for use in segment.adapters:
+                rows = slice(use.start, use.start + use.rank)
+                out[token] += use.weight * (b[rows].T @ (a[rows] @ x[token]))
+            token += 1
+
+
+def _group(members: list[tuple[int, Segment]], device: torch.device, dtype: torch.dtype) -> list[LoraGroup]:
+    """One group over consecutive segments, or none if no token in them uses an adapter."""
+    adapters = {use.start: use.rank for _, segment in members for use in segment.adapters}
+    if not adapters:
+        return []
+    first = members[0][0]
+    last = members[-1][0] + members[-1][1].tokens
+    rows, columns = _rows(adapters, device)
+    width = max(column + adapters[start] for start, column in columns.items())
+    used = torch.zeros(last - first, width, dtype=dtype)
+    for position, segment in members:
+        for use in segment.adapters:
+            column = columns[use.start]
+            used[position - first : position - first + segment.tokens, column : column + use.rank] += use.weight
+    off = used == 0
+    weighted = bool(((used != 0) & (used != 1)).any())
+    return [
+        LoraGroup(
+            tokens=slice(first, last),
+            rows=rows,
+            off=off.to(device) if bool(off.any()) else None,
+            weight=used.to(device) if weighted else None,
+        )
+    ]
+
+
+def _rows(adapters: dict[int, int], device: torch.device) -> tuple[slice | torch.Tensor, dict[int, int]]:
+    """The rank rows to read, and the column at which each adapter (by its first row) stands among them."""
+    low = min(adapters)
+    high = max(start + rank for start, rank in adapters.items())
+    if high - low <= GATHER_WASTE * sum(adapters.values()):
+        return slice(low, high), {start: start - low for start in adapters}
+    columns: dict[int, int] = {}
+    index: list[int] = []
+    for start, rank in sorted(adapters.items()):
+        columns[start] = len(index)
+        index += range(start, start + rank)
+    return torch.tensor(index, device=device), columns
