@@ -1,0 +1,35 @@
+"""The options that say where things are on disk, the same for every command of the face."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+DEFAULT_HOME = Path("~/.loraplex")
+
+
+class HomePath(click.Path):
+    """A path in which `~` is the user's home."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Expand `~`, then check as click does."""
+        return Path(str(super().convert(str(Path(str(value)).expanduser()), param, ctx)))
+
+
+home_option = click.option(
+    "--home",
+    type=HomePath(file_okay=False),
+    envvar="LORAPLEX_HOME",
+    default=str(DEFAULT_HOME),
+    show_default=True,
+    help="Folder of bases, registry, runs and caches.",
+)
+registry_option = click.option(
+    "--registry", type=HomePath(file_okay=False), default=None, help="Folder of the registry.  [default: HOME/registry]"
+)
+
+
+def registry_folder(home: Path, registry: Path | None) -> Path:
+    """Where the registry is: as given, or in the home."""
+    return registry or home / "registry"

@@ -1,0 +1,112 @@
+"""The command as a user meets it: quick help, honest settings, errors without a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from loraplex.cli import COMMANDS, main
+from loraplex.lazy_group import SHOWN_TO_USERS, is_shown_to_users
+
+HELP_LIMIT_SECONDS = 0.3
+HEAVY = ("torch", "transformers", "litestar", "sqlalchemy", "matplotlib")
+
+
+def run_help() -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "loraplex", "--help"], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def test_help_is_quick() -> None:
+    """The best of five: the limit is about what is imported, not about who else uses the machine."""
+    assert min(run_help() for _ in range(5)) < HELP_LIMIT_SECONDS
+
+
+def test_help_and_settings_import_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from click.testing import CliRunner\n"
+        "from loraplex.cli import main\n"
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0\n"
+        "assert CliRunner().invoke(main, ['version']).exit_code == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_loads_and_has_the_listed_help(name: str) -> None:
+    command = COMMANDS[name].load()
+    assert command.name == name
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert command.help, f"{name} has no help"
+
+
+def test_each_option_of_each_command_is_explained() -> None:
+    silent = []
+
+    def walk(path: str, command: click.Command) -> None:
+        if isinstance(command, click.Group):
+            for name, child in command.commands.items():
+                walk(f"{path} {name}", child)
+        silent.extend(
+            f"{path} {param.opts[0]}"
+            for param in command.params
+            if isinstance(param, click.Option) and not param.help and not param.hidden
+        )
+
+    for name, entry in COMMANDS.items():
+        walk(name, entry.load())
+    assert silent == []
+
+
+def test_unknown_command_is_refused() -> None:
+    result = CliRunner().invoke(main, ["srve"])
+    assert result.exit_code == 2
+    assert "srve" in result.output
+
+
+def test_the_named_error_roots_exist_and_are_shown() -> None:
+    for name in SHOWN_TO_USERS:
+        module, _, attribute = name.rpartition(".")
+        code = f"from {module} import {attribute}"
+        scope: dict[str, type[Exception]] = {}
+        exec(code, scope)
+        kind = scope[attribute]
+        assert is_shown_to_users(type("Below", (kind,), {"__init__": lambda self: None})())
+    assert not is_shown_to_users(ValueError("ours to mend"))
+
+
+def test_an_error_on_purpose_has_no_traceback(tmp_path: Path) -> None:
+    bad = tmp_path / "loraplex.toml"
+    bad.write_text("[doctor]\nprot = 1\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "loraplex", "--config", str(bad), "doctor"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Did you mean 'port'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_version_names_what_it_stands_on() -> None:
+    versions = json.loads(CliRunner().invoke(main, ["version", "--json"]).output)
+    assert versions["loraplex"] == "0.1.0"
+    assert versions["torch"]
+
+
+def test_shell_completion_lists_commands() -> None:
+    result = CliRunner().invoke(
+        main, [], env={"_LORAPLEX_COMPLETE": "bash_complete", "COMP_WORDS": "loraplex pro", "COMP_CWORD": "1"},
+        prog_name="loraplex",
+    )  # fmt: skip
+    assert "promote" in result.output

@@ -1,0 +1,71 @@
+"""The doctor finds what is wrong, changes nothing, and always says what to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from loraplex import doctor
+from loraplex.cli import main
+
+NAMES = [
+    "python", "torch", "cpu", "cuda", "bitsandbytes", "memory", "home", "disk", "registry", "embedded base", "port",
+]  # fmt: skip
+
+
+def test_json_has_every_check_and_advice_for_each_that_is_not_ok(loraplex_home: Path) -> None:
+    result = CliRunner().invoke(main, ["doctor", "--json"])
+    checks = json.loads(result.output)
+    assert [check["name"] for check in checks] == NAMES
+    assert all(check["advice"] for check in checks if check["status"] != "ok")
+    assert {check["name"]: check["status"] for check in checks}["bitsandbytes"] == "ok"
+    assert result.exit_code == int(any(check["status"] == "failed" for check in checks))
+    assert list(loraplex_home.iterdir()) == []
+
+
+def test_text_output_names_each_check(loraplex_home: Path) -> None:
+    output = CliRunner().invoke(main, ["doctor"]).output
+    assert all(name in output for name in NAMES)
+
+
+def test_a_taken_port_is_a_warning(loraplex_home: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        check = doctor.check_port("127.0.0.1", taken.getsockname()[1])
+    assert check.status == "warning"
+    assert check.advice is not None
+    assert "--port" in check.advice
+
+
+def test_a_home_that_is_a_file_has_failed(tmp_path: Path) -> None:
+    file = tmp_path / "home"
+    file.write_text("")
+    check = doctor.check_home(file)
+    assert check.status == "failed"
+    assert check.advice is not None
+
+
+def test_a_home_that_does_not_exist_yet_is_not_made(tmp_path: Path) -> None:
+    home = tmp_path / "a" / "b"
+    assert doctor.check_home(home).status == "ok"
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_missing_torch_is_reported_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert doctor.check_torch().status == "failed"
+    assert doctor.check_cuda().status == "warning"
+    assert doctor.check_bitsandbytes().status == "failed"
+
+
+def test_a_registry_that_is_no_database_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "catalog.sqlite").write_bytes(b"not a database" * 1000)
+    check = doctor.check_registry(tmp_path)
+    assert check.status == "failed"
+    assert check.advice is not None
