@@ -1,22 +1,36 @@
 #!/usr/bin/env bash
-# Writes requirements.lock: every dependency but torch, with its exact version and the hashes of all its files.
-# Run by `make lock`, with uv on the PATH. It keeps the versions of the present lock where pyproject.toml allows them;
-# `deploy/lock.sh --upgrade` takes the newest.
+# Writes requirements.lock (what runs) and requirements-dev.lock (what tests and checks need besides): every dependency
+# but torch, with its exact version and the hashes of all its files. Run by `make lock`, with uv on the PATH.
+# It keeps the present versions where pyproject.toml allows them; `deploy/lock.sh --upgrade` takes the newest.
 #
 # torch and the CUDA packages that it brings stay out: deploy/setup.sh chooses the build that fits the machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 torch_version=$(sed -n 's/^TORCH_VERSION=.*:-\(.*\)}"$/\1/p' deploy/setup.sh)
-compiled=$(mktemp)
-trap 'rm -f "$compiled"' EXIT
-[ ! -f requirements.lock ] || cp requirements.lock "$compiled"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+echo "torch==$torch_version" > "$work/constraints"
 
-uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
-    --no-header --no-annotate --quiet --constraint <(echo "torch==$torch_version") --output-file "$compiled" "$@" > /dev/null
+compile() { # compile OUTPUT EXTRA...: one resolution, without torch and CUDA
+    local output=$1 extra
+    local -a extras=()
+    shift
+    for extra in "$@"; do extras+=(--extra "$extra"); done
+    cat requirements.lock requirements-dev.lock > "$work/resolved" 2> /dev/null || true
+    uv pip compile pyproject.toml "${extras[@]}" --universal --python-version 3.11 --generate-hashes --no-header \
+        --no-annotate --quiet "${UV_OPTIONS[@]}" --constraint "$work/constraints" --output-file "$work/resolved" > /dev/null
+    awk '/^[A-Za-z0-9]/ { keep = !($0 ~ /^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/) } keep' "$work/resolved" > "$output"
+}
 
+UV_OPTIONS=("$@")
+compile "$work/everything" demo dev
+compile "$work/runtime" demo
+note="Written by deploy/lock.sh from pyproject.toml; torch $torch_version is installed by deploy/setup.sh."
+{ echo "# $note" && cat "$work/runtime"; } > requirements.lock
 {
-    echo "# Written by deploy/lock.sh from pyproject.toml; torch $torch_version is installed by deploy/setup.sh."
-    awk '/^[A-Za-z0-9]/ { keep = !($0 ~ /^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/) } keep' "$compiled"
-} > requirements.lock
-echo "requirements.lock: $(grep -c == requirements.lock) packages, beside torch $torch_version"
+    echo "# Besides requirements.lock. $note"
+    awk 'NR == FNR { if (/^[A-Za-z0-9]/) { runs[$1] = 1 }; next }
+         /^[A-Za-z0-9]/ { keep = !($1 in runs) } keep' "$work/runtime" "$work/everything"
+} > requirements-dev.lock
+echo "$(grep -c == requirements.lock) packages run, $(grep -c == requirements-dev.lock) more test, beside torch $torch_version"

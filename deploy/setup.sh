@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Makes a virtual environment that holds loraplex with all its dependencies: deploy/setup.sh [FOLDER] (default .venv).
-# Run by `make setup` and by the Dockerfile. Running it again only installs what is missing.
+# Run by `make setup` and, with LORAPLEX_INSTALL=runtime (a copy instead of the working tree, no test tools), by the
+# Dockerfile. Running it again only installs what is missing.
 #
 # torch comes first, in the build that fits the machine: with an NVIDIA GPU (or LORAPLEX_TORCH=cuda) the CUDA build,
-# otherwise the CPU build, which is ten times smaller. Everything else comes from requirements.lock, checked by hash.
+# otherwise the CPU build, which is ten times smaller. Everything else comes from the lock files, checked by hash.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV="${1:-.venv}"
 TORCH_VERSION="${TORCH_VERSION:-2.13.0}"
 TORCH_CPU_INDEX="https://download.pytorch.org/whl/cpu" # pytorch's documented channel for its CPU builds on Linux
-EXTRAS="${LORAPLEX_EXTRAS:-demo,dev}"
+INSTALL="${LORAPLEX_INSTALL:-dev}" # dev or runtime
 
 say() { printf 'setup: %s\n' "$*"; }
 
@@ -61,8 +62,14 @@ if [ ! -x "$VENV/bin/pip" ]; then
     "$python" -m venv "$VENV"
 fi
 has_torch || install_torch
-say "everything else, from requirements.lock"
-"$VENV/bin/pip" install --quiet --no-deps --require-hashes --requirement requirements.lock
-"$VENV/bin/pip" install --quiet --no-deps --no-build-isolation --editable ".[$EXTRAS]"
+locks=(--requirement requirements.lock)
+package=(".[demo]")
+if [ "$INSTALL" = dev ]; then
+    locks+=(--requirement requirements-dev.lock)
+    package=(--editable ".[demo,dev]")
+fi
+say "everything else, from the lock files"
+"$VENV/bin/pip" install --quiet --no-deps --require-hashes "${locks[@]}"
+"$VENV/bin/pip" install --quiet --no-deps --no-build-isolation "${package[@]}"
 "$VENV/bin/pip" check
 say "ready: $VENV/bin/loraplex --help"
