@@ -180,7 +180,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     socket: str
     base: str
-    mode: str = "nf4"
+    mode: Literal["nf4", "bf16", "fp32"] = "nf4"
     compute_dtype: str | None = None
     device: str = "cpu"
     bases_folder: str

@@ -1,0 +1,111 @@
+"""Turns the rows of a step into tensors.
+
+It does: lay the tokens of all rows side by side, and work out where each reads and writes the KV cache and which rank
+rows it uses. It does not: choose the rows (`scheduler`) or run the model (`runner`).
+
+The order of the tokens: first the rows that decode (one token each), then the chunks of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from basemodel.lora_ops import LoraPlan, Segment, plan_lora
+from serving.engine.attention import AttentionStep, PromptSpan
+from serving.engine.request import Request, Row
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input. `rows` are in token order; `sampled` are those whose next token is chosen, in logits order.
+
+    input_ids and positions [1, T]; `logits_index` [S] are the tokens whose logits are wanted.
+    """
+
+    rows: tuple[Row, ...]
+    sampled: tuple[Row, ...]
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    logits_index: torch.Tensor
+    attention: AttentionStep
+    plan: LoraPlan | None
+    head_plan: LoraPlan | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the step computes."""
+        return self.input_ids.shape[1]
+
+
+def build_batch(rows: Sequence[Row], block_tokens: int, *, device: torch.device, dtype: torch.dtype) -> Batch:
+    """The batch of a step. Every row's request owns the blocks for its tokens and has its adapters pinned."""
+    decoding = [row for row in rows if row.count == 1]
+    reading = [row for row in rows if row.count > 1]
+    ordered = (*decoding, *reading)
+    ids: list[int] = []
+    positions: list[int] = []
+    write: list[torch.Tensor] = []
+    spans: list[PromptSpan] = []
+    decode: list[torch.Tensor] = []
+    last: list[int] = []
+    for row in ordered:
+        request, begin, end = row.request, row.request.computed, row.request.computed + row.count
+        slots = _slots(request, end, block_tokens)
+        if row.count == 1:
+            decode.append(slots)
+        else:
+            spans.append(PromptSpan(slice(len(ids), len(ids) + row.count), begin, slots.to(device)))
+        ids += request.tokens[begin:end]
+        positions += range(begin, end)
+        write.append(slots[begin:])
+        last.append(len(ids) - 1)
+    sampled = [(row, index) for row, index in zip(ordered, last, strict=True) if row.samples]
+    attention = AttentionStep(
+        write_slots=torch.cat(write).to(device),
+        decode_slots=torch.nn.utils.rnn.pad_sequence(decode, batch_first=True).to(device) if decode else None,
+        decode_lengths=torch.tensor([len(slots) for slots in decode]).to(device) if decode else None,
+        spans=tuple(spans),
+    )
+    return Batch(
+        rows=ordered,
+        sampled=tuple(row for row, _ in sampled),
+        input_ids=torch.tensor([ids], device=device),
+        positions=torch.tensor([positions], device=device),
+        logits_index=torch.tensor([index for _, index in sampled], dtype=torch.long, device=device),
+        attention=attention,
+        plan=_plan([(row, row.count) for row in ordered], device, dtype),
+        head_plan=_plan([(row, 1) for row, _ in sampled], device, dtype),
+    )
+
+
+def probe_batch(request: Request, *, device: torch.device, dtype: torch.dtype) -> Batch:
+    """A prompt alone that leaves nothing in the KV cache, for checking an adapter."""
+    count = len(request.tokens)
+    row = Row(request, count)
+    span = PromptSpan(slice(0, count), 0, None)
+    return Batch(
+        rows=(row,),
+        sampled=(row,),
+        input_ids=torch.tensor([request.tokens], device=device),
+        positions=torch.arange(count, device=device)[None],
+        logits_index=torch.tensor([count - 1], device=device),
+        attention=AttentionStep(None, None, None, (span,)),
+        plan=_plan([(row, count)], device, dtype),
+        head_plan=_plan([(row, 1)], device, dtype),
+    )
+
+
+def _slots(request: Request, end: int, block_tokens: int) -> torch.Tensor:
+    """The cache slots of a request's positions [0, end)."""
+    blocks = torch.tensor(request.blocks[: -(-end // block_tokens)])
+    return (blocks[:, None] * block_tokens + torch.arange(block_tokens)).flatten()[:end]
+
+
+def _plan(rows: Sequence[tuple[Row, int]], device: torch.device, dtype: torch.dtype) -> LoraPlan | None:
+    if not any(row.request.rank_rows for row, _ in rows):
+        return None
+    segments = [Segment(count, row.request.rank_rows or ()) for row, count in rows]
+    return plan_lora(segments, device=device, dtype=dtype)

@@ -1,0 +1,101 @@
+"""Puts an engine together from its settings.
+
+It does: load the base, size the adapter pool and the KV cache, and read which tokens end a text.
+It does not: run a loop (`process`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from basemodel.attach import AdapterSites, rank_row_bytes
+from basemodel.description import BaseDescription
+from basemodel.load import Base, load_base
+from basemodel.snapshot import DTYPES
+from serving.engine.adapter_pool import AdapterPool
+from serving.engine.engine import Engine
+from serving.engine.kv_cache import KVBlocks
+from serving.engine.runner import Runner
+from serving.engine.scheduler import Scheduler, SchedulerLimits
+from serving.messages import EngineSettings
+
+# Rank rows set aside for each slot when no byte budget is given: the trainer's default rank.
+DEFAULT_SLOT_RANK = 32
+# Share of the free memory that the KV cache may take when its size is not given.
+KV_MEMORY_SHARE = 0.3
+
+
+def build_engine(settings: EngineSettings) -> Engine:
+    """Load the base and make an engine around it. Raises BaseModelError, UnsupportedModelError."""
+    base = load_base(
+        settings.base,
+        mode=settings.mode,
+        compute_dtype=settings.compute_dtype,
+        cache_dir=Path(settings.bases_folder),
+        device=settings.device,
+    )
+    return engine_for(base, settings)
+
+
+def engine_for(base: Base, settings: EngineSettings) -> Engine:
+    """Make an engine around a base that is loaded; the base's layers are changed for good."""
+    dtype = DTYPES[base.description.quantization.compute_dtype]
+    sites = AdapterSites(base.model, base.description, rows=_rank_rows(settings, base.description, dtype), dtype=dtype)
+    blocks = KVBlocks(_kv_blocks(settings, base, dtype), settings.kv_block_tokens)
+    runner = Runner(
+        base, sites, kv_slots=blocks.total * settings.kv_block_tokens, block_tokens=settings.kv_block_tokens
+    )
+    pool = AdapterPool(
+        sites,
+        base.description,
+        dtype,
+        slots=settings.adapter_slots,
+        host_cache_bytes=settings.host_cache_bytes,
+    )
+    limits = SchedulerLimits(max_running=settings.max_running, step_budget_tokens=settings.step_budget_tokens)
+    return Engine(
+        runner,
+        Scheduler(blocks, pool, limits),
+        context_tokens=base.description.context_tokens,
+        end_token_ids=_end_token_ids(base),
+        check_probes=settings.check_probes,
+    )
+
+
+def _rank_rows(settings: EngineSettings, base: BaseDescription, dtype: torch.dtype) -> int:
+    if settings.adapter_pool_bytes is None:
+        return settings.adapter_slots * DEFAULT_SLOT_RANK
+    return max(1, settings.adapter_pool_bytes // rank_row_bytes(base, dtype))
+
+
+def _kv_blocks(settings: EngineSettings, base: Base, dtype: torch.dtype) -> int:
+    """Blocks for every running request at full context, or for what the free memory allows if that is less."""
+    if settings.kv_cache_tokens is not None:
+        return max(1, settings.kv_cache_tokens // settings.kv_block_tokens)
+    wanted = settings.max_running * base.description.context_tokens
+    affordable = int(KV_MEMORY_SHARE * _free_bytes(settings.device)) // _kv_token_bytes(base, dtype)
+    return max(1, min(wanted, affordable) // settings.kv_block_tokens)
+
+
+def _kv_token_bytes(base: Base, dtype: torch.dtype) -> int:
+    """Bytes that one token's keys and values take over all layers."""
+    config = base.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * int(config.num_hidden_layers) * int(heads) * int(size) * dtype.itemsize
+
+
+def _free_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _end_token_ids(base: Base) -> frozenset[int]:
+    """What ends a text: the generation config's end tokens, and the tokenizer's."""
+    configured = getattr(base.model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*listed, base.tokenizer.eos_token_id] if isinstance(token, int))

@@ -1,0 +1,306 @@
+"""The engine: requests in, tokens out.
+
+It does: `step()`: schedule -> run -> sample -> publish. It does not: sockets or processes (`process`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from basemodel.lora_ops import RankRows
+from serving.engine.adapter_pool import AdapterPool
+from serving.engine.errors import AdapterRefusedError, EngineError, RequestRefusedError
+from serving.engine.probe import probe_difference
+from serving.engine.request import Request, Row
+from serving.engine.runner import Runner
+from serving.engine.sampler import Pick, sample
+from serving.engine.scheduler import Scheduler
+from serving.messages import (
+    AdapterState,
+    AdapterUse,
+    Fault,
+    FinishReason,
+    Generate,
+    Output,
+    Sampling,
+    Stats,
+    TokenLogprob,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Counters:
+    """What only grows. Only the engine changes it."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    step_seconds: float = 0.0
+    last_step_rows: int = 0
+
+
+class Engine:
+    """One base, its adapters and the requests in flight. Not thread-safe: one loop owns it."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        *,
+        context_tokens: int,
+        end_token_ids: frozenset[int],
+        check_probes: bool,
+    ) -> None:
+        self.runner = runner
+        self.scheduler = scheduler
+        self.pool: AdapterPool = scheduler.pool
+        self.counters = Counters()
+        self.context_tokens = context_tokens
+        self._end_token_ids = end_token_ids
+        self._check_probes = check_probes
+        self._proven: set[str] = set()
+        self._requests: dict[str, Request] = {}
+        self._arrivals = 0
+        self._faults: list[Output] = []
+
+    # ------------------------------------------------------------------------------------------------- requests
+    @property
+    def has_work(self) -> bool:
+        """Whether a step could do something, now or once an adapter is read."""
+        return bool(self._requests or self._faults)
+
+    def add(self, message: Generate) -> None:
+        """Take a request. One that cannot run is answered with a fault in the next step's outputs."""
+        try:
+            self._check(message)
+        except EngineError as error:
+            self._faults.append(_failed(message.request_id, error.fault()))
+            return
+        request = Request(
+            message.request_id,
+            message.tenant,
+            list(message.prompt_token_ids),
+            message.sampling,
+            message.adapters,
+            arrival=self._arrivals,
+            generator=_generator(message.sampling),
+        )
+        self._arrivals += 1
+        self._requests[request.request_id] = request
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request and free what it holds, now. Unknown ids are finished ones."""
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            self.scheduler.finish(request)
+
+    def preload(self, adapter: AdapterUse) -> None:
+        """Read an adapter before somebody asks for it."""
+        self.pool.want(adapter)
+
+    # ------------------------------------------------------------------------------------------------- the step
+    def step(self) -> list[Output]:
+        """One forward for every row that can run. Returns what is new for each request."""
+        begin = time.perf_counter()
+        self._collect_adapters()
+        rows = self._proven_rows(self.scheduler.schedule())
+        outputs, self._faults = self._faults, []
+        if not rows:
+            return outputs
+        try:
+            batch, logits = self.runner.run(rows)
+        except torch.OutOfMemoryError:
+            logger.exception("out of memory in a step of %d rows", len(rows))
+            return [*outputs, self._fail_youngest(rows)]
+        picks = sample(logits, [row.request for row in batch.sampled])
+        for row in rows:
+            self._account(row)
+        outputs += [self._publish(row.request, pick) for row, pick in zip(batch.sampled, picks, strict=True)]
+        self.counters.steps += 1
+        self.counters.last_step_rows = len(rows)
+        self.counters.step_seconds += time.perf_counter() - begin
+        return outputs
+
+    def stats(self) -> Stats:
+        """A snapshot of queues, memory and counters."""
+        blocks, pool, counters = self.scheduler.blocks, self.pool, self.counters
+        return Stats(
+            steps=counters.steps,
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            kv_blocks_total=blocks.total,
+            kv_blocks_used=blocks.total - blocks.free,
+            slots_total=pool.slots,
+            slots_used=len(pool.resident_digests),
+            slot_bytes=self.runner.sites.arena_bytes,
+            host_bytes=pool.host_bytes,
+            preemptions=self.scheduler.preemptions,
+            adapter_loads=pool.loads,
+            adapter_evictions=pool.evictions,
+            adapter_load_seconds=pool.load_seconds,
+            prompt_tokens=counters.prompt_tokens,
+            generation_tokens=counters.generation_tokens,
+            step_seconds=counters.step_seconds,
+            last_step_rows=counters.last_step_rows,
+            adapters=self._adapter_states(),
+        )
+
+    def check_integrity(self) -> None:
+        """Everything that is accounted for adds up."""
+        self.scheduler.check_integrity()
+        queued = {request.request_id for request in [*self.scheduler.running, *self.scheduler.waiting]}
+        assert queued == set(self._requests)
+
+    # ------------------------------------------------------------------------------------------------- its parts
+    def _check(self, message: Generate) -> None:
+        """Raise RequestRefusedError for what can never run, however the API was asked."""
+        prompt = len(message.prompt_token_ids)
+        vocabulary = self.runner.base.description.vocabulary_size
+        if prompt == 0:
+            raise RequestRefusedError("the prompt is empty; it needs at least one token")
+        if prompt >= self._longest_tokens:
+            raise RequestRefusedError(f"the prompt has {prompt} tokens; at most {self._longest_tokens - 1} fit")
+        named = [*message.prompt_token_ids, *message.sampling.logit_bias]
+        unknown = next((token for token in named if not 0 <= token < vocabulary), None)
+        if unknown is not None:
+            raise RequestRefusedError(f"token id {unknown} is not in the vocabulary of {vocabulary} tokens")
+        if message.request_id in self._requests:
+            raise RequestRefusedError(f"request id {message.request_id} is in use")
+
+    @property
+    def _longest_tokens(self) -> int:
+        """Tokens that one request can have at most: the base's context, or the whole KV cache if that is less."""
+        blocks = self.scheduler.blocks
+        return min(self.context_tokens, blocks.total * blocks.block_tokens)
+
+    def _collect_adapters(self) -> None:
+        wanted = {digest for request in self.scheduler.waiting for digest in request.digests}
+        for refusal in self.pool.collect(wanted):
+            self._refuse_adapter(refusal)
+
+    def _refuse_adapter(self, refusal: AdapterRefusedError) -> None:
+        """Every request for this adapter fails; everybody else goes on."""
+        logger.warning("%s", refusal)
+        for request in [each for each in self._requests.values() if refusal.digest in each.digests]:
+            self._faults.append(self._end(request, "error", fault=refusal.fault()))
+        self.pool.drop(refusal.digest)
+
+    def _proven_rows(self, rows: list[Row]) -> list[Row]:
+        """Check each adapter that runs for the first time against its probes; the rows whose requests are left."""
+        if not self._check_probes:
+            return rows
+        for request in [row.request for row in rows]:
+            for use, rank_rows in zip(request.adapters, request.rank_rows or (), strict=False):
+                if use.digest not in self._proven:
+                    difference = self._prove(use, replace(rank_rows, weight=1.0))
+                    if difference is not None:
+                        self._refuse_adapter(AdapterRefusedError(use.digest, difference))
+                        break
+                    self._proven.add(use.digest)
+        return [row for row in rows if row.request.request_id in self._requests]
+
+    def _prove(self, use: AdapterUse, rank_rows: RankRows) -> str | None:
+        for probe in self.pool.probes(use.digest):
+            asked = Request("probe", "", list(probe.prompt_token_ids), Sampling(max_tokens=1), (use,), arrival=-1)
+            asked.rank_rows = (rank_rows,)
+            difference = probe_difference(probe, self.runner.run_alone(asked))
+            if difference is not None:
+                return difference
+        return None
+
+    def _account(self, row: Row) -> None:
+        """The row's tokens are in the KV cache now; those of the prompt count as served, once."""
+        request = row.request
+        request.computed += row.count
+        served = min(request.computed, request.prompt_tokens) - request.charged_tokens
+        if served > 0:
+            request.charged_tokens += served
+            self.counters.prompt_tokens += served
+            self.scheduler.fair.charge(request.tenant, prompt_tokens=served)
+
+    def _publish(self, request: Request, pick: Pick) -> Output:
+        """Append the chosen token, and end the request where it ends."""
+        if not pick.finite:
+            fault = Fault(code="internal", message="the model's output for this request is not finite")
+            return self._end(request, "error", fault=fault)
+        sampling, token = request.sampling, pick.token_id
+        if token in sampling.stop_token_ids or (token in self._end_token_ids and not sampling.ignore_eos):
+            return self._end(request, "stop", stop_token_id=token)
+        request.tokens.append(token)
+        self.counters.generation_tokens += 1
+        self.scheduler.fair.charge(request.tenant, generated_tokens=1)
+        logprobs = [pick.logprob] if pick.logprob is not None else None
+        generated = len(request.tokens) - request.prompt_tokens
+        if generated >= sampling.max_tokens or len(request.tokens) >= self._longest_tokens:
+            return self._end(request, "length", token_ids=[token], logprobs=logprobs)
+        return Output(request_id=request.request_id, token_ids=[token], logprobs=logprobs)
+
+    def _end(
+        self,
+        request: Request,
+        reason: FinishReason,
+        *,
+        token_ids: list[int] | None = None,
+        logprobs: list[TokenLogprob] | None = None,
+        stop_token_id: int | None = None,
+        fault: Fault | None = None,
+    ) -> Output:
+        del self._requests[request.request_id]
+        self.scheduler.finish(request)
+        return Output(
+            request_id=request.request_id,
+            token_ids=token_ids or [],
+            logprobs=logprobs,
+            finish_reason=reason,
+            stop_token_id=stop_token_id,
+            fault=fault,
+        )
+
+    def _fail_youngest(self, rows: list[Row]) -> Output:
+        """The device has no memory for this step: the request that came last gives way, and the step is tried again."""
+        youngest = max((row.request for row in rows), key=lambda request: request.arrival)
+        fault = Fault(
+            code="out_of_memory", message="the device has no memory left for this request; try it again later"
+        )
+        return self._end(youngest, "error", fault=fault)
+
+    def _adapter_states(self) -> list[AdapterState]:
+        running = Counter(digest for request in self.scheduler.running for digest in request.digests)
+        waiting = Counter(digest for request in self.scheduler.waiting for digest in request.digests)
+        places: dict[str, Literal["slot", "host", "loading"]] = dict.fromkeys(self.pool.reading_digests, "loading")
+        places |= dict.fromkeys(self.pool.host_digests, "host")
+        places |= dict.fromkeys(self.pool.resident_digests, "slot")
+        return [
+            AdapterState(
+                digest=digest,
+                place=place,
+                adapter_bytes=self.pool.adapter_bytes(digest),
+                running=running[digest],
+                waiting=waiting[digest],
+            )
+            for digest, place in places.items()
+        ]
+
+
+def _failed(request_id: str, fault: Fault) -> Output:
+    return Output(request_id=request_id, finish_reason="error", fault=fault)
+
+
+def _generator(sampling: Sampling) -> torch.Generator | None:
+    if sampling.temperature == 0:
+        return None
+    generator = torch.Generator()
+    if sampling.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(sampling.seed)
+    return generator

@@ -1,0 +1,71 @@
+"""One request on its way through the engine.
+
+It does: hold a request's tokens and what the engine owns on its behalf.
+It does not: decide anything. `scheduler` sets `computed`, `blocks` and `rank_rows`; `engine` appends tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from basemodel.lora_ops import RankRows
+from serving.messages import AdapterUse, Sampling
+
+
+@dataclass(eq=False)
+class Request:
+    """A request. `tokens` is the prompt and what was generated; the first `computed` of them are in the KV cache.
+
+    `arrival` orders requests and never changes, also when a request is preempted and computed again.
+    `rank_rows` are the adapters' rows while they are pinned (None: not pinned).
+    `skipped_steps` counts the steps in which it could have run, had its adapter or its tokens found room.
+    `charged_tokens` of its prompt were counted as served (a prompt that is computed again is not counted again).
+    """
+
+    request_id: str
+    tenant: str
+    tokens: list[int]
+    sampling: Sampling
+    adapters: tuple[AdapterUse, ...]
+    arrival: int
+    prompt_tokens: int = 0
+    computed: int = 0
+    charged_tokens: int = 0
+    blocks: list[int] = field(default_factory=list)
+    rank_rows: tuple[RankRows, ...] | None = None
+    generator: torch.Generator | None = None
+    skipped_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """The first tokens are the prompt."""
+        self.prompt_tokens = len(self.tokens)
+
+    @property
+    def generated(self) -> list[int]:
+        """The tokens after the prompt."""
+        return self.tokens[self.prompt_tokens :]
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens that the next forward must compute: 1 while decoding, more while the prompt is read."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The adapter versions it uses, each once."""
+        return tuple(dict.fromkeys(use.digest for use in self.adapters))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request's share of one step: its tokens [request.computed, request.computed + count)."""
+
+    request: Request
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether this step reaches the request's last token, so that a new one is chosen."""
+        return self.count == self.request.pending_tokens

@@ -1,0 +1,112 @@
+"""Chooses the next token of every row.
+
+It does: penalties, bias, temperature, top-k, top-p, min-p and log-probabilities, each row by its own settings.
+It does not: decide when a text ends (`engine`).
+
+Log-probabilities are those of the model itself, before penalties, bias and temperature. Every row draws from its own
+generator, so what it draws does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from serving.engine.request import Request
+from serving.messages import Sampling, TokenLogprob
+
+
+@dataclass(frozen=True)
+class Pick:
+    """What was chosen for one row. `finite` False: the row's logits held no usable values, and nothing was chosen."""
+
+    token_id: int
+    logprob: TokenLogprob | None
+    finite: bool = True
+
+
+def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[Pick]:
+    """Choose one token for each row of logits [S, V]."""
+    logits = logits.float()
+    usable = torch.isfinite(logits).all(dim=-1).tolist()
+    chosen = logits.argmax(dim=-1).tolist()
+    picks = []
+    for row, request in enumerate(requests):
+        if not usable[row]:
+            picks.append(Pick(token_id=0, logprob=None, finite=False))
+            continue
+        token = chosen[row] if _is_plain_greedy(request.sampling) else _choose(logits[row].clone(), request)
+        picks.append(Pick(token, _logprob(logits[row], token, request.sampling.logprobs)))
+    return picks
+
+
+def _is_plain_greedy(sampling: Sampling) -> bool:
+    return sampling.temperature == 0 and not _is_shaped(sampling)
+
+
+def _is_shaped(sampling: Sampling) -> bool:
+    return bool(
+        sampling.presence_penalty
+        or sampling.frequency_penalty
+        or sampling.repetition_penalty != 1.0
+        or sampling.logit_bias
+    )
+
+
+def _choose(logits: torch.Tensor, request: Request) -> int:
+    """Choose from one row of logits [V], which is changed."""
+    sampling = request.sampling
+    if _is_shaped(sampling):
+        _shape(logits, request)
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    _cut(logits, sampling)
+    probabilities = torch.softmax(logits, dim=-1)
+    # The largest of p / e with exponential noise e is a draw from p (Gumbel's trick), without torch's own sum over V.
+    noise = torch.empty_like(probabilities, device="cpu").exponential_(generator=request.generator)
+    return int((probabilities / noise.to(probabilities.device)).argmax())
+
+
+def _shape(logits: torch.Tensor, request: Request) -> None:
+    """Penalties and bias. Presence and frequency count generated tokens (OpenAI); repetition the prompt too (CTRL)."""
+    sampling = request.sampling
+    if sampling.repetition_penalty != 1.0:
+        index = torch.tensor(sorted(set(request.tokens)), device=logits.device)
+        seen = logits[index]
+        logits[index] = torch.where(seen > 0, seen / sampling.repetition_penalty, seen * sampling.repetition_penalty)
+    counts = Counter(request.generated)
+    if counts and (sampling.presence_penalty or sampling.frequency_penalty):
+        index = torch.tensor(list(counts), device=logits.device)
+        times = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
+        logits[index] -= sampling.presence_penalty + sampling.frequency_penalty * times
+    for token, bias in sampling.logit_bias.items():
+        logits[token] += bias
+
+
+def _cut(logits: torch.Tensor, sampling: Sampling) -> None:
+    """Temperature, then the tokens that top-k, top-p and min-p leave; the best token always stays."""
+    logits /= sampling.temperature
+    drop = torch.zeros_like(logits, dtype=torch.bool)
+    if sampling.top_k is not None and sampling.top_k < logits.shape[0]:
+        drop |= logits < logits.topk(sampling.top_k).values[-1]
+    if sampling.top_p < 1.0:
+        ordered, order = logits.masked_fill(drop, float("-inf")).sort(descending=True)
+        weights = torch.softmax(ordered, dim=-1)
+        before = weights.cumsum(-1) - weights
+        drop[order] |= before >= sampling.top_p
+    if sampling.min_p > 0.0:
+        weights = torch.softmax(logits.masked_fill(drop, float("-inf")), dim=-1)
+        drop |= weights < sampling.min_p * weights.max()
+    drop[logits.argmax()] = False
+    logits.masked_fill_(drop, float("-inf"))
+
+
+def _logprob(logits: torch.Tensor, token: int, best: int | None) -> TokenLogprob | None:
+    if best is None:
+        return None
+    logprobs = torch.log_softmax(logits, dim=-1)
+    values, tokens = logprobs.topk(best)
+    return TokenLogprob(token, float(logprobs[token]), list(zip(tokens.tolist(), values.tolist(), strict=True)))
