@@ -1,0 +1,134 @@
+"""Opens an adapter folder and judges it, from its config and the safetensors header, without torch.
+
+    AdapterFolder.open(folder)   what can be known without the base: files, config, manifest, tensor table
+    adapter.judge(base)          whether it fits this base and is served correctly; reads every value once
+
+Nothing of the folder is executed, imported or rendered. Both steps raise RejectedAdapterError with a stable reason.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry.adapter_config import CONFIG_FILE, AdapterConfig, parse_config
+from registry.base import BaseRecord
+from registry.errors import BaseMismatchError, RejectedAdapterError
+from registry.lora_tensors import LoraPair, check_shapes, check_targets, pair_tensors
+from registry.manifest import MANIFEST_FILE, Manifest, check_probes, parse_manifest
+from registry.reasons import RejectReason
+from registry.tensor_file import Tensor, check_finite, read_tensors
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+NOTES_SUFFIX = ".md"
+
+FILES_LIMIT = 16
+NAME_CHARACTERS_LIMIT = 128
+JSON_BYTES_LIMIT = 4_000_000
+NOTES_BYTES_LIMIT = 1_000_000
+WEIGHTS_BYTES_LIMIT = 8 * 1024**3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the registry keeps of an accepted adapter. `rank` is the largest of any module."""
+
+    rank: int
+    target_modules: tuple[str, ...]
+    module_count: int
+    adapter_bytes: int
+    base_verified: bool
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter folder that is well-formed. Whether it fits a base is what `judge` says."""
+
+    folder: Path
+    file_names: tuple[str, ...]
+    config: AdapterConfig
+    pairs: Mapping[str, LoraPair]
+    tensors: tuple[Tensor, ...]
+    manifest: Manifest | None
+    manifest_document: dict[str, Any] | None
+
+    @classmethod
+    def open(cls, folder: Path) -> AdapterFolder:
+        """Read the folder's small parts. Raises RejectedAdapterError."""
+        file_names = list_files(folder)
+        config = parse_config((folder / CONFIG_FILE).read_bytes())
+        tensors = read_tensors(folder / WEIGHTS_FILE)
+        pairs = pair_tensors(tensors, file=WEIGHTS_FILE)
+        manifest, document = None, None
+        if MANIFEST_FILE in file_names:
+            manifest, document = parse_manifest((folder / MANIFEST_FILE).read_bytes())
+        return cls(folder, file_names, config, pairs, tensors, manifest, document)
+
+    def judge(self, base: BaseRecord) -> Verdict:
+        """Judge the adapter for this base. Raises RejectedAdapterError, BaseMismatchError."""
+        if self.manifest is not None:
+            if self.manifest.base.fingerprint != base.fingerprint:
+                raise BaseMismatchError(found=self.manifest.base.fingerprint, expected=(base.fingerprint,))
+            check_probes(self.manifest, base)
+        check_shapes(self.pairs, self.config, base, file=WEIGHTS_FILE)
+        check_targets(self.pairs, self.config, base, file=WEIGHTS_FILE)
+        check_finite(self.folder / WEIGHTS_FILE, self.tensors)
+        return Verdict(
+            rank=max(pair.rank for pair in self.pairs.values()),
+            target_modules=tuple(sorted({module.rpartition(".")[2] for module in self.pairs})),
+            module_count=len(self.pairs),
+            adapter_bytes=sum(tensor.end - tensor.begin for tensor in self.tensors),
+            base_verified=self.manifest is not None,
+        )
+
+
+def list_files(folder: Path) -> tuple[str, ...]:
+    """The names of the folder's files, sorted, after checking that each is allowed and plain.
+
+    Raises RejectedAdapterError.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        detail = f"{str(folder)!r} cannot be listed ({error.strerror})"
+        raise RejectedAdapterError(RejectReason.NOT_A_FOLDER, detail) from error
+    if len(entries) > FILES_LIMIT:
+        detail = f"the folder has {len(entries)} files, and the limit is {FILES_LIMIT}"
+        raise RejectedAdapterError(RejectReason.FILE_TOO_LARGE, detail)
+    for entry in entries:
+        _check_entry(entry)
+    names = tuple(entry.name for entry in entries)
+    for required in (CONFIG_FILE, WEIGHTS_FILE):
+        if required not in names:
+            detail = f"the folder {str(folder)!r} has no {required}"
+            raise RejectedAdapterError(RejectReason.MISSING_FILE, detail, file=required)
+    return names
+
+
+def _check_entry(entry: Path) -> None:
+    name = entry.name
+    status = entry.lstat()
+    if stat.S_ISDIR(status.st_mode):
+        raise RejectedAdapterError(RejectReason.SUBFOLDER, "it is a folder", file=name)
+    if not stat.S_ISREG(status.st_mode):
+        raise RejectedAdapterError(RejectReason.NOT_A_PLAIN_FILE, "it is not a plain file", file=name)
+    limit_bytes = _limit_bytes(name)
+    if limit_bytes is None:
+        raise RejectedAdapterError(RejectReason.FILE_NOT_ALLOWED, "this file is not part of an adapter", file=name)
+    if status.st_size > limit_bytes:
+        detail = f"it has {status.st_size:,} bytes, and the limit is {limit_bytes:,}"
+        raise RejectedAdapterError(RejectReason.FILE_TOO_LARGE, detail, file=name)
+
+
+def _limit_bytes(name: str) -> int | None:
+    """The limit of a file of this name; None where the name is not allowed."""
+    if name in (CONFIG_FILE, MANIFEST_FILE):
+        return JSON_BYTES_LIMIT
+    if name == WEIGHTS_FILE:
+        return WEIGHTS_BYTES_LIMIT
+    is_plain_name = len(name) <= NAME_CHARACTERS_LIMIT and name.isascii() and name.isprintable()
+    is_notes = name.endswith(NOTES_SUFFIX) and not name.startswith(".")
+    return NOTES_BYTES_LIMIT if is_notes and is_plain_name else None

@@ -1,0 +1,178 @@
+"""Aliases in the database: where each points, and every move there ever was. One method is one transaction.
+
+A move reads the alias, compares it with what the caller expected, and writes, with no other writer in between.
+Rolling back undoes promotions one by one, as a stack: promote 1, promote 2, promote 3, roll back (to 2), roll back
+(to 1); what was rolled back is not returned to.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import Enum
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from registry import audit
+from registry.database import Database
+from registry.errors import AliasMovedError, ConflictError, NotFoundError
+from registry.lookup import find_adapter, find_version
+from registry.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
+from registry.names import AdapterName, AdapterRef
+from registry.principal import Principal
+from registry.version import AliasMove, MoveKind
+
+
+class Expectation(Enum):
+    """What a caller expects of an alias who expects nothing in particular."""
+
+    ANY = "any"
+
+
+ANY = Expectation.ANY
+"""Move the alias wherever it points now."""
+
+Expected = int | None | Expectation
+"""The version number that the alias must point at; None where it must not exist yet."""
+
+
+class Aliases:
+    """Where aliases point. Holds no state but the database, so threads may share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def current(self, name: AdapterName, principal: Principal) -> dict[str, int]:
+        """Version numbers by alias. Raises NotFoundError."""
+        with self._database.reading() as session:
+            adapter = find_adapter(session, name, principal)
+            query = select(AliasRow.name, VersionRow.number).join(VersionRow, VersionRow.id == AliasRow.version_id)
+            found = session.execute(query.where(AliasRow.adapter_id == adapter.id).order_by(AliasRow.name))
+            return {row.name: row.number for row in found}
+
+    def history(self, name: AdapterName, alias: str, principal: Principal) -> list[AliasMove]:
+        """Every move of an alias, newest first. Raises NotFoundError."""
+        with self._database.reading() as session:
+            adapter = find_adapter(session, name, principal)
+            moves = _moves(session, adapter, alias)
+            if not moves:
+                raise _missing_alias(name, alias)
+            return [_to_move(name, move) for move in reversed(moves)]
+
+    def promote(
+        self, ref: AdapterRef, alias: str, *, expected: Expected, evidence: str, principal: Principal
+    ) -> AliasMove:
+        """Point the alias at the version that the reference means now; the reference must name an adapter.
+
+        Where it points there already, nothing changes and the move that brought it there is returned.
+        Raises NotFoundError, AliasMovedError.
+        """
+        name = ref.adapter
+        assert name is not None, "checked by promote.py"
+        with self._database.writing() as session:
+            adapter = find_adapter(session, name, principal, lock=True)
+            version, _, _ = find_version(session, ref, principal)
+            moves = _moves(session, adapter, alias)
+            _compare(name, alias, moves, expected)
+            if moves and moves[-1].to_number == version.number:
+                return _to_move(name, moves[-1])
+            return _move(session, name, adapter, alias, MoveKind.PROMOTE, moves, version, evidence, principal)
+
+    def roll_back(
+        self, name: AdapterName, alias: str, *, expected: Expected, evidence: str, principal: Principal
+    ) -> AliasMove:
+        """Point the alias back to where it was before its last promotion. Raises NotFoundError, ConflictError."""
+        with self._database.writing() as session:
+            adapter = find_adapter(session, name, principal, lock=True)
+            moves = _moves(session, adapter, alias)
+            if not moves:
+                raise _missing_alias(name, alias)
+            _compare(name, alias, moves, expected)
+            stack = _promotions_in_force(moves)
+            if len(stack) < 2:
+                raise ConflictError(
+                    f"Alias {alias!r} of {str(name)!r} points at version {moves[-1].to_number}, with none before it. "
+                    f"Promote the version that you want: `loraplex promote {name}@NUMBER --alias {alias}`."
+                )
+            query = select(VersionRow).where(VersionRow.adapter_id == adapter.id, VersionRow.number == stack[-2])
+            version = session.scalars(query).one()
+            return _move(session, name, adapter, alias, MoveKind.ROLLBACK, moves, version, evidence, principal)
+
+
+def _moves(session: Session, adapter: AdapterRow, alias: str) -> list[AliasMoveRow]:
+    """The alias's history, oldest first; the last one says where it points."""
+    query = select(AliasMoveRow).where(AliasMoveRow.adapter_id == adapter.id, AliasMoveRow.alias == alias)
+    return list(session.scalars(query.order_by(AliasMoveRow.sequence)))
+
+
+def _promotions_in_force(moves: list[AliasMoveRow]) -> list[int]:
+    """Version numbers, the present one last, without those that were rolled back."""
+    stack: list[int] = []
+    for move in moves:
+        if move.kind == MoveKind.PROMOTE.value:
+            stack.append(move.to_number)
+        else:
+            stack.pop()
+    return stack
+
+
+def _compare(name: AdapterName, alias: str, moves: list[AliasMoveRow], expected: Expected) -> None:
+    actual = moves[-1].to_number if moves else None
+    if not isinstance(expected, Expectation) and expected != actual:
+        raise AliasMovedError(str(name), alias, expected=expected, actual=actual)
+
+
+def _move(
+    session: Session,
+    name: AdapterName,
+    adapter: AdapterRow,
+    alias: str,
+    kind: MoveKind,
+    moves: list[AliasMoveRow],
+    version: VersionRow,
+    evidence: str,
+    principal: Principal,
+) -> AliasMove:
+    now = datetime.now(UTC)
+    row = AliasMoveRow(
+        adapter_id=adapter.id,
+        alias=alias,
+        sequence=len(moves) + 1,
+        kind=kind.value,
+        from_number=moves[-1].to_number if moves else None,
+        to_number=version.number,
+        actor=principal.actor,
+        evidence=evidence,
+        moved_at=now,
+    )
+    session.add(row)
+    session.merge(AliasRow(adapter_id=adapter.id, name=alias, version_id=version.id, moved_at=now))
+    session.flush()
+    audit.record(
+        session,
+        at=now,
+        actor=principal.actor,
+        action=kind.value,
+        subject=f"{name}@{alias}",
+        from_number=row.from_number,
+        to_number=row.to_number,
+    )
+    return _to_move(name, row)
+
+
+def _to_move(name: AdapterName, row: AliasMoveRow) -> AliasMove:
+    return AliasMove(
+        adapter=str(name),
+        alias=row.alias,
+        sequence=row.sequence,
+        kind=MoveKind(row.kind),
+        from_number=row.from_number,
+        to_number=row.to_number,
+        actor=row.actor,
+        evidence=row.evidence,
+        moved_at=row.moved_at,
+    )
+
+
+def _missing_alias(name: AdapterName, alias: str) -> NotFoundError:
+    return NotFoundError("alias", f"{name}@{alias}", f"See its versions and aliases with `loraplex show {name}`.")

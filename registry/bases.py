@@ -1,0 +1,80 @@
+"""Registered bases in the database. One method is one transaction."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+from sqlalchemy import select
+
+from registry import audit
+from registry.base import BaseRecord
+from registry.database import Database
+from registry.errors import ConflictError, InvalidNameError, NotFoundError
+from registry.models import BaseRow
+from registry.principal import OPERATOR_ACTOR
+
+PREFIX_MIN_DIGITS = 8
+
+
+class Bases:
+    """The bases that adapters are judged against. Holds no state but the database, so threads may share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def register(self, record: BaseRecord) -> BaseRecord:
+        """Keep a base. The same fingerprint with the same layers gives the record that is already there.
+
+        Raises ConflictError where the fingerprint is known with other layers: one of the two descriptions is wrong.
+        """
+        with self._database.writing() as session:
+            row = session.get(BaseRow, record.fingerprint)
+            if row is not None:
+                known = _to_record(row)
+                if known.modules != record.modules or known.quantization != record.quantization:
+                    raise ConflictError(
+                        f"Base {record.fingerprint} is registered as {known.name!r} with other layers or another "
+                        "quantization. Prepare the base again: one of the two base.json files was edited."
+                    )
+                return known
+            now = datetime.now(UTC)
+            document = json.dumps(record.to_json(), sort_keys=True)
+            session.add(BaseRow(fingerprint=record.fingerprint, name=record.name, document=document, created_at=now))
+            audit.record(
+                session,
+                at=now,
+                actor=OPERATOR_ACTOR,
+                action="register_base",
+                subject=record.fingerprint,
+                name=record.name,
+            )
+            return record
+
+    def all(self) -> list[BaseRecord]:
+        """Every base, oldest first."""
+        with self._database.reading() as session:
+            return [_to_record(row) for row in session.scalars(select(BaseRow).order_by(BaseRow.created_at))]
+
+    def find(self, fingerprint: str) -> BaseRecord:
+        """The base of this fingerprint, or of the one that begins so. Raises NotFoundError, ConflictError."""
+        is_prefix = len(fingerprint) >= PREFIX_MIN_DIGITS and not fingerprint.strip("0123456789abcdef")
+        if not is_prefix:
+            rule = f"it has {PREFIX_MIN_DIGITS} to 64 digits of 0-9 and a-f"
+            raise InvalidNameError("a base fingerprint", fingerprint, rule)
+        with self._database.reading() as session:
+            query = select(BaseRow).where(BaseRow.fingerprint.startswith(fingerprint)).limit(2)
+            rows = session.scalars(query).all()
+            if len(rows) > 1:
+                raise ConflictError(f"Several bases begin with {fingerprint!r}. Give more digits.")
+            if not rows:
+                raise NotFoundError(
+                    "base",
+                    fingerprint,
+                    "Registered bases are listed by `loraplex base ls`; training or serving adds one.",
+                )
+            return _to_record(rows[0])
+
+
+def _to_record(row: BaseRow) -> BaseRecord:
+    return BaseRecord.from_json(json.loads(row.document))

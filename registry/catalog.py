@@ -1,0 +1,181 @@
+"""Adapters and their versions in the database. One method is one transaction.
+
+Who may act is decided by the verbs above (`publish.py`, `resolve.py`); what a caller may see is decided here.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, aliased
+
+from registry import audit
+from registry.database import Database
+from registry.errors import ConflictError
+from registry.lookup import find_adapter, find_version, is_readable, to_versions
+from registry.models import AdapterRow, AliasRow, TenantRow, VersionFileRow, VersionRow
+from registry.names import AdapterName, AdapterRef
+from registry.principal import Principal, Role
+from registry.version import AdapterSummary, Version, VersionDraft, Visibility
+
+
+class Catalog:
+    """Adapters and versions. Holds no state but the database, so threads may share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add_version(
+        self, name: AdapterName, draft: VersionDraft, *, visibility: Visibility | None, principal: Principal
+    ) -> tuple[Version, bool]:
+        """Give the draft the adapter's next number; the flag says whether it is new.
+
+        A digest that the adapter already has gives the version that has it. The adapter is made where it does not
+        exist, and so is the tenant where the operator publishes. Raises ConflictError, PermissionDeniedError.
+        """
+        now = datetime.now(UTC)
+        with self._database.writing() as session:
+            tenant = _tenant_for_publish(session, name.tenant, principal, now)
+            adapter = _adapter_for_publish(session, name, tenant, visibility, principal, now)
+            query = select(VersionRow).where(VersionRow.adapter_id == adapter.id, VersionRow.digest == draft.digest)
+            row = session.scalar(query)
+            is_new = row is None
+            if row is None:
+                row = _insert_version(session, adapter, draft, principal, now)
+                audit.record(
+                    session,
+                    at=now,
+                    actor=principal.actor,
+                    action="publish",
+                    subject=f"{name}@{row.number}",
+                    digest=row.digest,
+                )
+            elif row.base_fingerprint != draft.base_fingerprint:
+                raise ConflictError(
+                    f"The same files are version {row.number} of {str(name)!r} already, for base "
+                    f"{row.base_fingerprint}; you named base {draft.base_fingerprint}. A version never changes: publish under another name."
+                )
+            return to_versions(session, [(row, adapter, tenant.name)])[0], is_new
+
+    def version(self, ref: AdapterRef, principal: Principal) -> Version:
+        """The version that the reference means now. Raises NotFoundError, ConflictError."""
+        with self._database.reading() as session:
+            return to_versions(session, [find_version(session, ref, principal)])[0]
+
+    def versions(self, name: AdapterName, principal: Principal) -> list[Version]:
+        """All versions of an adapter, newest first. Raises NotFoundError."""
+        with self._database.reading() as session:
+            adapter = find_adapter(session, name, principal)
+            query = select(VersionRow).where(VersionRow.adapter_id == adapter.id).order_by(VersionRow.number.desc())
+            return to_versions(session, [(row, adapter, name.tenant) for row in session.scalars(query)])
+
+    def adapters(self, principal: Principal) -> list[AdapterSummary]:
+        """Every adapter that the caller may read, by name."""
+        with self._database.reading() as session:
+            aliases: dict[int, dict[str, int]] = {}
+            alias_query = select(AliasRow.adapter_id, AliasRow.name, VersionRow.number).join(
+                VersionRow, VersionRow.id == AliasRow.version_id
+            )
+            for adapter_id, alias, number in session.execute(alias_query.order_by(AliasRow.name)):
+                aliases.setdefault(adapter_id, {})[alias] = number
+            candidate = aliased(VersionRow)
+            newest = select(func.max(candidate.number)).where(candidate.adapter_id == AdapterRow.id)
+            query = (
+                select(AdapterRow, TenantRow.name, VersionRow)
+                .join(TenantRow, TenantRow.id == AdapterRow.tenant_id)
+                .join(VersionRow, VersionRow.adapter_id == AdapterRow.id)
+                .where(is_readable(principal), VersionRow.number == newest.scalar_subquery())
+                .order_by(TenantRow.name, AdapterRow.name)
+            )
+            return [
+                _to_summary(adapter, tenant, version, aliases.get(adapter.id, {}))
+                for adapter, tenant, version in session.execute(query)
+            ]
+
+
+def _tenant_for_publish(session: Session, name: str, principal: Principal, now: datetime) -> TenantRow:
+    """The tenant's row, locked: publishes into one tenant follow one another."""
+    tenant = session.scalar(select(TenantRow).where(TenantRow.name == name).with_for_update())
+    if tenant is None:
+        assert principal.is_operator, "a token's tenant exists as long as the token"
+        tenant = TenantRow(name=name, created_at=now)
+        session.add(tenant)
+        session.flush()
+        audit.record(session, at=now, actor=principal.actor, action="create_tenant", subject=name)
+    return tenant
+
+
+def _adapter_for_publish(
+    session: Session,
+    name: AdapterName,
+    tenant: TenantRow,
+    visibility: Visibility | None,
+    principal: Principal,
+    now: datetime,
+) -> AdapterRow:
+    query = select(AdapterRow).where(AdapterRow.tenant_id == tenant.id, AdapterRow.name == name.name)
+    adapter = session.scalar(query.with_for_update())
+    if adapter is None:
+        adapter = AdapterRow(
+            tenant_id=tenant.id,
+            name=name.name,
+            visibility=(visibility or Visibility.PRIVATE).value,
+            last_number=0,
+            created_at=now,
+            updated_at=now,
+        )
+        session.add(adapter)
+        session.flush()
+    elif visibility is not None and visibility.value != adapter.visibility:
+        principal.require(Role.ADMIN, name, action=f"make {visibility.value}")
+        adapter.visibility = visibility.value
+        audit.record(
+            session, at=now, actor=principal.actor, action="visibility", subject=str(name), visibility=visibility.value
+        )
+    return adapter
+
+
+def _insert_version(
+    session: Session, adapter: AdapterRow, draft: VersionDraft, principal: Principal, now: datetime
+) -> VersionRow:
+    adapter.last_number += 1
+    adapter.updated_at = now
+    row = VersionRow(
+        adapter_id=adapter.id,
+        number=adapter.last_number,
+        digest=draft.digest,
+        base_fingerprint=draft.base_fingerprint,
+        base_verified=draft.base_verified,
+        adapter_bytes=draft.adapter_bytes,
+        rank=draft.rank,
+        target_modules=json.dumps(draft.target_modules),
+        manifest=None if draft.manifest is None else json.dumps(draft.manifest, sort_keys=True),
+        message=draft.message,
+        created_at=now,
+        created_by=principal.actor,
+    )
+    session.add(row)
+    session.flush()
+    session.add_all(
+        VersionFileRow(version_id=row.id, path=file.path, size=file.size, sha256=file.sha256) for file in draft.files
+    )
+    session.flush()
+    return row
+
+
+def _to_summary(adapter: AdapterRow, tenant: str, version: VersionRow, aliases: dict[str, int]) -> AdapterSummary:
+    return AdapterSummary(
+        tenant=tenant,
+        adapter=f"{tenant}/{adapter.name}",
+        visibility=Visibility(adapter.visibility),
+        newest_number=version.number,
+        newest_digest=version.digest,
+        base_fingerprint=version.base_fingerprint,
+        rank=version.rank,
+        adapter_bytes=version.adapter_bytes,
+        aliases=aliases,
+        created_at=adapter.created_at,
+        updated_at=adapter.updated_at,
+    )

@@ -1,0 +1,134 @@
+"""The catalog's database: connections, transactions, and the schema brought up to date when it is opened.
+
+SQLite: WAL, synchronous FULL (a commit that returned survives power loss), foreign keys on, and writers that queue
+instead of failing. Statements are plain SQLAlchemy, and rows that a writer depends on are read FOR UPDATE, so that
+PostgreSQL needs nothing here but its URL.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.orm import Session
+
+from registry.errors import IncompatibleRegistryError, StorageError
+
+DATABASE_FILE = "catalog.sqlite"
+LOCK_FILE = "open.lock"
+BUSY_TIMEOUT_SECONDS = 30
+MIGRATIONS = "registry:migrations"
+_BEGIN_OPTION = "loraplex_begin"
+
+
+class Database:
+    """One open database. Safe to share between threads; each transaction has a connection of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the database in this folder and bring its schema up to date. Raises StorageError."""
+        self._path = folder / DATABASE_FILE
+        self._engine = _create_engine(self._path)
+        self._writing = self._engine.execution_options(**{_BEGIN_OPTION: "BEGIN IMMEDIATE"})
+        try:
+            with _file_lock(folder / LOCK_FILE), self._explained():
+                _prepare_sqlite(self._engine)
+                _migrate(self._writing, self._path)
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A read transaction: one consistent state of the database."""
+        with self._explained(), Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A write transaction: committed when the block ends, undone when it raises. Writers follow one another."""
+        with self._explained(), Session(self._writing) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            text = str(error.orig)
+            hint = (
+                f"Another process kept it locked for {BUSY_TIMEOUT_SECONDS} s: try again."
+                if "locked" in text
+                else "Check that the disk has room and that the folder may be written."
+            )
+            raise StorageError(
+                f"The catalog at {self._path} cannot be used ({text}). {hint}", path=self._path
+            ) from error
+        except DatabaseError as error:
+            if isinstance(error.orig, sqlite3.IntegrityError):
+                raise
+            raise StorageError(
+                f"The catalog at {self._path} is damaged or no registry ({error.orig}). Restore it from a backup.",
+                path=self._path,
+            ) from error
+
+
+def _create_engine(path: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN_OPTION, "BEGIN"))
+
+    return engine
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()
+
+
+def _migrate(engine: Engine, path: Path) -> None:
+    """Bring the schema to this release's, in one transaction."""
+    config = Config()
+    config.set_main_option("script_location", MIGRATIONS)
+    config.set_main_option("path_separator", "os")
+    scripts = ScriptDirectory.from_config(config)
+    with engine.begin() as connection:
+        present = MigrationContext.configure(connection).get_current_revision()
+        if present == scripts.get_current_head():
+            return
+        if present is not None and present not in {script.revision for script in scripts.walk_revisions()}:
+            raise IncompatibleRegistryError(path.parent, present)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    """Held while the database is opened: two processes must not create or migrate it at once."""
+    with path.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,188 @@
+"""Every error that the registry raises.
+
+    RegistryError
+    |-- InvalidNameError            a name, reference or digest outside the grammar
+    |-- InvalidValueError           an argument out of its bounds
+    |-- NotFoundError               missing, or another tenant's private adapter: the two are told apart by nobody
+    |-- AuthenticationError         a secret that opens nothing
+    |-- PermissionDeniedError       a role that is too low, or another tenant's adapter
+    |-- RejectedAdapterError        an adapter folder that will not be accepted (`reason` is a stable code)
+    |   `-- BaseMismatchError       ... because it stands on another base
+    |-- InvalidBaseError            a base description that cannot be read
+    |-- ConflictError               the state does not allow the change
+    |   `-- AliasMovedError         ... because somebody else moved the alias first
+    `-- StorageError                the disk or the database failed
+        |-- IntegrityError          stored bytes are not what their digest says
+        `-- IncompatibleRegistryError   written by a newer release
+
+A message says what happened, to which thing, and what to do next. It holds nothing secret and may be shown to the
+caller; the fields are there for programs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from registry.reasons import ADVICE, RejectReason
+
+
+class RegistryError(Exception):
+    """Root of everything that the registry raises on purpose."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidNameError(RegistryError):
+    """A name, reference or digest that breaks a rule of the grammar."""
+
+    def __init__(self, kind: str, text: str, rule: str) -> None:
+        shown = text if len(text) <= 120 else text[:120] + "..."
+        super().__init__(f"{shown!r} is not {kind}: {rule}.")
+        self.kind = kind
+        self.text = text
+        self.rule = rule
+
+
+class InvalidValueError(RegistryError):
+    """An argument that is out of its bounds."""
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(f"`{field}` cannot be taken: {why}. Correct it and try again.")
+        self.field = field
+        self.why = why
+
+
+class NotFoundError(RegistryError):
+    """Something that does not exist, or that the caller may not know to exist."""
+
+    def __init__(self, kind: str, name: str, next_step: str) -> None:
+        super().__init__(f"There is no {kind} {name!r}. {next_step}")
+        self.kind = kind
+        self.name = name
+
+
+class AuthenticationError(RegistryError):
+    """A secret that is unknown, revoked or expired; which of these is not told."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The token is not valid: it is unknown, revoked or expired. "
+            "Make a new one with `loraplex token create TENANT --role ROLE`."
+        )
+
+
+class PermissionDeniedError(RegistryError):
+    """A caller who is known and may not do this."""
+
+    def __init__(self, action: str, subject: str, why: str) -> None:
+        super().__init__(f"You may not {action} {subject!r}: {why}.")
+        self.action = action
+        self.subject = subject
+        self.why = why
+
+
+class RejectedAdapterError(RegistryError):
+    """An adapter folder that is refused. `reason` is stable; the rest says where the fault lies."""
+
+    def __init__(
+        self,
+        reason: RejectReason,
+        detail: str,
+        *,
+        file: str | None = None,
+        tensor: str | None = None,
+        field: str | None = None,
+    ) -> None:
+        where = f"{file}: " if file else ""
+        super().__init__(f"Adapter refused [{reason.value}]: {where}{detail}. {ADVICE[reason].next_step}")
+        self.reason = reason
+        self.detail = detail
+        self.file = file
+        self.tensor = tensor
+        self.field = field
+
+
+class BaseMismatchError(RejectedAdapterError):
+    """An adapter whose base is not the one that it meets. `expected` are the fingerprints that would have fitted."""
+
+    def __init__(self, *, found: str, expected: tuple[str, ...]) -> None:
+        expected_text = ", ".join(expected) if expected else "none registered"
+        super().__init__(
+            RejectReason.BASE_MISMATCH,
+            f"it was trained on the base with fingerprint {found}, and the base here is {expected_text}",
+        )
+        self.found = found
+        self.expected = expected
+
+
+class InvalidBaseError(RegistryError):
+    """A base description (base.json) that is not one."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            f"The base description is not valid: {detail}. "
+            "Take base.json as `loraplex base` wrote it beside the quantized snapshot."
+        )
+        self.detail = detail
+
+
+class ConflictError(RegistryError):
+    """A change that the present state does not allow."""
+
+
+class AliasMovedError(ConflictError):
+    """The alias was not where the caller expected it; nothing was changed. None stands for "no such alias"."""
+
+    def __init__(self, adapter: str, alias: str, *, expected: int | None, actual: int | None) -> None:
+        super().__init__(
+            f"Alias {alias!r} of {adapter!r} {_points_at(actual)}, not at what you expected ({_version(expected)}). "
+            f"Nothing was changed: look at it with `loraplex show {adapter}` and promote again."
+        )
+        self.adapter = adapter
+        self.alias = alias
+        self.expected = expected
+        self.actual = actual
+
+
+class StorageError(RegistryError):
+    """The disk or the database failed, or what is there is no registry."""
+
+    def __init__(self, message: str, *, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class IntegrityError(StorageError):
+    """Stored bytes that do not have their digest. They are never handed out."""
+
+    def __init__(self, path: Path, *, expected: str, found: str | None) -> None:
+        state = "is missing" if found is None else f"is damaged (its bytes hash to {found})"
+        super().__init__(
+            f"Blob {expected} {state}: nothing was delivered. "
+            "Publish the same adapter again to heal it, or restore the blob from a backup.",
+            path=path,
+        )
+        self.expected = expected
+        self.found = found
+
+
+class IncompatibleRegistryError(StorageError):
+    """A registry of a schema that this release does not know."""
+
+    def __init__(self, path: Path, revision: str) -> None:
+        super().__init__(
+            f"The registry at {path} has schema {revision!r}, which this release does not know: a newer release wrote "
+            "it. Upgrade Loraplex, or open another registry.",
+            path=path,
+        )
+        self.revision = revision
+
+
+def _version(number: int | None) -> str:
+    return "no version" if number is None else f"version {number}"
+
+
+def _points_at(number: int | None) -> str:
+    return "does not exist" if number is None else f"points at version {number}"

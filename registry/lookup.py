@@ -1,0 +1,124 @@
+"""Finds adapters and versions inside an open transaction, as one caller may see them.
+
+What the caller may not read is filtered in the query itself, so that a foreign private adapter and a missing one take
+the same path, the same time and the same words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import ColumnElement, Select, or_, select, true
+from sqlalchemy.orm import Session
+
+from registry.errors import ConflictError, NotFoundError
+from registry.file_entry import FileEntry
+from registry.models import AdapterRow, AliasRow, TenantRow, VersionFileRow, VersionRow
+from registry.names import AdapterName, AdapterRef
+from registry.principal import Principal
+from registry.version import Version, Visibility
+
+VersionTriple = tuple[VersionRow, AdapterRow, str]
+"""A version's row, its adapter's, and the tenant's name."""
+
+
+def is_readable(principal: Principal) -> ColumnElement[bool]:
+    """The condition on adapters (joined with tenants) that this caller may read."""
+    if principal.is_operator:
+        return true()
+    return or_(AdapterRow.visibility == Visibility.PUBLIC.value, TenantRow.name == principal.tenant)
+
+
+def find_adapter(session: Session, name: AdapterName, principal: Principal, *, lock: bool = False) -> AdapterRow:
+    """The adapter's row; with `lock`, kept from other writers until the transaction ends. Raises NotFoundError."""
+    query = (
+        select(AdapterRow)
+        .join(TenantRow, TenantRow.id == AdapterRow.tenant_id)
+        .where(TenantRow.name == name.tenant, AdapterRow.name == name.name, is_readable(principal))
+    )
+    row = session.scalar(query.with_for_update(of=AdapterRow) if lock else query)
+    if row is None:
+        raise missing_adapter(name)
+    return row
+
+
+def find_version(session: Session, ref: AdapterRef, principal: Principal) -> VersionTriple:
+    """The version that this reference means to this caller. Raises NotFoundError, ConflictError."""
+    if ref.adapter is None:
+        return _find_by_digest(session, ref, principal)
+    adapter = find_adapter(session, ref.adapter, principal)
+    query = select(VersionRow).where(VersionRow.adapter_id == adapter.id)
+    if ref.number is not None:
+        query = query.where(VersionRow.number == ref.number)
+    elif ref.alias is not None:
+        query = query.join(AliasRow, AliasRow.version_id == VersionRow.id).where(AliasRow.name == ref.alias)
+    elif ref.digest_hex is not None:
+        query = query.where(VersionRow.digest.startswith(f"sha256:{ref.digest_hex}"))
+    rows = session.scalars(query.order_by(VersionRow.number.desc()).limit(2)).all()
+    if ref.digest_hex is not None and len(rows) > 1:
+        raise ConflictError(f"{str(ref)!r} fits several versions. Give more digits of the digest.")
+    if not rows:
+        kind = "version" if ref.alias is None else "alias"
+        raise NotFoundError(kind, str(ref), f"See its versions and aliases with `loraplex show {ref.adapter}`.")
+    return rows[0], adapter, ref.adapter.tenant
+
+
+def missing_adapter(name: AdapterName) -> NotFoundError:
+    """The one error for an adapter that does not exist and for one that the caller may not read."""
+    return NotFoundError("adapter", str(name), "See those that you can read with `loraplex ls`.")
+
+
+def joined_versions(principal: Principal) -> Select[VersionRow, AdapterRow, str]:
+    """All versions that this caller may read, with their adapters and tenants."""
+    return (
+        select(VersionRow, AdapterRow, TenantRow.name)
+        .join(AdapterRow, AdapterRow.id == VersionRow.adapter_id)
+        .join(TenantRow, TenantRow.id == AdapterRow.tenant_id)
+        .where(is_readable(principal))
+    )
+
+
+def to_versions(session: Session, triples: Iterable[VersionTriple]) -> list[Version]:
+    """Turn rows into values, with two queries however many there are."""
+    listed = list(triples)
+    files = _files_of(session, [row.id for row, _, _ in listed])
+    return [_to_version(row, adapter, tenant, files[row.id]) for row, adapter, tenant in listed]
+
+
+def _find_by_digest(session: Session, ref: AdapterRef, principal: Principal) -> VersionTriple:
+    """A digest may be in several adapters, with equal bytes: the caller's own comes first, then the oldest."""
+    query = joined_versions(principal).where(VersionRow.digest == f"sha256:{ref.digest_hex}")
+    found = session.execute(query.order_by(TenantRow.name != (principal.tenant or ""), VersionRow.id).limit(1)).first()
+    if found is None:
+        raise NotFoundError("version", str(ref), "See the digests that you can read with `loraplex show ADAPTER`.")
+    row, adapter, tenant = found
+    return row, adapter, tenant
+
+
+def _files_of(session: Session, version_ids: Sequence[int]) -> dict[int, tuple[FileEntry, ...]]:
+    files: dict[int, list[FileEntry]] = {version_id: [] for version_id in version_ids}
+    query = select(VersionFileRow).order_by(VersionFileRow.version_id, VersionFileRow.path)
+    for row in session.scalars(query.where(VersionFileRow.version_id.in_(version_ids))):
+        files[row.version_id].append(FileEntry(row.path, row.size, row.sha256))
+    return {version_id: tuple(entries) for version_id, entries in files.items()}
+
+
+def _to_version(row: VersionRow, adapter: AdapterRow, tenant: str, files: tuple[FileEntry, ...]) -> Version:
+    return Version(
+        tenant=tenant,
+        adapter=f"{tenant}/{adapter.name}",
+        number=row.number,
+        digest=row.digest,
+        base_fingerprint=row.base_fingerprint,
+        base_verified=row.base_verified,
+        files=files,
+        adapter_bytes=row.adapter_bytes,
+        rank=row.rank,
+        target_modules=tuple(json.loads(row.target_modules)),
+        visibility=Visibility(adapter.visibility),
+        created_at=row.created_at,
+        created_by=row.created_by,
+        manifest=None if row.manifest is None else json.loads(row.manifest),
+        message=row.message,
+    )

@@ -1,0 +1,59 @@
+"""Pulling: a version's files, each verified while it is copied, appear in a folder all at once or not at all."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from pathlib import Path
+
+from registry.blobs import BlobStore, hash_file
+from registry.errors import ConflictError, StorageError
+from registry.version import Version
+
+
+def pull(blobs: BlobStore, version: Version, destination: Path) -> Path:
+    """Put the version's files into `destination` and return it.
+
+    The folder must not exist, be empty, or hold exactly this version already (which is verified, and left).
+    Raises ConflictError, IntegrityError, StorageError.
+    """
+    if _holds(destination, version):
+        return destination
+    partial = destination.with_name(f".{destination.name}.{secrets.token_hex(8)}.partial")
+    try:
+        partial.mkdir(parents=True)
+        for file in version.files:
+            blobs.copy_to(file, partial / file.path)
+        partial.rename(destination)
+    except OSError as error:
+        if _holds(destination, version):
+            return destination
+        raise StorageError(
+            f"{destination} cannot be written ({error.strerror}). "
+            "Check that the disk has room and that the folder may be written.",
+            path=destination,
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return destination
+
+
+def _holds(destination: Path, version: Version) -> bool:
+    """Whether the folder is this version, to the byte. Raises ConflictError where it holds something else."""
+    if not destination.is_dir():
+        if destination.exists() or destination.is_symlink():
+            raise ConflictError(f"{destination} is there already and is not a folder. Choose another destination.")
+        return False
+    present = sorted(entry.name for entry in destination.iterdir())
+    if not present:
+        return False
+    is_same = present == sorted(file.path for file in version.files) and all(
+        not (destination / file.path).is_symlink() and hash_file(destination / file.path) == file.sha256
+        for file in version.files
+    )
+    if not is_same:
+        raise ConflictError(
+            f"{destination} holds other files than {version.adapter}@{version.number}. "
+            "Choose another destination, or empty this one first."
+        )
+    return True

@@ -1,0 +1,236 @@
+"""The registry as its users see it: one object over one folder.
+
+FOLDER/catalog.sqlite    tenants, tokens, bases, adapters, versions, aliases, audit log
+FOLDER/blobs/            the files of the versions, by digest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from registry.aliases import ANY, Aliases, Expected
+from registry.base import BaseRecord
+from registry.bases import Bases
+from registry.blobs import BlobStore
+from registry.catalog import Catalog
+from registry.database import DATABASE_FILE, Database
+from registry.errors import InvalidValueError, NotFoundError, StorageError
+from registry.names import AdapterName, AdapterRef, parse_alias
+from registry.principal import Principal, Role
+from registry.promote import promote, roll_back
+from registry.publish import Publication, publish
+from registry.pull import pull
+from registry.resolve import resolve
+from registry.tenants import IssuedToken, Tenant, Tenants, Token
+from registry.version import AdapterSummary, AliasMove, Version, Visibility
+
+BLOBS_FOLDER = "blobs"
+
+
+class Registry:
+    """An open registry. Threads may share it, and processes may open the same folder.
+
+    Methods without a principal are the operator's: they are for code that runs on the registry's own machine.
+    Every method raises errors of `registry.errors` only.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._blobs = BlobStore(folder / BLOBS_FOLDER)
+        self._database = Database(folder)
+        self._bases = Bases(self._database)
+        self._catalog = Catalog(self._database)
+        self._aliases = Aliases(self._database)
+        self._tenants = Tenants(self._database)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database. Using the registry afterwards opens it again."""
+        self._database.close()
+
+    # Tenants and tokens
+
+    def create_tenant(self, name: str) -> Tenant:
+        """Make a tenant."""
+        return self._tenants.create(name)
+
+    def list_tenants(self) -> list[Tenant]:
+        """Every tenant, by name."""
+        return self._tenants.all()
+
+    def create_token(
+        self, tenant: str, role: Role | str, *, label: str = "", expires_at: datetime | None = None
+    ) -> IssuedToken:
+        """Make a token; its secret is in the result and nowhere else."""
+        try:
+            parsed = Role(role)
+        except ValueError as error:
+            raise InvalidValueError("role", f"it is one of {', '.join(Role)}") from error
+        return self._tenants.create_token(tenant, parsed, label=label, expires_at=expires_at)
+
+    def revoke_token(self, token_id: str) -> Token:
+        """End a token's life."""
+        return self._tenants.revoke_token(token_id)
+
+    def list_tokens(self, tenant: str) -> list[Token]:
+        """A tenant's tokens, without their secrets."""
+        return self._tenants.tokens(tenant)
+
+    def has_tokens(self) -> bool:
+        """Whether a token was ever made here; while none was, a server may listen on loopback only."""
+        return self._tenants.has_tokens()
+
+    def authenticate(self, secret: str) -> Principal:
+        """The principal whose secret this is. Raises AuthenticationError."""
+        return self._tenants.authenticate(secret)
+
+    # Bases
+
+    def register_base(self, base_json: Mapping[str, Any]) -> BaseRecord:
+        """Keep a base so that adapters can be judged against it; doing it again changes nothing."""
+        return self._bases.register(BaseRecord.from_json(base_json))
+
+    def bases(self) -> list[BaseRecord]:
+        """Every registered base, oldest first."""
+        return self._bases.all()
+
+    def base(self, fingerprint: str) -> BaseRecord:
+        """The base with this fingerprint, or the only one that begins so. Raises NotFoundError."""
+        return self._bases.find(fingerprint)
+
+    # Adapters and versions
+
+    def publish(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        principal: Principal,
+        base_fingerprint: str | None = None,
+        visibility: str | None = None,
+        message: str = "",
+    ) -> Version:
+        """Make the folder the adapter's next version; the same files again give the version that has them.
+
+        `base_fingerprint` names the base of a folder without a manifest (the version is then not `base_verified`).
+        `visibility` None keeps the adapter's, which begins private.
+        """
+        return self.publish_outcome(
+            folder,
+            name,
+            principal=principal,
+            base_fingerprint=base_fingerprint,
+            visibility=visibility,
+            message=message,
+        ).version
+
+    def publish_outcome(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        principal: Principal,
+        base_fingerprint: str | None = None,
+        visibility: str | None = None,
+        message: str = "",
+    ) -> Publication:
+        """As `publish`, and says whether the version is new."""
+        return publish(
+            self._catalog,
+            self._bases,
+            self._blobs,
+            folder,
+            AdapterName.parse(name),
+            principal=principal,
+            base_fingerprint=base_fingerprint,
+            visibility=_parse_visibility(visibility),
+            message=message,
+        )
+
+    def resolve(self, ref: str, *, principal: Principal) -> Version:
+        """The version that the reference means now; a bare name is the newest."""
+        return resolve(self._catalog, ref, principal=principal)
+
+    def pull(self, version: Version, destination: Path) -> Path:
+        """Put the version's files into a folder, verified, all at once. Right to read it: having resolved it."""
+        return pull(self._blobs, version, destination)
+
+    def list_adapters(self, principal: Principal) -> list[AdapterSummary]:
+        """The adapters that the caller may read, by name."""
+        return self._catalog.adapters(principal)
+
+    def list_versions(self, name: str, principal: Principal) -> list[Version]:
+        """An adapter's versions, newest first."""
+        return self._catalog.versions(AdapterName.parse(name), principal)
+
+    # Aliases
+
+    def aliases(self, name: str, principal: Principal) -> dict[str, int]:
+        """Version numbers by alias."""
+        return self._aliases.current(AdapterName.parse(name), principal)
+
+    def alias_history(self, name: str, alias: str, principal: Principal) -> list[AliasMove]:
+        """Every move of an alias, newest first."""
+        return self._aliases.history(AdapterName.parse(name), parse_alias(alias), principal)
+
+    def promote(
+        self, ref: str, alias: str, *, principal: Principal, expected: Expected = ANY, evidence: str = ""
+    ) -> AliasMove:
+        """Point an alias at a version; `expected` is the number that it must point at before (None: must be new)."""
+        parsed = AdapterRef.parse(ref)
+        return promote(self._aliases, parsed, alias, principal=principal, expected=expected, evidence=evidence)
+
+    def rollback(
+        self, name: str, alias: str, *, principal: Principal, expected: Expected = ANY, evidence: str = ""
+    ) -> AliasMove:
+        """Undo an alias's last promotion."""
+        parsed = AdapterName.parse(name)
+        return roll_back(self._aliases, parsed, alias, principal=principal, expected=expected, evidence=evidence)
+
+    def check_integrity(self) -> None:
+        """Read every blob of every version, and check numbers and aliases. Raises IntegrityError."""
+        operator = Principal.operator()
+        for summary in self.list_adapters(operator):
+            versions = self.list_versions(summary.adapter, operator)
+            numbers = [version.number for version in versions]
+            assert numbers == list(range(len(versions), 0, -1)), f"{summary.adapter} has the versions {numbers}"
+            for file in {file for version in versions for file in version.files}:
+                self._blobs.verify(file)
+
+
+def open_registry(location: Path | str, *, create: bool = True) -> Registry:
+    """Open the registry in this folder, making it where there is none (unless `create` is False).
+
+    Raises NotFoundError, StorageError.
+    """
+    if "://" in str(location):
+        raise InvalidValueError(
+            "registry", f"{location} is an address; this release opens registries in a local folder"
+        )
+    folder = Path(location)
+    if not create and not (folder / DATABASE_FILE).is_file():
+        raise NotFoundError("registry", str(folder), "Publish an adapter to make one, or name another with --registry.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{folder} cannot be made ({error.strerror}). Name another folder with --registry."
+        raise StorageError(message, path=folder) from error
+    return Registry(folder)
+
+
+def _parse_visibility(text: str | None) -> Visibility | None:
+    try:
+        return None if text is None else Visibility(text)
+    except ValueError as error:
+        raise InvalidValueError("visibility", f"it is one of {', '.join(Visibility)}") from error

@@ -1,0 +1,98 @@
+"""What the registry hands out: versions, summaries and alias moves. All are immutable values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from registry.file_entry import FileEntry
+
+
+class Visibility(StrEnum):
+    """Who may read an adapter: its tenant, or everybody with a token."""
+
+    PRIVATE = "private"
+    PUBLIC = "public"
+
+
+class MoveKind(StrEnum):
+    """How an alias came to point where it does."""
+
+    PROMOTE = "promote"
+    ROLLBACK = "rollback"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One immutable version of an adapter. `digest` is its identity; `number` is how people call it.
+
+    `base_verified` is False where the base was only named at publish, not recorded by the trainer. `rank` is the
+    largest of any module; `target_modules` are the last parts of the module names. Visibility is the adapter's, as it
+    was when this value was read. Times are UTC.
+    """
+
+    tenant: str
+    adapter: str
+    number: int
+    digest: str
+    base_fingerprint: str
+    base_verified: bool
+    files: tuple[FileEntry, ...]
+    adapter_bytes: int
+    rank: int
+    target_modules: tuple[str, ...]
+    visibility: Visibility
+    created_at: datetime
+    created_by: str
+    manifest: dict[str, Any] | None
+    message: str
+
+
+@dataclass(frozen=True)
+class VersionDraft:
+    """A version before the catalog has given it a number."""
+
+    digest: str
+    base_fingerprint: str
+    base_verified: bool
+    files: tuple[FileEntry, ...]
+    adapter_bytes: int
+    rank: int
+    target_modules: tuple[str, ...]
+    manifest: dict[str, Any] | None
+    message: str
+
+
+@dataclass(frozen=True)
+class AdapterSummary:
+    """One line of a listing: an adapter, its newest version, and where its aliases point."""
+
+    tenant: str
+    adapter: str
+    visibility: Visibility
+    newest_number: int
+    newest_digest: str
+    base_fingerprint: str
+    rank: int
+    adapter_bytes: int
+    aliases: Mapping[str, int]
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class AliasMove:
+    """One entry of an alias's history. `from_number` is None where the alias was new."""
+
+    adapter: str
+    alias: str
+    sequence: int
+    kind: MoveKind
+    from_number: int | None
+    to_number: int
+    actor: str
+    evidence: str
+    moved_at: datetime
