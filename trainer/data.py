@@ -11,62 +11,19 @@ import csv
 import hashlib
 import io
 import json
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trainer.errors import DataError
 from trainer.job import DataSection, EvaluationSection, Job
+from trainer.rows import FORMAT_FIELDS, Row, RowFormat, detect_format, parse_row, row_content
 
-RowFormat = Literal["chat", "prompt-completion", "text"]
-FORMAT_FIELDS: dict[RowFormat, tuple[str, ...]] = {
-    "chat": ("messages",),
-    "prompt-completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-ROLES = ("system", "user", "assistant")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 DEFAULT_VALIDATION_FRACTION = 0.05
 LINES_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-@dataclass(frozen=True)
-class ChatRow:
-    """A conversation that ends with an assistant's turn. `line` counts from 1."""
-
-    line: int
-    messages: tuple[Message, ...]
-
-
-@dataclass(frozen=True)
-class CompletionRow:
-    """A prompt and what should follow it."""
-
-    line: int
-    prompt: str
-    completion: str
-
-
-@dataclass(frozen=True)
-class TextRow:
-    """Text that is learned as a whole."""
-
-    line: int
-    text: str
-
-
-Row = ChatRow | CompletionRow | TextRow
 
 
 @dataclass(frozen=True)
@@ -105,8 +62,8 @@ def read_job_data(job: Job) -> JobData:
     train = read_data_file(job.data.train, job.data)
     if job.evaluation.validation is not None:
         validation = read_data_file(job.evaluation.validation, job.data)
-        seen = {_content(row) for row in train.rows}
-        overlapping = sum(_content(row) in seen for row in validation.rows)
+        seen = {row_content(row) for row in train.rows}
+        overlapping = sum(row_content(row) in seen for row in validation.rows)
         notices = [*train.notices, *validation.notices]
         if overlapping:
             notices.append(
@@ -129,12 +86,12 @@ def read_data_file(path: Path, section: DataSection) -> DataFile:
     if not records:
         raise DataError(path, "is empty: it has no row to learn from")
     first_line, first = records[0]
-    row_format = _detect(path, first_line, first) if section.format == "auto" else section.format
+    row_format = detect_format(path, first_line, first) if section.format == "auto" else section.format
     if section.as_chat and row_format != "prompt-completion":
         raise DataError(
             path, f"data.as_chat turns prompt and completion into a chat, and this file's format is {row_format}"
         )
-    rows = tuple(_row(path, line, record, row_format) for line, record in records)
+    rows = tuple(parse_row(path, line, record, row_format) for line, record in records)
     notices = (*_unused_fields(path, records, row_format), *_duplicates(path, rows))
     return DataFile(path, row_format, hashlib.sha256(content).hexdigest(), rows, notices)
 
@@ -195,73 +152,6 @@ def _csv_records(path: Path, content: bytes, delimiter: str) -> Iterator[tuple[i
         raise DataError(path, f"is not CSV: {error}", line=line) from error
 
 
-def _detect(path: Path, line: int, record: Mapping[str, Any]) -> RowFormat:
-    for row_format, fields in FORMAT_FIELDS.items():
-        if all(field in record for field in fields):
-            return row_format
-    wanted = "; ".join(f"{' and '.join(fields)} ({name})" for name, fields in FORMAT_FIELDS.items())
-    raise DataError(path, f"has the fields {', '.join(record) or '(none)'}; a row needs one of: {wanted}", line=line)
-
-
-def _row(path: Path, line: int, record: Mapping[str, Any], row_format: RowFormat) -> Row:
-    missing = [field for field in FORMAT_FIELDS[row_format] if field not in record]
-    if missing:
-        found = ", ".join(record) or "(none)"
-        raise DataError(path, f"has no field {missing[0]!r} (format {row_format}); it has: {found}", line=line)
-    if row_format == "chat":
-        return ChatRow(line, _messages(path, line, record["messages"]))
-    if row_format == "text":
-        return TextRow(line, _text(path, line, "text", record["text"]))
-    prompt = record["prompt"]
-    if not isinstance(prompt, str):
-        raise DataError(path, f"field 'prompt' is {type(prompt).__name__}, not a string", line=line)
-    return CompletionRow(line, prompt, _text(path, line, "completion", record["completion"]))
-
-
-def _messages(path: Path, line: int, value: Any) -> tuple[Message, ...]:
-    if isinstance(value, str):  # a CSV cell
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise DataError(path, f"field 'messages' is not JSON: {error.msg}", line=line) from error
-    if not isinstance(value, list) or not value:
-        raise DataError(path, "field 'messages' must be a list with at least one message", line=line)
-    messages = tuple(_message(path, line, number, entry) for number, entry in enumerate(value, start=1))
-    for number, message in enumerate(messages, start=1):
-        if message.role == "system" and number > 1:
-            raise DataError(path, f"message {number} has the role system; only the first message may", line=line)
-    if not any(message.role == "assistant" for message in messages):
-        raise DataError(path, "no message has the role assistant: every label is masked, nothing is learned", line=line)
-    if messages[-1].role != "assistant":
-        raise DataError(path, f"the last message has the role {messages[-1].role}; it must be assistant's", line=line)
-    return messages
-
-
-def _message(path: Path, line: int, number: int, entry: Any) -> Message:
-    if not isinstance(entry, dict) or not {"role", "content"} <= set(entry):
-        raise DataError(path, f"message {number} must be an object with role and content", line=line)
-    extra = sorted(set(entry) - {"role", "content"})
-    if extra:
-        raise DataError(path, f"message {number} has {extra[0]!r}, which is not trained on; remove it", line=line)
-    if entry["role"] not in ROLES:
-        reason = f"message {number} has the role {entry['role']!r}; the roles are {', '.join(ROLES)}"
-        raise DataError(path, reason, line=line)
-    if entry["role"] == "assistant":
-        return Message("assistant", _text(path, line, f"content of message {number}", entry["content"]))
-    if not isinstance(entry["content"], str):
-        reason = f"message {number}: content is {type(entry['content']).__name__}, not a string"
-        raise DataError(path, reason, line=line)
-    return Message(entry["role"], entry["content"])
-
-
-def _text(path: Path, line: int, field: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise DataError(path, f"field {field!r} is {type(value).__name__}, not a string", line=line)
-    if not value.strip():
-        raise DataError(path, f"field {field!r} is empty: every label is masked, nothing is learned", line=line)
-    return value
-
-
 def _unused_fields(path: Path, records: list[tuple[int, Mapping[str, Any]]], row_format: RowFormat) -> list[str]:
     unused = sorted({field for _, record in records for field in record} - set(FORMAT_FIELDS[row_format]))
     return [f"{path.name}: fields that are not used: {', '.join(unused)}"] if unused else []
@@ -271,7 +161,7 @@ def _duplicates(path: Path, rows: tuple[Row, ...]) -> list[str]:
     first_line: dict[str, int] = {}
     repeated: list[tuple[int, int]] = []
     for row in rows:
-        first = first_line.setdefault(_content(row), row.line)
+        first = first_line.setdefault(row_content(row), row.line)
         if first != row.line:
             repeated.append((row.line, first))
     if not repeated:
@@ -281,24 +171,14 @@ def _duplicates(path: Path, rows: tuple[Row, ...]) -> list[str]:
     return [f"{path.name}: {len(repeated)} of {len(rows)} rows are duplicates ({shown}{more}); they count twice"]
 
 
-def _content(row: Row) -> str:
-    match row:
-        case ChatRow(_, messages):
-            return json.dumps([[message.role, message.content] for message in messages])
-        case CompletionRow(_, prompt, completion):
-            return json.dumps([prompt, completion])
-        case TextRow(_, text):
-            return json.dumps(text)
-
-
 def _split(file: DataFile, evaluation: EvaluationSection, *, seed: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """Hold out a share of the distinct rows; equal rows stay on one side."""
+    """Hold out a share of the distinct rows, chosen by a hash of their content; equal rows stay together."""
     fraction = evaluation.validation_fraction
-    contents = sorted({_content(row) for row in file.rows})
-    wanted = round(len(contents) * (DEFAULT_VALIDATION_FRACTION if fraction is None else fraction))
+    contents = {row_content(row) for row in file.rows}
     if fraction == 0 or len(contents) < 2:
         return file.rows, ()
-    random.Random(f"split {seed}").shuffle(contents)
-    held_out = set(contents[: max(1, wanted)])
-    train = tuple(row for row in file.rows if _content(row) not in held_out)
-    return train, tuple(row for row in file.rows if _content(row) in held_out)
+    ordered = sorted(contents, key=lambda content: hashlib.sha256(f"{seed}:{content}".encode()).digest())
+    wanted = round(len(contents) * (DEFAULT_VALIDATION_FRACTION if fraction is None else fraction))
+    held_out = set(ordered[: max(1, wanted)])
+    train = tuple(row for row in file.rows if row_content(row) not in held_out)
+    return train, tuple(row for row in file.rows if row_content(row) in held_out)

@@ -1,0 +1,114 @@
+"""The end of a run: what the adapter is worth, and the files that remain of it.
+
+It does: evaluate the base and the adapter as it will be saved, export the adapter with manifest, card and probes, draw
+the losses and write the summary.
+It does not: train (`loop`) or publish (`cli`).
+"""
+
+from __future__ import annotations
+
+from trainer.checkpoint import Position
+from trainer.evaluate import Metrics, answerable, completion_loss, exact_match, perplexity_of
+from trainer.events import Listener, Noticed, PhaseAdvanced, PhaseStarted
+from trainer.export import export_adapter, round_to_saved_dtype
+from trainer.manifest import TrainingRecord, build_manifest, hardware_of
+from trainer.plot import draw_losses
+from trainer.preparation import PreparedRun
+from trainer.probes import measure_probes, probe_prompts
+from trainer.result import TrainingResult
+from trainer.run_folder import RunFolder, write_json
+
+
+def conclude_run(run: PreparedRun, folder: RunFolder, position: Position, on_event: Listener) -> TrainingResult:
+    """Evaluate the base and the adapter as it will be saved, export it, and write what there is to see."""
+    round_to_saved_dtype(run.model, run.job.adapter.dtype)
+    with run.model.disable_adapter():
+        base_metrics = _measure(run, "the base", on_event)
+    adapter_metrics = _measure(run, "the adapter", on_event)
+    if base_metrics and adapter_metrics and adapter_metrics.validation_loss >= base_metrics.validation_loss:
+        on_event(
+            Noticed("the adapter's validation loss is not below the base's: this run has taught it nothing useful")
+        )
+    prompts = probe_prompts(
+        run.base.tokenizer, as_chat=_answers_chat(run), context_tokens=run.base.description.context_tokens
+    )
+    record = TrainingRecord(
+        job=run.job,
+        data=run.data,
+        steps=position.step,
+        best_step=position.best_step or position.step,
+        stopped_early=position.stopped_early,
+        label_tokens=position.label_tokens,
+        seconds=position.seconds,
+        hardware=hardware_of(run.device),
+        gradient_checkpointing=run.gradient_checkpointing,
+        truncated_rows=run.train.truncated_rows,
+        dropped_rows=run.train.dropped_rows,
+    )
+    manifest = build_manifest(
+        record,
+        run.base.description,
+        base_metrics=base_metrics,
+        adapter_metrics=adapter_metrics,
+        probes=measure_probes(run.model, prompts),
+    )
+    export_adapter(
+        run.model,
+        folder.adapter,
+        dtype=run.job.adapter.dtype,
+        base=run.base.description,
+        manifest=manifest,
+        private_paths=[folder.path, run.base.folder, run.data.train_file.path],
+    )
+    draw_losses(position, folder.plot, title=run.job.run_name)
+    result = _result(run, folder, position, base_metrics, adapter_metrics)
+    write_json(folder.summary, result.to_json())
+    return result
+
+
+def _measure(run: PreparedRun, whose: str, on_event: Listener) -> Metrics | None:
+    """The metrics of the model as it is now; None without validation rows."""
+    if not run.validation:
+        return None
+    on_event(PhaseStarted(f"Validation loss of {whose}"))
+    loss = completion_loss(run.model, run.validation, run.validation_limit)
+    rows = answerable(run.validation, most=run.job.evaluation.exact_match_rows)
+    if not run.job.evaluation.exact_match or not rows:
+        return Metrics(loss, perplexity_of(loss), None)
+    on_event(PhaseStarted(f"Exact match of {whose}", total=len(rows)))
+    right = exact_match(run.model, run.base.tokenizer, rows, on_rows=lambda done: on_event(PhaseAdvanced(done)))
+    return Metrics(loss, perplexity_of(loss), right)
+
+
+def _answers_chat(run: PreparedRun) -> bool:
+    return run.job.data.as_chat or run.data.train_file.format == "chat"
+
+
+def _result(
+    run: PreparedRun,
+    folder: RunFolder,
+    position: Position,
+    base_metrics: Metrics | None,
+    adapter_metrics: Metrics | None,
+) -> TrainingResult:
+    return TrainingResult(
+        name=run.job.run_name,
+        run_folder=folder.path,
+        adapter_folder=folder.adapter,
+        plot=folder.plot,
+        base=run.base.description,
+        base_metrics=base_metrics,
+        adapter_metrics=adapter_metrics,
+        row_format=run.data.train_file.format,
+        answers_chat=_answers_chat(run),
+        train_rows=len(run.data.train_rows),
+        validation_rows=len(run.data.validation_rows),
+        steps=position.step,
+        best_step=position.best_step or position.step,
+        stopped_early=position.stopped_early,
+        final_loss=position.losses[-1][1],
+        tokens=position.tokens,
+        label_tokens=position.label_tokens,
+        seconds=position.seconds,
+        tokens_per_s=position.tokens / position.seconds,
+    )

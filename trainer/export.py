@@ -1,0 +1,85 @@
+"""Writes a finished adapter as a folder that stock PEFT loads and the registry accepts.
+
+It does: save through PEFT in the wanted dtype, make the bytes a pure function of the weights and the config, add the
+manifest and the card, and refuse to write a folder that shows anything of this machine.
+It does not: choose the weights (`loop`) or publish (`cli`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from basemodel.description import BaseDescription
+from trainer.card import render_card
+from trainer.checkpoint import adapter_tensors
+from trainer.errors import ExportError
+from trainer.run_folder import replaced_folder, write_json
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+MANIFEST_FILE = "loraplex.json"
+CARD_FILE = "README.md"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def round_to_saved_dtype(model: PeftModel, dtype: str) -> None:
+    """Give the live adapter the values that it will have when loaded from the folder; they stay in float32."""
+    with torch.no_grad():
+        for parameter in adapter_tensors(model).values():
+            parameter.copy_(parameter.to(DTYPES[dtype]))
+
+
+def export_adapter(
+    model: PeftModel,
+    target: Path,
+    *,
+    dtype: str,
+    base: BaseDescription,
+    manifest: dict[str, Any],
+    private_paths: Iterable[Path],
+) -> None:
+    """Write the adapter folder, whole or not at all. None of `private_paths` may show in it. Raises ExportError."""
+    with replaced_folder(target) as fresh:
+        model.save_pretrained(str(fresh), safe_serialization=True, save_embedding_layers=False)
+        (fresh / CARD_FILE).unlink(missing_ok=True)
+        _settle_weights(fresh / WEIGHTS_FILE, DTYPES[dtype])
+        _settle_config(fresh / CONFIG_FILE, base)
+        write_json(fresh / MANIFEST_FILE, manifest)
+        config = json.loads((fresh / CONFIG_FILE).read_text(encoding="utf-8"))
+        (fresh / CARD_FILE).write_text(render_card(manifest, config), encoding="utf-8")
+        _refuse_private(fresh, private_paths)
+
+
+def _settle_weights(path: Path, dtype: torch.dtype) -> None:
+    """Save again in `dtype` and in the order of names, so that equal weights are equal bytes."""
+    tensors = load_file(path)
+    rounded = {name: tensors[name].to(dtype).contiguous() for name in sorted(tensors)}
+    if not all(torch.isfinite(tensor).all() for tensor in rounded.values()):
+        raise ExportError(f"the adapter does not fit into {dtype}: it has values that are not finite there")
+    path.unlink()
+    save_file(rounded, path, metadata={"format": "pt"})
+
+
+def _settle_config(path: Path, base: BaseDescription) -> None:
+    """Sort what PEFT keeps as a set, and name the base as others know it."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    config["base_model_name_or_path"] = base.name
+    config["revision"] = base.revision
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _refuse_private(folder: Path, private_paths: Iterable[Path]) -> None:
+    secrets = {str(path.expanduser().absolute()) for path in private_paths} - {"/"}
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        for secret in sorted(secrets):
+            if secret.encode() in content:
+                raise ExportError(f"{file.name} would show the path {secret} of this machine; give the job plain names")

@@ -1,0 +1,90 @@
+"""The methods: how an adapter is attached to a base so that it, and nothing else, trains.
+
+It does: choose the modules, attach PEFT's LoRA layers in float32 over the frozen base, and switch on gradient
+checkpointing. LoRA and QLoRA differ in the base they stand on, and in nothing else here.
+It does not: use PEFT's `prepare_model_for_kbit_training`, which turns embeddings and norms to float32 and so trains
+over another base than the one that is served. `Base.model` is changed in place: load a base for each run.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from basemodel.load import Base
+from trainer.errors import MethodError
+from trainer.job import ALL_LINEAR, AdapterSection
+
+
+def attach_adapter(base: Base, section: AdapterSection, *, checkpointing: bool) -> PeftModel:
+    """Wrap `base.model` with a new adapter, initialized from torch's random state. Raises MethodError."""
+    modules = target_modules(base, section)
+    config = LoraConfig(
+        r=section.r,
+        lora_alpha=_whole_if_possible(section.alpha),
+        lora_dropout=section.dropout,
+        use_rslora=section.rslora,
+        target_modules=short_names(base.model, modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(base.model.get_submodule(name), Conv1D) for name in modules),
+        base_model_name_or_path=base.description.name,
+        revision=base.description.revision,
+    )
+    base.model.requires_grad_(False)
+    model = get_peft_model(base.model, config)
+    if checkpointing:
+        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.model.enable_input_require_grads()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name), f"{name}: only the adapter may train"
+        assert not parameter.requires_grad or parameter.dtype == torch.float32, f"{name} does not train in float32"
+    return model
+
+
+def target_modules(base: Base, section: AdapterSection) -> list[str]:
+    """The full names of the modules that `section` means, sorted. Raises MethodError for a name that means none."""
+    shapes = base.description.modules
+    linear = sorted(name for name, shape in shapes.items() if shape.kind == "linear")
+    if section.target_modules == ALL_LINEAR:
+        head = base.model.get_output_embeddings()
+        return [name for name in linear if base.model.get_submodule(name) is not head]
+    chosen: set[str] = set()
+    for wanted in section.target_modules:
+        found = [name for name in linear if _means(wanted, name)]
+        if not found:
+            raise MethodError(_no_such_module(base, wanted, linear))
+        chosen.update(found)
+    return sorted(chosen)
+
+
+def short_names(model: PreTrainedModel, modules: list[str]) -> list[str]:
+    """The last parts of `modules`, where those mean exactly them in the whole model; else `modules`. Sorted."""
+    endings = sorted({name.rpartition(".")[2] for name in modules})
+    meant = [name for name, _ in model.named_modules() if any(_means(ending, name) for ending in endings)]
+    return endings if sorted(meant) == sorted(modules) else sorted(modules)
+
+
+def _means(wanted: str, name: str) -> bool:
+    return name == wanted or name.endswith(f".{wanted}")
+
+
+def _no_such_module(base: Base, wanted: str, linear: list[str]) -> str:
+    if any(_means(wanted, name) for name in base.description.modules):
+        return f"adapter.target_modules: {wanted!r} is an embedding; linear layers are adapted"
+    endings = sorted({name.rpartition(".")[2] for name in linear})
+    close = difflib.get_close_matches(wanted, endings, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return (
+        f"adapter.target_modules: no linear layer of {base.description.name} is named {wanted!r}.{hint} "
+        f"It has: {', '.join(endings)}"
+    )
+
+
+def _whole_if_possible(alpha: float) -> int:
+    """PEFT declares alpha as an integer and computes with any number; whole ones are written without a point."""
+    return int(alpha) if alpha == int(alpha) else alpha  # type: ignore[return-value]

@@ -1,0 +1,112 @@
+"""Everything that a run needs before its first step, made from a job.
+
+It does: check the data, load the base, tokenize, attach the adapter and plan the steps.
+It does not: step (`loop`). The data is read and checked before the base is loaded: a wrong line costs no waiting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from basemodel.load import Base, load_base
+from trainer.batches import BatchLimit, RunPlan
+from trainer.checkpoint import RunIdentity, adapter_tensors
+from trainer.data import JobData
+from trainer.encoding import EncodedRows, Example, encode_rows
+from trainer.errors import JobError
+from trainer.estimate import wants_checkpointing
+from trainer.job import Job
+from trainer.methods import attach_adapter, target_modules
+
+VALIDATIONS_PER_RUN = 10
+CLOSEST_VALIDATIONS_STEPS = 10
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that can begin. `model` and `optimizer` are the only parts that change, and only the loop changes them."""
+
+    job: Job
+    data: JobData
+    base: Base
+    model: PeftModel
+    optimizer: torch.optim.AdamW
+    train: EncodedRows
+    validation: tuple[Example, ...]
+    plan: RunPlan
+    every_steps: int
+    gradient_checkpointing: bool
+    notices: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.base.model.device
+
+    @property
+    def validation_limit(self) -> BatchLimit:
+        """The bound of a forward without gradients: that of training."""
+        return self.plan.limit
+
+    @property
+    def identity(self) -> RunIdentity:
+        """What a resumed run must agree with."""
+        return RunIdentity(self.job.to_json(), self.data.digest, self.base.description.fingerprint)
+
+
+def prepare_run(job: Job, data: JobData, *, cache_dir: Path) -> PreparedRun:
+    """Load the base and get all ready. Uses torch's random state for the adapter's start."""
+    base = load_base(job.base.source, mode=job.mode, cache_dir=cache_dir, device=_device(job))
+    limit_tokens = _row_limit(job, base)
+    train = encode_rows(data.train_file, data.train_rows, base.tokenizer, job.data, limit_tokens=limit_tokens)
+    notices = [*data.notices, *train.notices]
+    validation: tuple[Example, ...] = ()
+    if data.validation_file is not None:
+        rows = data.validation_rows[: job.evaluation.loss_rows]
+        encoded = encode_rows(data.validation_file, rows, base.tokenizer, job.data, limit_tokens=limit_tokens)
+        validation = encoded.examples
+        notices += [notice for notice in encoded.notices if notice not in notices]
+    plan = RunPlan.of(train.examples, job.optimization)
+    batch_tokens = max(plan.limit.tokens or 0, max(plan.lengths) * (plan.limit.rows or 1))
+    checkpointing = wants_checkpointing(job, base, target_modules(base, job.adapter), batch_tokens=batch_tokens)
+    model = attach_adapter(base, job.adapter, checkpointing=checkpointing)
+    optimizer = torch.optim.AdamW(
+        adapter_tensors(model).values(),
+        lr=job.optimization.learning_rate,
+        weight_decay=job.optimization.weight_decay,
+        foreach=True,
+    )
+    evenly = max(CLOSEST_VALIDATIONS_STEPS, -(-plan.steps // VALIDATIONS_PER_RUN))
+    return PreparedRun(
+        job=job,
+        data=data,
+        base=base,
+        model=model,
+        optimizer=optimizer,
+        train=train,
+        validation=validation,
+        plan=plan,
+        every_steps=job.evaluation.every_steps or evenly,
+        gradient_checkpointing=checkpointing,
+        notices=tuple(notices),
+    )
+
+
+def _device(job: Job) -> str:
+    available = torch.cuda.is_available()
+    if job.base.device == "cuda" and not available:
+        raise JobError('is "cuda", and torch sees no CUDA GPU here; set "auto" or "cpu"', key="base.device")
+    return "cuda" if available and job.base.device != "cpu" else "cpu"
+
+
+def _row_limit(job: Job, base: Base) -> int:
+    context_tokens = base.description.context_tokens
+    wanted = job.data.max_row_tokens
+    if wanted is not None and wanted > context_tokens:
+        reason = f"is {wanted}, and the context of {base.description.name} has {context_tokens} tokens"
+        raise JobError(reason, key="data.max_row_tokens")
+    return wanted or context_tokens

@@ -1,0 +1,115 @@
+"""The folder of a run: what lies where, and who may begin or resume in it.
+
+    RUN/adapter/        the PEFT folder, ready to publish      written whole at the end
+    RUN/checkpoints/    the state to resume from, and the best adapter so far
+    RUN/loss.png        the curve
+    RUN/summary.json    the result; its presence means that the run is finished
+
+It does: claim a folder, refuse one that is taken, and write files whole or not at all.
+It does not: know what a checkpoint holds (`checkpoint`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import RunFolderError
+from trainer.job import Job
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def adapter(self) -> Path:
+        """The finished adapter."""
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """States to resume from."""
+        return self.path / "checkpoints"
+
+    @property
+    def plot(self) -> Path:
+        """The picture of the losses."""
+        return self.path / "loss.png"
+
+    @property
+    def summary(self) -> Path:
+        """The result as JSON."""
+        return self.path / "summary.json"
+
+
+def claim_run_folder(job: Job, home: Path, *, resume: bool, overwrite: bool) -> RunFolder:
+    """The folder of `job`, made where it is missing. Raises RunFolderError where it is taken or cannot be resumed."""
+    folder = RunFolder(job.output.run or home / "runs" / job.run_name)
+    if folder.path.exists() and not folder.path.is_dir():
+        raise RunFolderError(folder.path, "is a file; a run needs a folder")
+    is_run = folder.checkpoints.is_dir() or folder.summary.is_file()
+    if resume:
+        if folder.summary.is_file():
+            raise RunFolderError(folder.path, "that run is finished; there is nothing to resume")
+        if not is_run:
+            raise RunFolderError(folder.path, "holds no run to resume; leave --resume out to begin one")
+        return folder
+    if is_run and not overwrite:
+        raise RunFolderError(
+            folder.path,
+            "holds an earlier run: go on with it (--resume), replace it (--overwrite) or choose another (--run)",
+        )
+    if folder.path.is_dir() and not is_run and any(folder.path.iterdir()):
+        raise RunFolderError(folder.path, "holds files that are no run of ours; choose an empty or a new folder")
+    for part in (folder.adapter, folder.checkpoints):
+        shutil.rmtree(part, ignore_errors=True)
+    for part in (folder.plot, folder.summary):
+        part.unlink(missing_ok=True)
+    folder.checkpoints.mkdir(parents=True)
+    return folder
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes `target`'s place when the block ends well and is removed otherwise."""
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield fresh
+        for path in [*fresh.rglob("*"), fresh]:
+            _sync(path)
+        old = fresh.with_name(fresh.name + "-old")
+        if target.exists():
+            target.rename(old)
+        fresh.chmod(0o755)
+        fresh.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write `document` as JSON, whole or not at all."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    _sync(fresh)
+    fresh.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
