@@ -55,7 +55,8 @@ class Catalog:
             elif row.base_fingerprint != draft.base_fingerprint:
                 raise ConflictError(
                     f"The same files are version {row.number} of {str(name)!r} already, for base "
-                    f"{row.base_fingerprint}; you named base {draft.base_fingerprint}. A version never changes: publish under another name."
+                    f"{row.base_fingerprint}; you named base {draft.base_fingerprint}. A version never "
+                    "changes: publish under another name."
                 )
             return to_versions(session, [(row, adapter, tenant.name)])[0], is_new
 

@@ -69,7 +69,7 @@ class AuthenticationError(RegistryError):
     def __init__(self) -> None:
         super().__init__(
             "The token is not valid: it is unknown, revoked or expired. "
-            "Make a new one with `loraplex token create TENANT --role ROLE`."
+            "Make a new one with `loraplex token create --tenant TENANT --role ROLE`."
         )
 
 

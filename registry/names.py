@@ -155,6 +155,11 @@ class AdapterRef:
             return cls(adapter, number=_parse_number(selector))
         return cls(adapter, alias=parse_alias(selector))
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether this is an adapter's name alone, which means its newest version."""
+        return self.number is None and self.alias is None and self.digest_hex is None
+
     def __str__(self) -> str:
         if self.adapter is None:
             return f"sha256:{self.digest_hex}"

@@ -69,7 +69,7 @@ class Tenants:
             if session.scalar(select(TenantRow).where(TenantRow.name == name)) is not None:
                 raise ConflictError(
                     f"Tenant {name!r} exists already. "
-                    f"Make a token for it with `loraplex token create {name} --role ROLE`."
+                    f"Make a token for it with `loraplex token create --tenant {name} --role ROLE`."
                 )
             session.add(TenantRow(name=name, created_at=now))
             audit.record(session, at=now, actor=OPERATOR_ACTOR, action="create_tenant", subject=name)
@@ -117,7 +117,7 @@ class Tenants:
         with self._database.writing() as session:
             row = session.get(TokenRow, token_id, with_for_update=True)
             if row is None:
-                raise NotFoundError("token", token_id, "List a tenant's tokens with `loraplex token ls TENANT`.")
+                raise NotFoundError("token", token_id, "List a tenant's tokens with `loraplex token ls`.")
             if row.revoked_at is None:
                 row.revoked_at = now
                 audit.record(session, at=now, actor=OPERATOR_ACTOR, action="revoke_token", subject=token_id)

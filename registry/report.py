@@ -1,0 +1,287 @@
+"""What the commands print: tables and sentences for people (rich), and JSON for programs.
+
+Text that came from an adapter or another person is printed as plain characters: no markup, no escape sequences.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from registry.base import BaseRecord
+from registry.publish import Publication
+from registry.tenants import IssuedToken, Tenant, Token
+from registry.version import AdapterSummary, AliasMove, MoveKind, Version
+
+PLAIN_WIDTH = 200
+"""Columns where the output is no terminal: wide enough that nothing is cut."""
+DIGEST_DIGITS_SHOWN = 12
+FACT_CHARACTERS = 300
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def printable(text: str) -> str:
+    """The text with every control character made visible, so that it cannot steer a terminal."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
+
+
+def print_json(value: Any) -> None:
+    """Print a value (dataclasses, enums and times included) as indented JSON."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def version_document(version: Version, *, with_manifest: bool = True) -> dict[str, Any]:
+    """A version as JSON; without its manifest the metrics are still there."""
+    document: dict[str, Any] = msgspec.to_builtins(version)
+    document["metrics"] = _metrics(version)
+    if not with_manifest:
+        del document["manifest"]
+    return document
+
+
+def print_publication(outcome: Publication, base: BaseRecord, alias: str | None) -> None:
+    """What was published, how it was judged, and what to do next."""
+    version = outcome.version
+    name = f"{version.adapter}@{version.number}"
+    click.echo(f"Published {name}" if outcome.is_new else f"These files are {name} already; nothing was added")
+    facts = _facts_of(version, base)
+    if alias is not None:
+        facts["alias"] = f"{alias} points at version {version.number}"
+    _print_facts(facts)
+    if alias is None:
+        click.echo(f"Next: loraplex promote {name} --alias prod")
+    else:
+        click.echo(f"Next: ask a server on base {printable(base.name)} for model {version.adapter}@{alias}")
+
+
+def print_adapters(summaries: Sequence[AdapterSummary], bases: Mapping[str, BaseRecord]) -> None:
+    """All adapters, one line each."""
+    if not summaries:
+        click.echo("No adapters yet. Publish one: loraplex publish FOLDER TENANT/NAME")
+        return
+    table = _table("ADAPTER", "NEWEST", "ALIASES", "BASE", "RANK", "SIZE", "VISIBILITY", "UPDATED")
+    for summary in summaries:
+        aliases = ", ".join(f"{alias} → {number}" for alias, number in summary.aliases.items())
+        table.add_row(
+            summary.adapter,
+            str(summary.newest_number),
+            aliases or "-",
+            _base_name(bases[summary.base_fingerprint]),
+            str(summary.rank),
+            _size(summary.adapter_bytes),
+            summary.visibility.value,
+            _time(summary.updated_at),
+        )
+    _console().print(table)
+
+
+def print_versions(versions: Sequence[Version], aliases: Mapping[str, int]) -> None:
+    """The versions of one adapter, newest first."""
+    newest = versions[0]
+    click.echo(f"{newest.adapter} ({newest.visibility.value}), {len(versions)} version{'s' * (len(versions) > 1)}")
+    table = _table("VERSION", "DIGEST", "ALIASES", "RANK", "SIZE", "EXACT MATCH", "LOSS", "PUBLISHED", "BY", "MESSAGE")
+    for version in versions:
+        metrics = _metrics(version).get("adapter", {})
+        pointing = [alias for alias, number in aliases.items() if number == version.number]
+        table.add_row(
+            str(version.number),
+            _short(version.digest),
+            ", ".join(pointing) or "-",
+            str(version.rank),
+            _size(version.adapter_bytes),
+            _figure("exact_match", metrics.get("exact_match")),
+            _figure("validation_loss", metrics.get("validation_loss")),
+            _time(version.created_at),
+            version.created_by,
+            Text(printable(version.message.partition("\n")[0])),
+        )
+    _console().print(table)
+
+
+def print_histories(histories: Mapping[str, Sequence[AliasMove]]) -> None:
+    """The moves of every alias, newest first."""
+    if not histories:
+        return
+    table = _table("ALIAS", "MOVE", "FROM", "TO", "WHEN", "BY", "EVIDENCE")
+    for alias, moves in histories.items():
+        for move in moves:
+            origin = "-" if move.from_number is None else str(move.from_number)
+            row = (alias, move.kind.value, origin, str(move.to_number), _time(move.moved_at), move.actor)
+            table.add_row(*row, Text(printable(move.evidence)))
+    click.echo()
+    _console().print(table)
+
+
+def print_version(version: Version, base: BaseRecord, aliases: Mapping[str, int]) -> None:
+    """One version: identity, base, metrics, lineage, files."""
+    click.echo(f"\n{version.adapter}@{version.number}")
+    pointing = [alias for alias, number in aliases.items() if number == version.number]
+    facts = _facts_of(version, base) | {"aliases": ", ".join(pointing) or "none"}
+    facts["published"] = f"{_time(version.created_at)} by {version.created_by}"
+    if version.message:
+        facts["message"] = version.message
+    _print_facts(facts | _lineage(version))
+    metrics = _metrics(version)
+    names = sorted(metrics.get("base", {}).keys() | metrics.get("adapter", {}).keys())
+    if names:
+        table = _table("METRIC", "BASE", "ADAPTER")
+        for name in names:
+            sides = (_figure(name, metrics.get(side, {}).get(name)) for side in ("base", "adapter"))
+            table.add_row(Text(printable(name)), *sides)
+        _console().print(table)
+    table = _table("FILE", "SIZE", "SHA-256")
+    for file in version.files:
+        table.add_row(Text(printable(file.path)), _size(file.size), file.sha256)
+    _console().print(table)
+
+
+def print_pull(version: Version, folder: Path) -> None:
+    """Where the files are now."""
+    click.echo(
+        f"{version.adapter}@{version.number} is in {printable(str(folder))}: {len(version.files)} files, verified"
+    )
+    click.echo(f"  digest    {version.digest}")
+
+
+def print_move(move: AliasMove) -> None:
+    """Where the alias points now, and where it did before."""
+    origin = "nowhere" if move.from_number is None else f"version {move.from_number}"
+    click.echo(f"{move.adapter}@{move.alias} now points at version {move.to_number} (before: {origin})")
+    if move.kind is MoveKind.PROMOTE and move.from_number is not None:
+        click.echo(f"Undo: loraplex rollback {move.adapter} --alias {move.alias}")
+
+
+def print_tenant(tenant: Tenant) -> None:
+    """A tenant that was just made."""
+    click.echo(f"Tenant {tenant.name} is made")
+    click.echo(f"Next: loraplex token create --tenant {tenant.name} --role publisher")
+
+
+def print_tenants(tenants: Sequence[Tenant]) -> None:
+    """All tenants."""
+    if not tenants:
+        click.echo("No tenants yet. Make one: loraplex tenant create NAME")
+        return
+    table = _table("TENANT", "MADE")
+    for tenant in tenants:
+        table.add_row(tenant.name, _time(tenant.created_at))
+    _console().print(table)
+
+
+def print_issued_token(token: IssuedToken) -> None:
+    """A token that was just made: the only time that its secret is seen."""
+    expires = "never" if token.expires_at is None else _time(token.expires_at)
+    click.echo(f"Token {token.token_id} for tenant {token.tenant}, role {token.role.value}, expires {expires}")
+    click.echo(f"  secret    {token.secret}")
+    click.echo("Keep it now: it is not stored and cannot be shown again.")
+
+
+def print_tokens(tokens: Sequence[Token]) -> None:
+    """Tokens, without their secrets."""
+    if not tokens:
+        click.echo("No tokens yet. Make one: loraplex token create --tenant TENANT --role ROLE")
+        return
+    table = _table("TOKEN", "TENANT", "ROLE", "LABEL", "MADE", "EXPIRES", "REVOKED")
+    for token in tokens:
+        moments = (_time(token.created_at), _time(token.expires_at), _time(token.revoked_at))
+        table.add_row(token.token_id, token.tenant, token.role.value, Text(printable(token.label)), *moments)
+    _console().print(table)
+
+
+def print_revoked_token(token: Token) -> None:
+    """A token that opens nothing any more."""
+    click.echo(f"Token {token.token_id} of tenant {token.tenant} is revoked")
+
+
+def _facts_of(version: Version, base: BaseRecord) -> dict[str, str]:
+    """What the registry found by judging."""
+    source = "recorded by the trainer" if version.base_verified else "named at publish, not verified"
+    targets = ", ".join(version.target_modules)
+    return {
+        "digest": version.digest,
+        "base": f"{_base_name(base)}, fingerprint {base.fingerprint[:DIGEST_DIGITS_SHOWN]} ({source})",
+        "adapter": f"rank {version.rank} on {targets}; {_size(version.adapter_bytes)}",
+        "access": version.visibility.value,
+    }
+
+
+def _lineage(version: Version) -> dict[str, str]:
+    """Where the version comes from, as far as its manifest says."""
+    manifest = version.manifest or {}
+    training = manifest.get("training") or {}
+    data = training.get("data") or {}
+    facts = {
+        "parent": manifest.get("parent"),
+        "method": training.get("method"),
+        "data": data.get("digest"),
+        "rows": _rows(data),
+        "steps": training.get("steps"),
+        "seed": training.get("seed"),
+        "seconds": training.get("seconds"),
+        "hardware": training.get("hardware"),
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}
+
+
+def _rows(data: Mapping[str, Any]) -> str | None:
+    if data.get("train_rows") is None:
+        return None
+    return f"{data['train_rows']} for training, {data.get('validation_rows') or 0} for validation"
+
+
+def _metrics(version: Version) -> dict[str, dict[str, float | None]]:
+    return ((version.manifest or {}).get("metrics")) or {}
+
+
+def _print_facts(facts: Mapping[str, str]) -> None:
+    for name, value in facts.items():
+        clipped = value if len(value) <= FACT_CHARACTERS else value[:FACT_CHARACTERS] + "..."
+        click.echo(f"  {name:<10}{printable(clipped)}")
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if name == "exact_match" else f"{value:.4g}"
+
+
+def _base_name(base: BaseRecord) -> str:
+    revision = "" if base.revision is None else f"@{base.revision[:DIGEST_DIGITS_SHOWN]}"
+    return printable(f"{base.name}{revision} {base.quantization.mode}")
+
+
+def _short(digest: str) -> str:
+    return digest[: len("sha256:") + DIGEST_DIGITS_SHOWN]
+
+
+def _size(size_bytes: int) -> str:
+    amount, unit = float(size_bytes), 0
+    while amount >= 1000 and unit < len(_UNITS) - 1:
+        amount, unit = amount / 1000, unit + 1
+    return f"{size_bytes} B" if unit == 0 else f"{amount:.1f} {_UNITS[unit]}"
+
+
+def _time(moment: datetime | None) -> str:
+    return "-" if moment is None else moment.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False, highlight=False, emoji=False)
