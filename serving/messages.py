@@ -90,6 +90,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one step produced for one request. After a `finish_reason` there is nothing more for this request.
 
     An end-of-text or stop token that ends the request is not among `token_ids`' text, but is listed as `stop_token_id`.
+    `queue_seconds` is set on a request's first output: how long it waited in the engine before its first step.
     """
 
     request_id: str
@@ -98,6 +99,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     fault: Fault | None = None
+    queue_seconds: float | None = None
 
 
 class Outputs(msgspec.Struct, frozen=True, kw_only=True, tag="outputs"):
@@ -154,6 +156,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     step_seconds: float
     last_step_rows: int
     adapters: list[AdapterState]
+    prefix_queries: int = 0
+    prefix_hits: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):

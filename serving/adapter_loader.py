@@ -1,0 +1,163 @@
+"""From the `model` of a request to an adapter that the engine can read.
+
+It does: resolve a name through the registry once per request, refuse an adapter of another base, fetch each version
+once into the disk cache, and pin it while a request uses it.
+It does not: load tensors (the engine) or judge an adapter (the registry did, at publish).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry import Registry
+from registry.errors import InvalidNameError, NotFoundError, StorageError
+from registry.principal import Principal
+from registry.version import Version
+from serving.adapter_cache import AdapterCache
+from serving.errors import AdapterBaseMismatchError, ModelNotFoundError, RegistryUnavailableError
+from serving.messages import AdapterUse
+from serving.served_base import SHORT_DIGITS, ServedBase
+from serving.threads import Threads
+
+REGISTRY_THREADS = 4
+FETCH_THREADS = 4
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What will serve a request, fixed from its admission to its end. `version` is None for the base alone."""
+
+    base: ServedBase
+    version: Version | None
+
+    @property
+    def name(self) -> str:
+        """How an answer names it: the base, or `acme/text2sql@3`."""
+        return self.base.name if self.version is None else f"{self.version.adapter}@{self.version.number}"
+
+    @property
+    def digest(self) -> str | None:
+        """The adapter's identity."""
+        return None if self.version is None else self.version.digest
+
+    @property
+    def fingerprint(self) -> str:
+        """Short identity of base and adapter together, for `system_fingerprint`."""
+        parts = ["lpx", self.base.short_fingerprint]
+        if self.version is not None:
+            parts.append(self.version.digest.removeprefix("sha256:")[:SHORT_DIGITS])
+        return "-".join(parts)
+
+
+class AdapterLoader:
+    """Resolves and fetches. Used on one event loop; what blocks runs in its threads."""
+
+    def __init__(self, registry: Registry, cache: AdapterCache) -> None:
+        self._registry = registry
+        self._cache = cache
+        self._registry_threads = Threads("resolve", REGISTRY_THREADS)
+        self._fetch_threads = Threads("fetch", FETCH_THREADS)
+        self._fetches: dict[str, asyncio.Task[None]] = {}
+        self._removals: set[asyncio.Task[None]] = set()
+        self.fetched = 0
+
+    @property
+    def cache(self) -> AdapterCache:
+        """The account of the folders on disk."""
+        return self._cache
+
+    async def start(self) -> None:
+        """Make the cache folder ready."""
+        await self._fetch_threads.run(self._cache.prepare)
+
+    def close(self) -> None:
+        """Take no further requests."""
+        for fetch in self._fetches.values():
+            fetch.cancel()
+        self._registry_threads.close()
+        self._fetch_threads.close()
+
+    async def resolve(self, model: str, principal: Principal, base: ServedBase) -> Target:
+        """What `model` means now for this client.
+
+        Raises ModelNotFoundError (also for another tenant's private adapter), AdapterBaseMismatchError,
+        RegistryUnavailableError.
+        """
+        if base.is_named(model):
+            return Target(base, None)
+        try:
+            version = await self._registry_threads.run(self._registry.resolve, model, principal=principal)
+        except (NotFoundError, InvalidNameError):
+            raise ModelNotFoundError(model) from None
+        except StorageError as error:
+            logger.error("registry failed while resolving: %s", error)
+            raise RegistryUnavailableError from error
+        if version.base_fingerprint != base.fingerprint:
+            raise AdapterBaseMismatchError(
+                f"{version.adapter}@{version.number}", expected=version.base_fingerprint, found=base.fingerprint
+            )
+        return Target(base, version)
+
+    @asynccontextmanager
+    async def hold(self, target: Target) -> AsyncIterator[tuple[AdapterUse, ...]]:
+        """The target's adapter as verified files, which stay while the block runs. Nothing for the base alone."""
+        version = target.version
+        if version is None:
+            yield ()
+            return
+        while not self._cache.has(version):
+            await self._fetch_once(version)
+        self._cache.pin(version)
+        try:
+            yield (AdapterUse(digest=version.digest, folder=str(self._cache.folder_of(version))),)
+        finally:
+            self._cache.unpin(version)
+            self._make_room()
+
+    async def _fetch_once(self, version: Version) -> None:
+        """Everybody who waits for a version waits for the same fetch; one who leaves does not end it."""
+        fetch = self._fetches.get(version.digest)
+        if fetch is None:
+            fetch = asyncio.create_task(self._fetch(version), name=f"fetch-{version.digest[:20]}")
+            self._fetches[version.digest] = fetch
+            fetch.add_done_callback(lambda done: self._forget(version.digest, done))
+        await asyncio.shield(fetch)
+
+    def _forget(self, digest: str, fetch: asyncio.Task[None]) -> None:
+        self._fetches.pop(digest, None)
+        if not fetch.cancelled() and (error := fetch.exception()) is not None:
+            logger.error("adapter %s could not be fetched: %s", digest, error)
+
+    async def _fetch(self, version: Version) -> None:
+        folder = self._cache.folder_of(version)
+        if not await self._fetch_threads.run(self._cache.is_whole, version):
+            try:
+                await self._fetch_threads.run(self._registry.pull, version, folder)
+            except (StorageError, OSError) as error:
+                raise RegistryUnavailableError from error
+            self.fetched += 1
+        self._cache.add(version)
+        # Pinned meanwhile: the newcomer, which nobody holds yet, must not be the one to go.
+        self._cache.pin(version)
+        self._make_room()
+        self._cache.unpin(version)
+
+    def _make_room(self) -> None:
+        """Keep the cache within its bound; deleting happens in the background."""
+        if out := self._cache.evict():
+            removal = asyncio.create_task(self._fetch_threads.run(_remove, out))
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,196 @@
+"""The walk of a generation request, from its body to its answer; the routes differ only in their `Dialect`.
+
+Read -> let in -> resolve the model, once -> prompt to token ids -> fits the context -> adapter on disk -> the engine.
+Whatever was taken on the way (a place in the queue, a pinned adapter, sequences in the engine) is given back on every
+way out, also when the client leaves.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import msgspec
+from litestar import Request
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp
+
+from registry.principal import Principal
+from serving.adapter_loader import Target
+from serving.api.choices import ChoiceDelta, ChoicePlan, Choices, Finish
+from serving.api.dialect import Dialect, Document, Head, Usage, WholeChoice
+from serving.api.disconnect import unless_client_leaves
+from serving.api.errors import answer_of
+from serving.api.limits import answer_tokens
+from serving.api.request_id import request_id_of
+from serving.api.request_record import RequestRecord
+from serving.api.sampling import includes_usage, sampling_of, stop_strings_of
+from serving.api.service import Service, service_of
+from serving.api.streaming import EventStream
+from serving.errors import InvalidFieldError
+from serving.transcript import Passage, ShownToken
+
+OPERATOR_TENANT = "~operator"
+"""No tenant's name begins with "~"."""
+
+
+@dataclass
+class _Walk:
+    """One request on its way. Owned by its task; `taken` gives back what was taken."""
+
+    service: Service
+    dialect: Dialect
+    record: RequestRecord
+    principal: Principal
+    taken: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A request in the engine."""
+
+    target: Target
+    head: Head
+    prompt_tokens: int
+    count: int
+    deltas: AsyncIterator[ChoiceDelta]
+    include_usage: bool
+
+
+async def generate(request: Request[Any, Any, Any], read: Callable[[], Awaitable[Dialect]]) -> ASGIApp:
+    """Answer a generation request, plain or as a stream."""
+    service = service_of(request)
+    route = request.route_handler.name or "generate"
+    record = RequestRecord(service.instruments, service.adapters_in_use, route, request_id_of(request.scope))
+    taken = AsyncExitStack()
+    try:
+        dialect = await read()
+        walk = _Walk(service, dialect, record, request.auth, taken)
+        if not dialect.fields.stream:
+            return await unless_client_leaves(request.receive, _plain(walk))
+        return await unless_client_leaves(request.receive, _stream(walk))
+    except BaseException as error:
+        await taken.aclose()
+        record.close(outcome_of(error))
+        raise
+
+
+async def _end(walk: _Walk, error: BaseException | None) -> None:
+    """Give everything back and report."""
+    await walk.taken.aclose()
+    walk.record.close(outcome_of(error))
+    if error is None:
+        walk.service.gate.learn(walk.record.seconds)
+
+
+def outcome_of(error: BaseException | None) -> str:
+    """How metrics and the log name the way a request ended."""
+    if error is None:
+        return "ok"
+    return answer_of(error).code if isinstance(error, Exception) else "cancelled"
+
+
+async def _plain(walk: _Walk) -> ASGIApp:
+    running = await _start(walk)
+    texts: list[list[str]] = [[] for _ in range(running.count)]
+    tokens: list[list[ShownToken]] = [[] for _ in range(running.count)]
+    reasons: dict[int, Finish] = {}
+    async for delta in running.deltas:
+        texts[delta.index].append(delta.passage.text)
+        tokens[delta.index].extend(delta.passage.tokens)
+        if delta.finish_reason is not None:
+            reasons[delta.index] = delta.finish_reason
+    await _end(walk, None)
+    choices = [
+        WholeChoice(index, Passage("".join(texts[index]), tuple(tokens[index])), reasons[index])
+        for index in range(running.count)
+    ]
+    usage = Usage(running.prompt_tokens, walk.record.completion_tokens)
+    document = walk.dialect.whole(running.head, choices, usage, running.target.base.tokenization)
+    return ASGIResponse(
+        body=msgspec.json.encode(document), media_type="application/json", headers=_headers(running.target)
+    )
+
+
+async def _stream(walk: _Walk) -> ASGIApp:
+    """Starts when the first piece is there, so that a request that fails before has a status of its own."""
+    running = await _start(walk)
+    first = await anext(running.deltas)
+    return EventStream(
+        _events(walk, running, first),
+        headers=_headers(running.target),
+        request_id=walk.record.request_id,
+        send_seconds=walk.service.settings.limits.send_seconds,
+        end=partial(_end, walk),
+    )
+
+
+async def _events(walk: _Walk, running: _Running, first: ChoiceDelta) -> AsyncIterator[Document]:
+    dialect, head, tokenization = walk.dialect, running.head, running.target.base.tokenization
+    nothing_yet: Document = {"usage": None} if running.include_usage else {}
+    for index in range(running.count):
+        for chunk in dialect.opening(head, index, tokenization):
+            yield chunk | nothing_yet
+    async for delta in _chained(first, running.deltas):
+        for chunk in dialect.chunks(head, delta.index, delta.passage, delta.finish_reason, tokenization):
+            yield chunk | nothing_yet
+    if running.include_usage:
+        yield dialect.closing(head, Usage(running.prompt_tokens, walk.record.completion_tokens))
+
+
+async def _chained(first: ChoiceDelta, rest: AsyncIterator[ChoiceDelta]) -> AsyncIterator[ChoiceDelta]:
+    yield first
+    async for delta in rest:
+        yield delta
+
+
+async def _start(walk: _Walk) -> _Running:
+    """Everything up to the engine."""
+    service, dialect, fields = walk.service, walk.dialect, walk.dialect.fields
+    base = service.running_base()
+    tenant = walk.principal.tenant or OPERATOR_TENANT
+    walk.record.asked_by(tenant, fields.user)
+    include_usage = includes_usage(fields)
+    answers_each = fields.n or 1
+    count = dialect.prompt_count * answers_each
+    walk.taken.enter_context(service.gate.admit(tenant, count, max_running=base.max_running))
+    target = await service.loader.resolve(fields.model, walk.principal, base)
+    walk.record.resolved(fields.model, target)
+    prompts = await service.tokenizer_threads.run(dialect.encode, base)
+    walk.record.prompt_tokens = sum(map(len, prompts))
+    samplings = [
+        sampling_of(fields, base, max_tokens=_answer_tokens(walk, prompt), logprobs=dialect.logprobs)
+        for prompt in prompts
+    ]
+    adapters = await walk.taken.enter_async_context(service.loader.hold(target))
+    plan = ChoicePlan(tenant, prompts, answers_each, samplings, adapters, stop_strings_of(fields))
+    choices = Choices(service.engine, base.tokenization, plan, walk.record)
+    await walk.taken.enter_async_context(choices)
+    head = Head(uuid.uuid4().hex, int(time.time()), target.name, target.fingerprint)
+    return _Running(target, head, walk.record.prompt_tokens, count, choices.deltas(), include_usage)
+
+
+def _answer_tokens(walk: _Walk, prompt: list[int]) -> int:
+    dialect, base = walk.dialect, walk.service.running_base()
+    if not prompt:
+        raise InvalidFieldError("The prompt is empty.", param=dialect.prompt_param)
+    return answer_tokens(
+        dialect.wanted_tokens,
+        prompt_tokens=len(prompt),
+        context_tokens=base.context_tokens,
+        default=dialect.default_tokens,
+        param=dialect.prompt_param,
+    )
+
+
+def _headers(target: Target) -> dict[str, str]:
+    """What served the request, by content."""
+    headers = {"x-loraplex-base": target.base.fingerprint}
+    if target.digest is not None:
+        headers["x-loraplex-adapter"] = target.digest
+    return headers

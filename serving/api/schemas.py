@@ -1,0 +1,96 @@
+"""What the generation routes accept, field by field, each with its bounds; everything else is refused by name.
+
+It does: give msgspec the types. It does not: check what needs the base or other fields (`sampling`, `limits`).
+The names and meanings are OpenAI's; the fields below the line in `SamplingFields` are vLLM's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+MOST_TOKENS = 1_048_576
+MOST_CHARACTERS = 4_194_304
+
+Model = Annotated[str, Meta(min_length=1, max_length=256)]
+Text = Annotated[str, Meta(max_length=MOST_CHARACTERS)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenCount = Annotated[int, Meta(ge=1, le=MOST_TOKENS)]
+StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+AlternativeCount = Annotated[int, Meta(ge=0, le=20)]
+TokenIds = Annotated[list[TokenId], Meta(min_length=1, max_length=MOST_TOKENS)]
+LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100.0, le=100.0)]], Meta(max_length=1024)]
+MOST_PROMPTS = 64
+"""Prompts of one completion request."""
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`include_usage` adds a last chunk with the token counts."""
+
+    include_usage: bool = False
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Only plain text is offered."""
+
+    type: Literal["text"]
+
+
+class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What chat and plain completions share."""
+
+    model: Model
+    max_tokens: TokenCount | None = None
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    n: Annotated[int, Meta(ge=1, le=16)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=4)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: LogitBias | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Annotated[str, Meta(max_length=256)] | None = None
+    # ---- beyond OpenAI
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Fraction | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
+    ignore_eos: bool | None = None
+
+
+class TextPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One part of a message's content; text is the only kind."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One turn of a chat. `developer` means `system`."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Meta(min_length=1, max_length=64)]
+
+
+class ChatRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=1024)]
+    max_completion_tokens: TokenCount | None = None
+    logprobs: bool | None = None
+    top_logprobs: AlternativeCount | None = None
+    response_format: ResponseFormat | None = None
+
+
+class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/completions. `prompt` is a text, texts, token ids, or lists of token ids."""
+
+    prompt: Text | Annotated[list[Text | TokenId | TokenIds], Meta(min_length=1, max_length=MOST_TOKENS)]
+    logprobs: AlternativeCount | None = None
+    echo: bool | None = None

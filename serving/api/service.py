@@ -1,0 +1,134 @@
+"""What every request needs, made once at the start and handed to the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+from litestar import Request
+from litestar.datastructures import State
+from prometheus_client import CollectorRegistry
+
+from registry import Registry
+from registry.errors import StorageError
+from registry.principal import Principal
+from serving.adapter_cache import AdapterCache
+from serving.adapter_loader import AdapterLoader
+from serving.api.adapters_in_use import AdaptersInUse
+from serving.api.auth import Authenticator
+from serving.api.engine_collector import EngineCollector
+from serving.api.instruments import Instruments
+from serving.api.limits import Gate
+from serving.engine_client import EngineClient
+from serving.errors import EngineUnavailableError, ServingError
+from serving.messages import AdapterUse, Ready
+from serving.served_base import ServedBase
+from serving.settings import ServingSettings
+from serving.threads import Threads
+
+TOKENIZER_THREADS = 2
+
+logger = logging.getLogger(__name__)
+
+
+class Service:
+    """The parts of the API process. `is_draining` and `base` change in its life; the rest is fixed."""
+
+    def __init__(self, settings: ServingSettings, registry: Registry) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.base: ServedBase | None = None
+        self.is_draining = False
+        self.started_at = int(time.time())
+        self._preloaded = AsyncExitStack()
+        self.gate = Gate(settings.limits)
+        self.engine = EngineClient(settings.supervision, settings.engine_settings, on_ready=self._on_ready)
+        self.loader = AdapterLoader(registry, AdapterCache(settings.adapters_folder, settings.disk_cache_bytes))
+        self.authenticator = Authenticator(
+            registry, is_loopback=settings.is_loopback, remember_seconds=settings.token_cache_seconds
+        )
+        self.tokenizer_threads = Threads("tokenize", TOKENIZER_THREADS)
+        self.registry_threads = Threads("list", 2)
+        self.adapters_in_use = AdaptersInUse()
+        self.metrics = CollectorRegistry(auto_describe=False)
+        self.instruments = Instruments(self.metrics, lambda: "unknown" if self.base is None else self.base.name)
+        self.metrics.register(
+            EngineCollector(self.engine, self.loader, self.gate, self.adapters_in_use, lambda: self.base)
+        )
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request sent now would be worked on."""
+        return self.engine.is_ready and not self.is_draining
+
+    async def start(self) -> None:
+        """Begin to start the engine; the routes answer meanwhile."""
+        await self.loader.start()
+        self.engine.start()
+
+    async def stop(self) -> None:
+        """End the engine and the threads."""
+        self.is_draining = True
+        await self.engine.stop()
+        await self._preloaded.aclose()
+        self.loader.close()
+        self.authenticator.close()
+        self.tokenizer_threads.close()
+        self.registry_threads.close()
+
+    async def drain(self, grace_seconds: float) -> bool:
+        """Take no new requests and wait for those inside; False when some were left after the grace."""
+        self.is_draining = True
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self.gate.wait_empty()
+        except TimeoutError:
+            logger.warning("%d sequences were still running after %.0f s of grace", self.gate.inside, grace_seconds)
+            return False
+        return True
+
+    def running_base(self) -> ServedBase:
+        """The base that requests can use now. Raises EngineUnavailableError."""
+        if self.is_draining:
+            raise EngineUnavailableError("the server is shutting down")
+        if self.base is None or self.engine.ready is None:
+            raise EngineUnavailableError(self.engine.state.value)
+        return self.base
+
+    async def _on_ready(self, ready: Ready) -> list[AdapterUse]:
+        """The engine is up: read its tokenizer, let the registry know the base so that adapters can name it, and
+        fetch what is to be preloaded.
+        """
+        limit = self.settings.limits.context_tokens
+        base = await self.tokenizer_threads.run(ServedBase.from_ready, ready, context_limit_tokens=limit)
+        try:
+            await self.registry_threads.run(self.registry.register_base, ready.base)
+        except StorageError as error:  # the base and loaded adapters can be served without the registry
+            logger.warning("the base could not be registered: %s", error)
+        self.base = base
+        return [adapter for model in self.settings.preload for adapter in await self._fetch_preload(model, base)]
+
+    async def _fetch_preload(self, model: str, base: ServedBase) -> tuple[AdapterUse, ...]:
+        """One adapter to preload; its folder stays until the server ends. At the first start it must be there."""
+        try:
+            target = await self.loader.resolve(model, Principal.operator(), base)
+            return await self._preloaded.enter_async_context(self.loader.hold(target))
+        except ServingError as error:
+            if not self.engine.was_ready:
+                raise
+            logger.error("%s could not be preloaded: %s", model, error)
+            return ()
+
+
+def put_service(state: State, service: Service) -> None:
+    """Make the service reachable for the routes of an application."""
+    state["service"] = service
+
+
+def service_of(request: Request[Any, Any, Any]) -> Service:
+    """The service of the application that this request came to."""
+    service: Service = request.app.state["service"]
+    return service

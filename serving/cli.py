@@ -1,0 +1,165 @@
+"""`loraplex serve`: reads the flags, starts the server, and prints what to do with it.
+
+It does: turn flags into `ServingSettings`, refuse what is unsafe, print the first lines and one clean line per error.
+It does not: serve (`serving.server`).
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+
+import click
+import uvloop
+
+import registry
+from registry import Principal, Registry
+from registry.errors import RegistryError
+from serving.api.service import Service
+from serving.errors import ServingError
+from serving.server import open_port, run_server
+from serving.settings import LimitSettings, Mode, ServingSettings
+
+DEFAULT_HOME = Path("~/.loraplex")
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+MEBIBYTE = 1024 * 1024
+EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them, does not bind them)
+
+
+@click.command()
+@click.option("--base", default="embedded", show_default=True, help="Base model: embedded, a folder, or a Hub id.")
+@click.option("--mode", type=click.Choice(["nf4", "bf16", "fp32"]), default="nf4", show_default=True, help="Weights.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need tokens.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 is any free one.")
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="LORAPLEX_HOME",
+    default=DEFAULT_HOME,
+    show_default=True,
+    help="Where bases, adapters and the registry lie.",
+)
+@click.option("--registry", "registry_place", default=None, help="Folder of the registry.  [default: HOME/registry]")
+@click.option("--device", default="cpu", show_default=True, help="Device of the engine: cpu or cuda.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=None, help="CPU threads of the engine.")
+@click.option("--adapter-slots", type=click.IntRange(1, 65536), default=8, show_default=True, help="Resident adapters.")
+@click.option("--max-running", type=click.IntRange(1, 4096), default=32, show_default=True, help="Rows of a batch.")
+@click.option(
+    "--max-waiting", type=click.IntRange(0, 65536), default=256, show_default=True, help="Queue, all tenants."
+)
+@click.option(
+    "--max-waiting-per-tenant",
+    type=click.IntRange(0, 65536),
+    default=None,
+    help="Queue of one tenant.  [default: half of --max-waiting]",
+)
+@click.option(
+    "--context", type=click.IntRange(2, 1 << 20), default=None, help="Context in tokens.  [default: the base's]"
+)
+@click.option("--step-tokens", type=click.IntRange(16, 65536), default=512, show_default=True, help="Tokens of a step.")
+@click.option("--kv-cache-tokens", type=click.IntRange(16), default=None, help="KV cache.  [default: from the base]")
+@click.option("--host-cache-mib", type=click.IntRange(1), default=1024, show_default=True, help="Adapters in memory.")
+@click.option("--disk-cache-mib", type=click.IntRange(1), default=20480, show_default=True, help="Adapters on disk.")
+@click.option("--grace", type=click.FloatRange(0, 3600), default=30, show_default=True, help="Seconds to drain.")
+@click.option("--preload", multiple=True, metavar="MODEL", help="Load this adapter at the start; may be repeated.")
+@click.option("--open-metrics", is_flag=True, help="Serve /metrics without a token.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+    help="info writes one line for each request.",
+)
+def serve(
+    base: str,
+    mode: Mode,
+    host: str,
+    port: int,
+    home: Path,
+    registry_place: str | None,
+    device: str,
+    threads: int | None,
+    adapter_slots: int,
+    max_running: int,
+    max_waiting: int,
+    max_waiting_per_tenant: int | None,
+    context: int | None,
+    step_tokens: int,
+    kv_cache_tokens: int | None,
+    host_cache_mib: int,
+    disk_cache_mib: int,
+    grace: float,
+    preload: tuple[str, ...],
+    open_metrics: bool,
+    log_level: str,
+) -> None:
+    """Serve one base and every adapter of the registry, with an OpenAI-compatible API."""
+    home = home.expanduser()
+    settings = ServingSettings(
+        home=home,
+        registry=registry_place or str(home / "registry"),
+        host=host,
+        port=port,
+        base=base,
+        mode=mode,
+        device=device,
+        threads=threads,
+        adapter_slots=adapter_slots,
+        host_cache_bytes=host_cache_mib * MEBIBYTE,
+        disk_cache_bytes=disk_cache_mib * MEBIBYTE,
+        max_running=max_running,
+        step_budget_tokens=step_tokens,
+        kv_cache_tokens=kv_cache_tokens,
+        grace_seconds=grace,
+        preload=preload,
+        metrics_open=open_metrics,
+        limits=LimitSettings(
+            max_waiting=max_waiting,
+            max_waiting_per_tenant=max_waiting // 2 if max_waiting_per_tenant is None else max_waiting_per_tenant,
+            context_tokens=context,
+        ),
+    )
+    logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT)
+    try:
+        serve_settings(settings)
+    except (ServingError, RegistryError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def serve_settings(settings: ServingSettings) -> None:
+    """Serve until a signal. Raises ServingError or RegistryError with a message for the terminal."""
+    with registry.open(settings.registry) as opened:
+        settings.refuse_open_server(has_tokens=opened.has_tokens())
+        with open_port(settings.host, settings.port) as listener:
+            click.echo(f"Loading the base {settings.base} ({settings.mode}) on {settings.device} ...")
+            service = Service(settings, opened)
+            uvloop.run(run_server(service, listener, on_ready=lambda _: _announce(service, opened, listener)))
+    click.echo("Stopped.")
+
+
+def _announce(service: Service, opened: Registry, listener: socket.socket) -> None:
+    """The first lines: what runs, what it can serve, and how to ask it."""
+    base = service.running_base()
+    settings = service.settings
+    port = listener.getsockname()[1]
+    url = f"http://{EXAMPLE_HOST.get(settings.host, settings.host)}:{port}"
+    adapters = [
+        summary
+        for summary in opened.list_adapters(Principal.operator())
+        if summary.base_fingerprint == base.fingerprint
+    ]
+    model = adapters[0].adapter if adapters else base.name
+    token = '  -H "Authorization: Bearer $LORAPLEX_TOKEN" \\\n' if opened.has_tokens() else ""
+    click.echo(
+        f"Base      {base.name} {settings.mode}, fingerprint {base.short_fingerprint}, on {base.device}, "
+        f"ready after {base.load_seconds:.1f} s"
+    )
+    click.echo(f"Adapters  {len(adapters)} in the registry for this base, {base.adapter_slots} resident at once")
+    click.echo(f"Access    {'bearer tokens' if token else 'this machine only, no tokens'}")
+    click.echo(f"URL       {url}")
+    click.echo("")
+    click.echo(
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n{token}"
+        f'  -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+    )

@@ -1,0 +1,114 @@
+"""Runs the application on a port, and is the one place that handles signals and draining.
+
+SIGTERM or SIGINT: unready at once and no new requests, those inside finish within the grace, then the port closes and
+the engine ends. A second signal ends without waiting. The server also ends when the engine cannot be started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from serving.api.service import Service
+from serving.app import create_app
+from serving.errors import SettingsError
+from serving.messages import Ready
+
+CLOSE_SECONDS = 2
+BACKLOG = 2048
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+logger = logging.getLogger(__name__)
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """Take the port before anything slow begins. Port 0 is any free one. Raises SettingsError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"Cannot listen on {host}:{port} ({error.strerror or error}). Is another server running there? "
+            "Choose another with --port."
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+async def run_server(service: Service, listener: socket.socket, *, on_ready: Callable[[Ready], None]) -> None:
+    """Serve until a signal. `on_ready` runs once, when the first request can be answered.
+
+    Raises EngineError when the engine could not be started, at first or again.
+    """
+    config = uvicorn.Config(
+        create_app(service),
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+    )
+    server = _Server(config, service)
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    watching = asyncio.create_task(_watch(service, server, on_ready), name="watch")
+    try:
+        await serving
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    if service.engine.failure is not None:
+        raise service.engine.failure
+
+
+async def _watch(service: Service, server: _Server, on_ready: Callable[[Ready], None]) -> None:
+    """Announce the first readiness, and end the server when the engine has been given up."""
+    ready = await service.engine.wait_settled() if not service.engine.failure else None
+    if ready is not None:
+        on_ready(ready)
+    await service.engine.wait_given_up()
+    server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our signals: it would close the port before the requests inside have finished."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._draining: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle the signals on the event loop while the server runs."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self._draining is None:
+            logger.info("draining: no new requests, %d sequences inside", self._service.gate.inside)
+            self._draining = asyncio.ensure_future(self._drain())
+        else:
+            self.force_exit = self.should_exit = True
+
+    async def _drain(self) -> None:
+        if not await self._service.drain(self._service.settings.grace_seconds):
+            self._service.engine.fail_in_flight()
+        self.should_exit = True
