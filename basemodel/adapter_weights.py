@@ -55,8 +55,10 @@ def read_adapter(folder: Path, base: BaseDescription, dtype: torch.dtype) -> Ada
     config = _read_config(folder)
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
-    except (OSError, SafetensorError) as error:
-        raise AdapterFormatError(folder, f"{WEIGHTS_FILE} cannot be read ({error})") from error
+    except OSError as error:
+        raise _unreadable(folder, WEIGHTS_FILE, error) from error
+    except SafetensorError as error:
+        raise AdapterFormatError(folder, f"{WEIGHTS_FILE} is damaged ({error})") from error
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         found = KEY.fullmatch(key)
@@ -73,14 +75,21 @@ def read_adapter(folder: Path, base: BaseDescription, dtype: torch.dtype) -> Ada
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise AdapterFormatError(folder, f"{CONFIG_FILE} cannot be read ({error})") from error
+    except OSError as error:
+        raise _unreadable(folder, CONFIG_FILE, error) from error
+    except ValueError as error:
+        raise AdapterFormatError(folder, f"{CONFIG_FILE} is not JSON ({error})") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise AdapterFormatError(folder, f"{CONFIG_FILE} is not of peft_type LORA")
     for name in ("use_dora", "modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices"):
         if config.get(name):
             raise AdapterFormatError(folder, f"{CONFIG_FILE} sets {name}, which this release does not serve")
     return config
+
+
+def _unreadable(folder: Path, file: str, error: OSError) -> AdapterFormatError:
+    """Says why, without the path that the operating system's own text carries: it reaches clients."""
+    return AdapterFormatError(folder, f"{file} cannot be read ({error.strerror or type(error).__name__})")
 
 
 def _pair(
