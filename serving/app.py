@@ -16,7 +16,7 @@ from serving.api.errors import handle_error
 from serving.api.health import livez, readyz, startupz
 from serving.api.metrics import metrics
 from serving.api.models import list_models, show_model
-from serving.api.request_id import with_request_id
+from serving.api.request_id import send_request_id
 from serving.api.service import Service
 from serving.settings import ServingSettings
 
@@ -40,7 +40,7 @@ def create_app(service: Service) -> Litestar:
     return Litestar(
         route_handlers=[chat_completions, completions, list_models, show_model, metrics, livez, readyz, startupz],
         guards=[require_access],
-        middleware=[with_request_id],
+        before_send=[send_request_id],
         exception_handlers={Exception: handle_error},
         lifespan=[lifespan],
         request_max_body_size=service.settings.limits.body_bytes,

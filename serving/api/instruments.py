@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
 ENGINE = "0"
 LABELS = ("model_name", "engine")
@@ -53,6 +53,7 @@ class Instruments:
     """Every instrument of the API process. `model_name` is asked for the label of that name at each observation."""
 
     def __init__(self, registry: CollectorRegistry, model_name: Callable[[], str]) -> None:
+        disable_created_metrics()  # a second series for each counter, which nobody reads
         self._model_name = model_name
         self._named_adapters: set[str] = set()
 
