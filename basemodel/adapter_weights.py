@@ -30,7 +30,7 @@ PLAIN_PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+")
 
 @dataclass(frozen=True)
 class LoraPair:
-    """One module's factors: a [r, H], and b [r, O], which is the transposed lora_B times the scale."""
+    """One module's factors: a [H, r], the transposed lora_A, and b [r, O], the transposed lora_B times the scale."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -38,7 +38,7 @@ class LoraPair:
     @property
     def rank(self) -> int:
         """Rows of this pair."""
-        return self.a.shape[0]
+        return self.b.shape[0]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _pair(
         raise AdapterFormatError(folder, f"'{path}' has rank {rank}, which {CONFIG_FILE} does not say")
     alpha = _setting(folder, config, path, "lora_alpha", "alpha_pattern")
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    pair = LoraPair(a.to(dtype).contiguous(), (b.float() * scale).T.to(dtype).contiguous())
+    pair = LoraPair(a.T.to(dtype).contiguous(), (b.float() * scale).T.to(dtype).contiguous())
     if not (torch.isfinite(pair.a).all() and torch.isfinite(pair.b).all()):
         raise AdapterFormatError(folder, f"'{path}' holds values that are not finite")
     return pair

@@ -23,6 +23,7 @@ class AdapterSites:
     """Every place of one model that an adapter can change. Only the engine loop changes it.
 
     `rows` rank rows are set aside in every layer; an adapter of rank r takes r of them, the same ones everywhere.
+    `dtype` is the type in which adapters are kept and computed.
     """
 
     def __init__(self, model: PreTrainedModel, base: BaseDescription, *, rows: int, dtype: torch.dtype) -> None:
@@ -90,7 +91,7 @@ class AdaptedLinear(nn.Module):
         out: torch.Tensor = self.base(x)
         plan = self._owner[0].head_plan if self.is_head else self._owner[0].plan
         if plan is not None and self._a is not None and self._b is not None and not self.used.isdisjoint(plan.starts):
-            flat = x.reshape(-1, self.in_features).to(self._a.dtype)
+            flat = x.reshape(-1, self.in_features)
             add_lora(out.view(-1, self.out_features), flat, self._a, self._b, plan)
         return out
 
@@ -104,10 +105,10 @@ class AdaptedLinear(nn.Module):
         self.used.discard(start)
         if pair is not None:
             filled = pair.rank
-            self._a[start : start + filled].copy_(pair.a, non_blocking=True)
+            self._a[:, start : start + filled].copy_(pair.a, non_blocking=True)
             self._b[start : start + filled].copy_(pair.b, non_blocking=True)
             self.used.add(start)
-        self._a[start + filled : start + rank].zero_()
+        self._a[:, start + filled : start + rank].zero_()
         self._b[start + filled : start + rank].zero_()
 
     @property
@@ -126,6 +127,6 @@ class AdaptedLinear(nn.Module):
 
     def _new_arena(self) -> tuple[torch.Tensor, torch.Tensor]:
         sites, device = self._owner[0], self.weight.device
-        a = torch.zeros(sites.rows, self.in_features, dtype=sites.dtype, device=device)
+        a = torch.zeros(self.in_features, sites.rows, dtype=sites.dtype, device=device)
         b = torch.zeros(sites.rows, self.out_features, dtype=sites.dtype, device=device)
         return a, b

@@ -7,8 +7,8 @@ token for all layers: LoRA-Switch (arXiv 2405.17741).
 
 Letters: T tokens, H input features, O output features, R rank rows of the arena.
 
-Every layer has an arena of rank rows: A [R, H] and B [R, O], scale folded into B. An adapter of rank r owns r
-consecutive rows, the same ones in every layer. A token's hidden value h = x A^T [T, R] is then kept on its own rows and
+Every layer has an arena of rank rows: A [H, R] and B [R, O], scale folded into B. An adapter of rank r owns r
+consecutive rows, the same ones in every layer. A token's hidden value h = x A [T, R] is then kept on its own rows and
 cleared elsewhere, and h B adds up its adapters. So a step with 8 adapters is two products and one mask, each adapter
 is read once however many rows share it, and which rows belong to whom is computed once for all layers:
 
@@ -27,8 +27,8 @@ import torch
 
 # A run of this many tokens with one adapter is worth its own product; shorter runs share a dense one.
 OWN_GROUP_TOKENS = 32
-# Reading rows that nobody uses is cheaper than gathering until they outnumber the used ones by this factor.
-GATHER_WASTE = 3
+# A window of rows may be this many times wider than the rows in it that are used: a wider one is split in two.
+MOST_WASTE = 4
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class LoraGroup:
-    """Consecutive tokens that are computed together.
+    """Consecutive tokens and a window of rank rows that are computed together.
 
-    `rows` selects the rank rows that take part: a slice, or an index tensor where a slice would read too much.
     `off` [t, r] is True where a token must not use a row (None: all are used); `weight` [t, r] scales (None: by 1).
     """
 
     tokens: slice
-    rows: slice | torch.Tensor
+    rows: slice
     off: torch.Tensor | None
     weight: torch.Tensor | None
 
@@ -88,14 +87,18 @@ def plan_lora(segments: Sequence[Segment], *, device: torch.device, dtype: torch
 
 
 def add_lora(out: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, plan: LoraPlan) -> None:
-    """Add each token's adapters to `out` in place: out [T, O], x [T, H], a [R, H], b [R, O]."""
+    """Add each token's adapters to `out` in place: out [T, O], x [T, H], a [H, R], b [R, O].
+
+    The products are computed in the type of `a` and `b`, whatever that of `x` and `out`, as PEFT does.
+    """
+    x = x.to(a.dtype)
     for group in plan.groups:
-        hidden = x[group.tokens] @ a[group.rows].T
+        hidden = x[group.tokens] @ a[:, group.rows]
         if group.weight is not None:
             hidden *= group.weight
         if group.off is not None:  # a fill, not a product with 0: another adapter's infinity must not become NaN here
             hidden.masked_fill_(group.off, 0)
-        out[group.tokens].addmm_(hidden, b[group.rows])
+        out[group.tokens] += hidden @ b[group.rows]
 
 
 def add_lora_reference(
@@ -107,45 +110,46 @@ def add_lora_reference(
         for _ in range(segment.tokens):
             for use in segment.adapters:
                 rows = slice(use.start, use.start + use.rank)
-                out[token] += use.weight * (b[rows].T @ (a[rows] @ x[token]))
+                out[token] += use.weight * (b[rows].T @ (a[:, rows].T @ x[token]))
             token += 1
 
 
 def _group(members: list[tuple[int, Segment]], device: torch.device, dtype: torch.dtype) -> list[LoraGroup]:
-    """One group over consecutive segments, or none if no token in them uses an adapter."""
-    adapters = {use.start: use.rank for _, segment in members for use in segment.adapters}
-    if not adapters:
-        return []
+    """The groups of consecutive segments: one for each window of rank rows, none if no token uses an adapter."""
+    ranks = {use.start: use.rank for _, segment in members for use in segment.adapters}
+    return [_window_group(members, window, device, dtype) for window in _windows(ranks)]
+
+
+def _window_group(
+    members: list[tuple[int, Segment]], rows: slice, device: torch.device, dtype: torch.dtype
+) -> LoraGroup:
     first = members[0][0]
     last = members[-1][0] + members[-1][1].tokens
-    rows, columns = _rows(adapters, device)
-    width = max(column + adapters[start] for start, column in columns.items())
-    used = torch.zeros(last - first, width, dtype=dtype)
+    used = torch.zeros(last - first, rows.stop - rows.start, dtype=dtype)
     for position, segment in members:
         for use in segment.adapters:
-            column = columns[use.start]
-            used[position - first : position - first + segment.tokens, column : column + use.rank] += use.weight
+            if rows.start <= use.start < rows.stop:
+                column = use.start - rows.start
+                used[position - first : position - first + segment.tokens, column : column + use.rank] += use.weight
     off = used == 0
     weighted = bool(((used != 0) & (used != 1)).any())
-    return [
-        LoraGroup(
-            tokens=slice(first, last),
-            rows=rows,
-            off=off.to(device) if bool(off.any()) else None,
-            weight=used.to(device) if weighted else None,
-        )
-    ]
+    return LoraGroup(
+        tokens=slice(first, last),
+        rows=rows,
+        off=off.to(device) if bool(off.any()) else None,
+        weight=used.to(device) if weighted else None,
+    )
 
 
-def _rows(adapters: dict[int, int], device: torch.device) -> tuple[slice | torch.Tensor, dict[int, int]]:
-    """The rank rows to read, and the column at which each adapter (by its first row) stands among them."""
-    low = min(adapters)
-    high = max(start + rank for start, rank in adapters.items())
-    if high - low <= GATHER_WASTE * sum(adapters.values()):
-        return slice(low, high), {start: start - low for start in adapters}
-    columns: dict[int, int] = {}
-    index: list[int] = []
-    for start, rank in sorted(adapters.items()):
-        columns[start] = len(index)
-        index += range(start, start + rank)
-    return torch.tensor(index, device=device), columns
+def _windows(ranks: dict[int, int]) -> list[slice]:
+    """Windows over the rank rows in use, given as rank by first row: few, and none that reads mostly idle rows."""
+    windows: list[slice] = []
+    used = 0
+    for start, rank in sorted(ranks.items()):
+        used += rank
+        if windows and start + rank - windows[-1].start <= MOST_WASTE * used:
+            windows[-1] = slice(windows[-1].start, start + rank)
+        else:
+            windows.append(slice(start, start + rank))
+            used = rank
+    return windows

@@ -16,7 +16,8 @@ CASES = {
     "one adapter on every row": [Segment(1, (A,))] * 5,
     "different adapters": [Segment(1, (A,)), Segment(1, (B,)), Segment(1, (C,))],
     "base between adapters": [Segment(1, ()), Segment(1, (B,)), Segment(2, ()), Segment(1, (A,))],
-    "far apart, so rows are gathered": [Segment(1, (A,)), Segment(1, (RankRows(900, 2),))],
+    "far apart, so in two windows": [Segment(1, (A,)), Segment(1, (RankRows(900, 2),))],
+    "far apart on one token": [Segment(2, (A, RankRows(900, 2, 0.5)))],
     "a long prompt alone": [Segment(LONG, (B,))],
     "a long prompt between decoding rows": [Segment(1, (A,)), Segment(1, (C,)), Segment(LONG, (B,)), Segment(3, (A,))],
     "a long prompt of the base": [Segment(1, (A,)), Segment(LONG, ())],
@@ -28,17 +29,18 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_grouped_equals_the_reference(case: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16])
+def test_grouped_equals_the_reference(case: str, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     segments = CASES[case]
     tokens = sum(segment.tokens for segment in segments)
     torch.manual_seed(1)
     x, out = torch.randn(tokens, 64), torch.randn(tokens, 96)
-    a, b = torch.randn(1024, 64) / 8, torch.randn(1024, 96) / 8
-    x, out, a, b = (tensor.to(dtype) for tensor in (x, out, a, b))
+    a, b = torch.randn(64, 1024) / 8, torch.randn(1024, 96) / 8
+    x, out, a, b = x.to(out_dtype), out.to(out_dtype), a.to(dtype), b.to(dtype)
     expected = out.double()
     add_lora_reference(expected, x.double(), a.double(), b.double(), segments)
     add_lora(out, x, a, b, plan_lora(segments, device=out.device, dtype=dtype))
-    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    tolerance = 1e-5 if dtype == out_dtype == torch.float32 else 0.02
     assert ((out.double() - expected).abs() <= tolerance * (1 + expected.abs())).all()
 
 
@@ -47,7 +49,7 @@ def test_rows_of_the_base_do_not_change_by_a_bit() -> None:
     x, out = torch.randn(3, 64), torch.randn(3, 96)
     before = out.clone()
     plan = plan_lora([Segment(1, ()), Segment(1, (A,)), Segment(1, ())], device=out.device, dtype=out.dtype)
-    add_lora(out, x, torch.randn(64, 64), torch.randn(64, 96), plan)
+    add_lora(out, x, torch.randn(64, 60), torch.randn(60, 96), plan)
     assert torch.equal(out[0], before[0])
     assert torch.equal(out[2], before[2])
     assert not torch.equal(out[1], before[1])
@@ -56,8 +58,8 @@ def test_rows_of_the_base_do_not_change_by_a_bit() -> None:
 def test_an_adapter_that_overflows_leaves_its_neighbours_alone() -> None:
     """Its hidden values are infinite for everybody's token; they must be cleared, not multiplied by zero."""
     torch.manual_seed(3)
-    x, a, b = torch.randn(2, 64), torch.randn(20, 64), torch.randn(20, 96)
-    a[4:20] = 3e38
+    x, a, b = torch.randn(2, 64), torch.randn(64, 20), torch.randn(20, 96)
+    a[:, 4:20] = 3e38
     out = torch.zeros(2, 96)
     add_lora(out, x, a, b, plan_lora([Segment(1, (A,)), Segment(1, (B,))], device=out.device, dtype=out.dtype))
     expected = torch.zeros(2, 96)

@@ -1,0 +1,1 @@
+"""Every speed that the documentation names comes from a script here."""

@@ -1,0 +1,209 @@
+"""What does a different adapter on every row cost? Tokens per second of the engine against its own base and PEFT.
+
+Run: `python -m benchmarks.serve_mixed [--model embedded|0.1b|0.5b] [--rows 1,4,8] [--quick] [--json FILE]`
+
+For each number of rows it decodes, in turn and several times, so that a change of the machine's speed meets all:
+base (no adapter), same (one adapter on every row), mixed (a different adapter on every row), and PEFT
+(`generate(adapter_names=...)`, the same adapters, the same quantized base). All greedy, all the same lengths, in one
+process, engine and PEFT without HTTP. Reported are medians, and the ratios within the run.
+`adapter_read_ms` is the least time in which the adapters' bytes can be read at the memory bandwidth measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from rich.console import Console
+from rich.table import Table
+
+from basemodel.four_bit import Linear4bit
+from basemodel.load import Base, load_base
+from benchmarks.workload import MODELS, base_source, random_adapters
+from serving.engine.build import engine_for
+from serving.engine.engine import Engine
+from serving.messages import AdapterUse, EngineSettings, Generate, Sampling
+
+RANK = 16
+PROMPT_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table. Speeds are generated tokens per second over all rows."""
+
+    rows: int
+    base_tokens_per_s: float
+    same_tokens_per_s: float
+    mixed_tokens_per_s: float
+    peft_tokens_per_s: float
+    added_ms: float
+    adapter_read_ms: float
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="embedded")
+    parser.add_argument("--rows", default="1,4,8,16,32", help="numbers of concurrent requests")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens generated per request")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--folder", type=Path, default=Path.home() / ".loraplex" / "benchmarks")
+    parser.add_argument("--quick", action="store_true", help="8 rows, 16 tokens, 2 repeats")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.quick:
+        options.rows, options.tokens, options.repeats = "8", 16, 2
+    rows = [int(number) for number in options.rows.split(",")]
+    results = measure(options.model, rows, options.tokens, options.repeats, options.device, options.folder)
+    _print(options.model, results)
+    if options.json:
+        options.json.write_text(json.dumps({"model": options.model, "rows": [asdict(result) for result in results]}))
+
+
+def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path) -> list[Result]:
+    """One result for each number of rows."""
+    source = base_source(model, folder)
+    served = load_base(source, cache_dir=folder / "bases", device=device)
+    adapters = random_adapters(served.description, folder / "adapters", count=max(rows), rank=RANK)
+    settings = EngineSettings(
+        socket="",
+        base=source,
+        bases_folder="",
+        device=device,
+        max_running=max(rows),
+        adapter_slots=max(rows),
+        adapter_pool_bytes=None,
+        kv_cache_tokens=max(rows) * (PROMPT_TOKENS + tokens + 32),
+        check_probes=False,
+    )
+    engine = engine_for(served, settings)
+    peft = _peft(load_base(source, cache_dir=folder / "bases", device=device), adapters)
+    bandwidth = read_bandwidth()
+    return [_measure_rows(engine, peft, adapters[:count], tokens, repeats, bandwidth) for count in rows]
+
+
+def _measure_rows(
+    engine: Engine, peft: PeftModel, adapters: list[Path], tokens: int, repeats: int, bandwidth: float
+) -> Result:
+    count = len(adapters)
+    contenders: dict[str, Callable[[], float]] = {
+        "base": lambda: _decode_seconds(engine, [None] * count, tokens),
+        "same": lambda: _decode_seconds(engine, [adapters[0]] * count, tokens),
+        "mixed": lambda: _decode_seconds(engine, list(adapters), tokens),
+        "peft": lambda: _peft_seconds(peft, adapters, tokens),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for repeat in range(repeats + 1):
+        for name, run in contenders.items():
+            taken = run()
+            if repeat:  # the first round warms up
+                seconds[name].append(taken)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    size = (
+        sum((folder / "adapter_model.safetensors").stat().st_size for folder in adapters) / 2
+    )  # bfloat16 on the device
+    return Result(
+        rows=count,
+        base_tokens_per_s=count * tokens / median["base"],
+        same_tokens_per_s=count * tokens / median["same"],
+        mixed_tokens_per_s=count * tokens / median["mixed"],
+        peft_tokens_per_s=count * tokens / median["peft"],
+        added_ms=1e3 * (median["mixed"] - median["base"]) / tokens,
+        adapter_read_ms=1e3 * size / bandwidth,
+    )
+
+
+def _prompt(row: int) -> list[int]:
+    return [64 + (row * 37 + position * 11) % 900 for position in range(PROMPT_TOKENS)]
+
+
+def _decode_seconds(engine: Engine, adapters: list[Path | None], tokens: int) -> float:
+    """Seconds in which the engine generates `tokens` tokens for each row, after every row has its first."""
+    for row, folder in enumerate(adapters):
+        uses = () if folder is None else (AdapterUse(digest=folder.name, folder=str(folder)),)
+        sampling = Sampling(max_tokens=tokens + 1, temperature=0, ignore_eos=True)
+        engine.add(
+            Generate(request_id=f"{row}", tenant="t", prompt_token_ids=_prompt(row), sampling=sampling, adapters=uses)
+        )
+    started: set[str] = set()
+    while len(started) < len(adapters):
+        started |= {output.request_id for output in engine.step()}
+    begin = time.perf_counter()
+    left = sum(tokens + 1 - len(request.generated) for request in engine.scheduler.running)
+    expected = tokens * len(adapters)
+    while engine.has_work:
+        engine.step()
+    return (time.perf_counter() - begin) * expected / left
+
+
+def _peft(base: Base, adapters: list[Path]) -> PeftModel:
+    model = PeftModel.from_pretrained(base.model, adapters[0], adapter_name=adapters[0].name)
+    for folder in adapters[1:]:
+        model.load_adapter(folder, adapter_name=folder.name)
+    model.eval()
+    assert not any(layer.support_avx512bf16_for_cpu for layer in model.modules() if isinstance(layer, Linear4bit))
+    return model
+
+
+def _peft_seconds(model: PeftModel, adapters: list[Path], tokens: int) -> float:
+    """Seconds of PEFT's mixed batch for the same tokens, without its first one."""
+    ids = torch.tensor([_prompt(row) for row in range(len(adapters))], device=model.device)
+    names = [folder.name for folder in adapters]
+    seconds = []
+    for length in (1, tokens + 1):
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                adapter_names=names,
+                min_new_tokens=length,
+                max_new_tokens=length,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        seconds.append(time.perf_counter() - begin)
+    return seconds[1] - seconds[0]
+
+
+def read_bandwidth() -> float:
+    """Bytes per second at which this machine's memory is read: the best of several sums over 512 MB."""
+    block = torch.ones(128 * 1024 * 1024, dtype=torch.float32)
+    best = 0.0
+    for _ in range(5):
+        begin = time.perf_counter()
+        block.sum()
+        best = max(best, block.nbytes / (time.perf_counter() - begin))
+    return best
+
+
+def _print(model: str, results: list[Result]) -> None:
+    table = Table(title=f"{model}: decode, rank {RANK} on every layer, tokens/s")
+    for name in ("rows", "base", "same", "mixed", "mixed/base", "PEFT", "mixed/PEFT", "added ms", "read floor ms"):
+        table.add_column(name, justify="right")
+    for r in results:
+        table.add_row(
+            str(r.rows),
+            f"{r.base_tokens_per_s:.0f}",
+            f"{r.same_tokens_per_s:.0f}",
+            f"{r.mixed_tokens_per_s:.0f}",
+            f"{r.mixed_tokens_per_s / r.base_tokens_per_s:.2f}",
+            f"{r.peft_tokens_per_s:.0f}",
+            f"{r.mixed_tokens_per_s / r.peft_tokens_per_s:.1f}x",
+            f"{r.added_ms:.2f}",
+            f"{r.adapter_read_ms:.2f}",
+        )
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

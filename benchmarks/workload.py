@@ -1,0 +1,79 @@
+"""What the benchmarks run on: bases of three sizes and random adapters for them.
+
+It does: make the models and adapters, on disk, from a seed. It does not: measure.
+Random weights cost what trained ones cost: the time of a step does not depend on their values.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
+
+from basemodel.description import BaseDescription
+from basemodel.source import EMBEDDED, EMBEDDED_FOLDER
+
+MODELS = ("embedded", "0.1b", "0.5b")
+SHAPES = {
+    "0.1b": LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    ),
+    "0.5b": Qwen2Config(  # the shape of Qwen2.5-0.5B with a vocabulary of 32k
+        vocab_size=32_000,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    ),
+}
+
+
+def base_source(model: str, folder: Path) -> str:
+    """What to give `load_base` for one of MODELS; a random-weight model is written to `folder` once."""
+    if model == "embedded":
+        return EMBEDDED
+    source = folder / f"random-{model}"
+    if not source.is_dir():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(SHAPES[model], dtype=torch.bfloat16).save_pretrained(source)
+        AutoTokenizer.from_pretrained(EMBEDDED_FOLDER).save_pretrained(source)
+    return str(source)
+
+
+def random_adapters(base: BaseDescription, folder: Path, *, count: int, rank: int) -> list[Path]:
+    """`count` LoRA adapters of `rank` on every quantized layer, in PEFT's layout."""
+    return [
+        _random_adapter(base, folder / f"{base.fingerprint[:8]}-r{rank}-{seed}", seed, rank) for seed in range(count)
+    ]
+
+
+def _random_adapter(base: BaseDescription, folder: Path, seed: int, rank: int) -> Path:
+    if folder.is_dir():
+        return folder
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+    for path, shape in base.modules.items():
+        if shape.quantized:
+            name = f"base_model.model.{path}"
+            a = torch.randn(rank, shape.in_features, generator=generator) * shape.in_features**-0.5
+            b = torch.randn(shape.out_features, rank, generator=generator) * 0.02
+            tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+    targets = sorted({path.rsplit(".", 1)[1] for path, shape in base.modules.items() if shape.quantized})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": targets}
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base.name}))
+    return folder
