@@ -10,7 +10,6 @@ import click
 
 from registry.aliases import ANY, Expected
 from registry.errors import RegistryError
-from registry.report import printable
 
 
 class RegistryCommand(click.Command):
@@ -21,7 +20,7 @@ class RegistryCommand(click.Command):
         try:
             return super().invoke(ctx)
         except RegistryError as error:
-            raise click.ClickException(printable(error.message)) from error
+            raise click.ClickException(error.message) from error
 
 
 class ExpectedVersion(click.ParamType[Expected]):

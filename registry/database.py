@@ -19,10 +19,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
-from registry.errors import IncompatibleRegistryError, StorageError
+from registry.errors import ConflictError, IncompatibleRegistryError, RegistryError, StorageError
 
 DATABASE_FILE = "catalog.sqlite"
 LOCK_FILE = "open.lock"
@@ -67,23 +67,23 @@ class Database:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as error:
-            text = str(error.orig)
-            hint = (
-                f"Another process kept it locked for {BUSY_TIMEOUT_SECONDS} s: try again."
-                if "locked" in text
-                else "Check that the disk has room and that the folder may be written."
-            )
-            raise StorageError(
-                f"The catalog at {self._path} cannot be used ({text}). {hint}", path=self._path
-            ) from error
         except DatabaseError as error:
-            if isinstance(error.orig, sqlite3.IntegrityError):
-                raise
-            raise StorageError(
-                f"The catalog at {self._path} is damaged or no registry ({error.orig}). Restore it from a backup.",
-                path=self._path,
-            ) from error
+            raise self._explain(error.orig) from error
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
+
+    def _explain(self, cause: BaseException | None) -> RegistryError:
+        if isinstance(cause, sqlite3.IntegrityError):
+            return ConflictError(
+                f"Somebody else changed the same thing at the same moment ({cause}). Nothing was changed: try again."
+            )
+        if isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause):
+            hint = f"another process kept it locked for {BUSY_TIMEOUT_SECONDS} s. Try again"
+        elif isinstance(cause, sqlite3.OperationalError):
+            hint = f"{cause}. Check that the disk has room and that the folder may be written"
+        else:
+            hint = f"it is damaged or no registry ({cause}). Restore it from a backup"
+        return StorageError(f"The catalog at {self._path} cannot be used: {hint}.", path=self._path)
 
 
 def _create_engine(path: Path) -> Engine:

@@ -30,8 +30,8 @@ class RegistryError(Exception):
     """Root of everything that the registry raises on purpose."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        super().__init__(printable(message))
+        self.message = printable(message)
 
 
 class InvalidNameError(RegistryError):
@@ -178,6 +178,13 @@ class IncompatibleRegistryError(StorageError):
             path=path,
         )
         self.revision = revision
+
+
+def printable(text: str) -> str:
+    """The text with control characters replaced: a name out of an adapter's folder must not steer a terminal."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
 
 
 def _version(number: int | None) -> str:

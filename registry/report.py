@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.base import BaseRecord
+from registry.errors import printable
 from registry.publish import Publication
 from registry.tenants import IssuedToken, Tenant, Token
 from registry.version import AdapterSummary, AliasMove, MoveKind, Version
@@ -27,13 +28,6 @@ PLAIN_WIDTH = 200
 DIGEST_DIGITS_SHOWN = 12
 FACT_CHARACTERS = 300
 _UNITS = ("B", "kB", "MB", "GB", "TB")
-
-
-def printable(text: str) -> str:
-    """The text with every control character made visible, so that it cannot steer a terminal."""
-    return "".join(
-        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
-    )
 
 
 def print_json(value: Any) -> None:

@@ -8,6 +8,15 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+UNCHANGEABLE = (
+    ("versions", "UPDATE"),
+    ("version_files", "UPDATE"),
+    ("alias_moves", "UPDATE"),
+    ("audit_events", "UPDATE"),
+    ("audit_events", "DELETE"),
+)
+"""What the database itself forbids, whoever writes to it."""
+
 
 def upgrade() -> None:
     op.create_table(
@@ -121,6 +130,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("version_id", "path", name=op.f("pk_version_files")),
     )
     op.create_index(op.f("ix_version_files_sha256"), "version_files", ["sha256"], unique=False)
+    if op.get_bind().dialect.name == "sqlite":
+        for table, change in UNCHANGEABLE:
+            op.execute(
+                f"CREATE TRIGGER {table}_no_{change.lower()} BEFORE {change} ON {table} "
+                f"BEGIN SELECT RAISE(ABORT, 'a row of {table} never changes'); END"
+            )
 
 
 def downgrade() -> None:

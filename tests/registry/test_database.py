@@ -1,0 +1,113 @@
+"""The catalog's database: settings, migrations, and what is no registry."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, text
+
+import registry
+from registry.database import Database
+from registry.errors import IncompatibleRegistryError, InvalidValueError, NotFoundError, StorageError
+from registry.models import Row
+from tests.registry.adapter_folders import base_document
+
+
+def test_the_migrations_make_the_tables_of_the_models(tmp_path: Path) -> None:
+    registry.open(tmp_path).close()
+    engine = create_engine(f"sqlite:///{tmp_path / 'catalog.sqlite'}")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Row.metadata) == []
+    engine.dispose()
+
+
+def test_a_commit_survives_power_loss(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    with database.reading() as session:
+        pragmas = {
+            name: session.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    database.close()
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
+
+
+def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    insert = text("INSERT INTO tenants (name, created_at) VALUES ('acme', '2026-01-01')")
+
+    def write(times: int, error: Exception | None = None) -> None:
+        with database.writing() as session:
+            for _ in range(times):
+                session.execute(insert)
+            if error:
+                raise error
+
+    with pytest.raises(KeyError):
+        write(1, KeyError())
+    with pytest.raises(registry.ConflictError, match="Nothing was changed"):
+        write(2)
+    with database.reading() as session:
+        assert session.execute(text("SELECT count(*) FROM tenants")).scalar() == 0
+    database.close()
+
+
+def test_a_registry_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:
+    registry.open(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / "catalog.sqlite")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+    with pytest.raises(IncompatibleRegistryError, match="newer release") as caught:
+        registry.open(tmp_path)
+    assert caught.value.revision == "9999"
+
+
+def test_what_is_no_registry(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="cannot be made"):
+        registry.open(tmp_path / "file" / "below")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "catalog.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(StorageError, match="damaged or no registry"):
+        registry.open(tmp_path / "damaged")
+    with pytest.raises(NotFoundError, match="There is no registry"):
+        registry.open(tmp_path / "absent", create=False)
+    assert not (tmp_path / "absent").exists()
+    with pytest.raises(InvalidValueError, match="local folder"):
+        registry.open("postgresql://localhost/registry")
+
+
+def test_a_registry_opens_again_as_it_was(tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
+    operator = registry.Principal.operator()
+    with registry.open(tmp_path / "r") as reg:
+        reg.register_base(base_document())
+        version = reg.publish(make_adapter(), "acme/a", principal=operator)
+    with registry.open(str(tmp_path / "r"), create=False) as reg:
+        assert reg.resolve("acme/a", principal=operator) == version
+        assert reg.base(version.base_fingerprint).name == "embedded"
+
+
+def test_threads_share_a_registry(reg: registry.Registry, make_adapter: Callable[..., Path]) -> None:
+    operator = registry.Principal.operator()
+    folders = [make_adapter(seed=seed) for seed in range(16)]
+    numbers: list[int] = []
+
+    def publish(part: int) -> None:
+        for folder in folders[part::4]:
+            numbers.append(reg.publish(folder, "acme/a", principal=operator).number)
+            reg.resolve("acme/a", principal=operator)
+
+    threads = [threading.Thread(target=publish, args=(part,)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == list(range(1, 17))
+    reg.check_integrity()
