@@ -4,7 +4,7 @@
 # Dockerfile. Running it again only installs what is missing.
 #
 # torch comes first, in the build that fits the machine: with an NVIDIA GPU (or LORAPLEX_TORCH=cuda) the CUDA build,
-# otherwise the CPU build, which is ten times smaller. Everything else comes from the lock files, checked by hash.
+# otherwise the CPU build, which is far smaller. Everything else comes from the lock files, checked by hash.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

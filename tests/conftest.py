@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-# Read by the math libraries when they load, so set before any test module is imported. Two threads are what the
-# suite is timed for; a test that measures speed sets its own.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Read by the math libraries when they load, so set before any test module is imported. One thread each: threads that
+# wait for each other on a busy machine cost more than they bring. A test that measures speed sets its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")

@@ -1,0 +1,128 @@
+"""The demo's server: the real `loraplex serve`, as a process of its own, started, watched and stopped.
+
+It does not: talk to the server beyond asking whether it is ready (`traffic`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import httpx
+
+from loraplex.errors import ServerError
+
+HOST = "127.0.0.1"
+USUAL_PORT = 8000
+READY_SECONDS = 180.0
+STOP_SECONDS = 30.0
+POLL_SECONDS = 0.1
+SHOWN_LOG_LINES = 15
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that is ready. `process` is stopped by whoever started it."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def wait(self) -> None:
+        """Return when the server has ended by itself."""
+        self.process.wait()
+
+
+@contextmanager
+def running_server(home: Path, base: str, port: int, adapter_slots: int) -> Iterator[RunningServer]:
+    """Start the server, wait until it is ready, and stop it at the end, also where this process is told to end.
+
+    Raises:
+        ServerError: it ended, or was not ready in time; the last lines of its log are in the message.
+    """
+    log = home / "logs" / "demo-server.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "loraplex", "serve", "--home", str(home), "--base", base]
+    command += ["--host", HOST, "--port", str(port), "--adapter-slots", str(adapter_slots)]
+    with log.open("wb") as output, _ends_with_an_exception(signal.SIGTERM):
+        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=home, env=_environment()
+        )
+        try:
+            server = RunningServer(process, f"http://{HOST}:{port}", log)
+            _wait_until_ready(server)
+            yield server
+        finally:
+            _stop(process)
+
+
+def free_port(wanted: int | None) -> int:
+    """The wanted port; without a wish the usual one if it is free, else any free one."""
+    if wanted is not None:
+        return wanted
+    for port in (USUAL_PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise AssertionError("port 0 is always free")
+
+
+def _environment() -> dict[str, str]:
+    """The server's settings are the demo's flags, not those of the user's other servers."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LORAPLEX_")}
+
+
+def _wait_until_ready(server: RunningServer) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            reason = f"ended with status {server.process.returncode} before it was ready"
+            raise ServerError(reason, log=server.log, last_lines=_last_lines(server.log))
+        try:
+            if httpx.get(f"{server.url}/readyz", timeout=2.0).is_success:
+                return
+        except httpx.TransportError:
+            pass  # not listening yet
+        time.sleep(POLL_SECONDS)
+    raise ServerError(f"was not ready after {READY_SECONDS:.0f} s", log=server.log, last_lines=_last_lines(server.log))
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _last_lines(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LOG_LINES:])
+
+
+@contextmanager
+def _ends_with_an_exception(number: signal.Signals) -> Iterator[None]:
+    """While inside, the signal raises SystemExit, so that the server is stopped and not left behind."""
+
+    def leave(received: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + received)
+
+    before = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

@@ -1,0 +1,46 @@
+"""One call of `loraplex demo`: choose the plan, run it, write the results, and wait with the server for Ctrl-C."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from loraplex.demo.plan import full_plan, quick_plan
+from loraplex.demo.report import Report
+from loraplex.demo.runner import FinishedDemo, run_demo
+from loraplex.demo.server import free_port
+
+
+def run_session(
+    console: Console,
+    home: Path,
+    port: int | None,
+    base: str | None,
+    json_file: Path | None,
+    *,
+    once: bool,
+    quick: bool,
+) -> None:
+    """Run the demo to its end, which is Ctrl-C unless `once`. Raises as `run_demo` does."""
+    plan = quick_plan() if quick else full_plan()
+    if base is not None:
+        plan = replace(plan, base=str(Path(base).resolve()) if Path(base).is_dir() else base)
+    home.mkdir(parents=True, exist_ok=True)
+    report = Report(console)
+    with run_demo(plan, home, free_port(port), report) as finished:
+        if json_file is not None:
+            finished.results.write(json_file)
+            report.line(f"results: {json_file}")
+        if not once:
+            _wait(finished, report, home, held_out_seed=plan.held_out_seed)
+
+
+def _wait(finished: FinishedDemo, report: Report, home: Path, held_out_seed: int) -> None:
+    examples = {a.plan.model: a.plan.task.held_out(1, held_out_seed)[0].prompt for a in finished.published}
+    report.curls(finished.server.url, finished.published, examples, home)
+    try:
+        finished.server.wait()
+    except KeyboardInterrupt:
+        report.line("stopping the server")

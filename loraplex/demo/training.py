@@ -1,0 +1,58 @@
+"""Step 1 of the demo: make each task's data, and train its adapter as `loraplex train` would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from basemodel.description import BaseDescription
+from loraplex.demo.plan import AdapterPlan, DemoPlan
+from loraplex.demo.progress import TrainingProgress
+from loraplex.demo.tasks import write_jsonl
+from trainer.job import Job
+from trainer.loop import run_job
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """An adapter folder, ready to be published."""
+
+    plan: AdapterPlan
+    folder: Path
+    base: BaseDescription
+
+
+def train_adapters(plan: DemoPlan, home: Path, progress: TrainingProgress) -> list[TrainedAdapter]:
+    """Train every adapter of the plan, one after the other."""
+    runs = home / "runs" / datetime.now().astimezone().strftime("demo-%Y%m%d-%H%M%S")
+    trained = []
+    for adapter in plan.adapters:
+        job = training_job(plan, adapter, runs)
+        result = run_job(job, home=home, on_event=progress.listener(adapter.task.name))
+        trained.append(TrainedAdapter(adapter, result.adapter_folder, result.base))
+    return trained
+
+
+def training_job(plan: DemoPlan, adapter: AdapterPlan, runs: Path) -> Job:
+    """The job of one adapter; writes its training data beside its run."""
+    data = runs / f"{adapter.task.name}.jsonl"
+    data.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(adapter.task.train(plan.train_rows, plan.train_seed), data)
+    return Job.from_values(
+        {
+            "name": adapter.task.name,
+            "base": {"source": plan.base},
+            "data": {"train": data},
+            "adapter": {"method": "qlora", "r": plan.rank, "alpha": float(plan.rank)},
+            "optimization": {
+                "max_steps": plan.train_steps,
+                "learning_rate": plan.learning_rate,
+                "seed": plan.train_seed,
+            },
+            # The demo measures through the server, on data of its own.
+            "evaluation": {"exact_match": False, "validation_fraction": 0.02},
+            "output": {"run": runs / adapter.task.name},
+        },
+        origin="the demo",
+    )
