@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import CheckpointError
 from trainer.run_folder import replaced_folder, write_json
+from trainer.tuners import PeftModel
 
 TENSORS_FILE = "state.safetensors"
 POSITION_FILE = "state.json"

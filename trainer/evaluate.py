@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trainer.batches import BatchLimit, collate, plan_by_length
 from trainer.encoding import Example
 from trainer.forward import base_of, summed_loss
+from trainer.tuners import PeftModel
 
 GENERATION_BATCH_TOKENS = 16_384
 LARGEST_EXPONENT = 700.0

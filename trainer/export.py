@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from basemodel.description import BaseDescription
@@ -21,6 +20,7 @@ from trainer.card import render_card
 from trainer.checkpoint import adapter_tensors
 from trainer.errors import ExportError
 from trainer.run_folder import replaced_folder, write_json
+from trainer.tuners import PeftModel
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

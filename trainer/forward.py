@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from trainer.batches import Batch
+from trainer.tuners import PeftModel
 
 
 def label_logits(model: PeftModel, batch: Batch) -> Tensor:

@@ -11,13 +11,15 @@ from __future__ import annotations
 import difflib
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from basemodel.load import Base
+from trainer.attention import use_float32_gradient
 from trainer.errors import MethodError
 from trainer.job import ALL_LINEAR, AdapterSection
+from trainer.lora_product import use_served_product
+from trainer.tuners import LoraConfig, PeftModel, with_adapter
 
 
 def attach_adapter(base: Base, section: AdapterSection, *, checkpointing: bool) -> PeftModel:
@@ -32,11 +34,11 @@ def attach_adapter(base: Base, section: AdapterSection, *, checkpointing: bool) 
         bias="none",
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(base.model.get_submodule(name), Conv1D) for name in modules),
-        base_model_name_or_path=base.description.name,
-        revision=base.description.revision,
     )
     base.model.requires_grad_(False)
-    model = get_peft_model(base.model, config)
+    model = with_adapter(base.model, config)
+    use_served_product(model)
+    use_float32_gradient(base.model)
     if checkpointing:
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.model.enable_input_require_grads()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 
 from basemodel.load import Base, load_base
 from trainer.batches import BatchLimit, RunPlan
@@ -21,6 +20,7 @@ from trainer.errors import JobError
 from trainer.estimate import wants_checkpointing
 from trainer.job import Job
 from trainer.methods import attach_adapter, target_modules
+from trainer.tuners import PeftModel
 
 VALIDATIONS_PER_RUN = 10
 CLOSEST_VALIDATIONS_STEPS = 10

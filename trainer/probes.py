@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
+
+from trainer.tuners import PeftModel
 
 TEXTS = (
     "Hello",
