@@ -75,8 +75,9 @@ class ChatTemplate:
             return self._template.render(
                 messages=marked, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
             )
-        except TemplateError as error:
-            reason = (error.message or "no reason given")[:LONGEST_REASON_CHARACTERS]
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+            told = error.message if isinstance(error, TemplateError) else None
+            reason = (told or "it fails on them")[:LONGEST_REASON_CHARACTERS]
             raise InvalidFieldError(
                 f"The base's chat template refuses these messages: {reason}", param="messages"
             ) from error

@@ -95,7 +95,7 @@ class EngineProcess:
             while True:
                 await asyncio.wait({death, incoming}, timeout=silence_seconds(), return_when=asyncio.FIRST_COMPLETED)
                 if incoming.done():
-                    message = decode_from_engine(incoming.result())
+                    message = _decoded(incoming.result())
                     incoming = asyncio.ensure_future(self._socket.recv())
                     yield message
                 elif death.done():
@@ -150,3 +150,12 @@ class EngineProcess:
     def _running(self) -> asyncio.subprocess.Process:
         assert self._process is not None, "launch() has not started the process"
         return self._process
+
+
+def _decoded(data: bytes) -> FromEngine:
+    """A message; one that cannot be read means that the engine is not to be trusted any more."""
+    try:
+        return decode_from_engine(data)
+    except msgspec.MsgspecError as error:
+        logger.error("the engine sent a message that is not one: %s", error)
+        raise EngineLostError(None) from error

@@ -17,7 +17,7 @@ import uvicorn
 
 from serving.api.service import Service
 from serving.app import create_app
-from serving.errors import SettingsError
+from serving.errors import EngineError, SettingsError
 from serving.messages import Ready
 
 CLOSE_SECONDS = 2
@@ -74,11 +74,13 @@ async def run_server(service: Service, listener: socket.socket, *, on_ready: Cal
 
 async def _watch(service: Service, server: _Server, on_ready: Callable[[Ready], None]) -> None:
     """Announce the first readiness, and end the server when the engine has been given up."""
-    ready = await service.engine.wait_settled() if not service.engine.failure else None
-    if ready is not None:
-        on_ready(ready)
-    await service.engine.wait_given_up()
-    server.should_exit = True
+    try:
+        on_ready(await service.engine.wait_settled())
+        await service.engine.wait_given_up()
+    except EngineError:
+        logger.debug("the engine's first start failed")  # run_server raises it
+    finally:
+        server.should_exit = True
 
 
 class _Server(uvicorn.Server):

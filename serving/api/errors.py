@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from litestar.routes import HTTPRoute
 
 from serving import errors
 from serving.api.request_id import request_id_of
@@ -121,14 +122,23 @@ def handle_error(request: Request[Any, Any, Any], error: Exception) -> Response[
         headers["retry-after"] = str(retry_after)
     if answer.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if isinstance(error, HTTPException) and error.headers and "Allow" in error.headers:
-        headers["allow"] = error.headers["Allow"]
+    if answer.status == 405:
+        headers["allow"] = _allowed_methods(request)
     return Response(
         content=msgspec.json.encode(document_of(error)),
         status_code=answer.status,
         media_type="application/json",
         headers=headers,
     )
+
+
+def _allowed_methods(request: Request[Any, Any, Any]) -> str:
+    """The methods of the route that the request meant, which a 405 must list (RFC 9110, 15.5.6)."""
+    path = request.scope["path"]
+    routes = [route for route in request.app.routes if isinstance(route, HTTPRoute)]
+    same = [route for route in routes if route.path == path]
+    below = [route for route in routes if "{" in route.path and path.startswith(route.path.partition("{")[0])]
+    return ", ".join(sorted({method for route in same or below for method in route.methods}))
 
 
 def log_unexpected(error: Exception, request_id: str) -> None:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from litestar import Request, get
+from litestar.params import FromPath
 
 from registry.errors import StorageError
 from registry.version import AdapterSummary
@@ -37,7 +38,7 @@ async def list_models(request: Request[Any, Any, Any]) -> Document:
 
 
 @get("/v1/models/{model:path}")
-async def show_model(request: Request[Any, Any, Any], model: str) -> Document:
+async def show_model(request: Request[Any, Any, Any], model: FromPath[str]) -> Document:
     """One model by any of its names; the same 404 for a missing and for a foreign one."""
     service = service_of(request)
     base = service.running_base()

@@ -30,6 +30,11 @@ class Stocked:
 
 
 @pytest.fixture(scope="session")
+def venv_python() -> str:
+    return sys.executable
+
+
+@pytest.fixture(scope="session")
 def byte_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_byte_base(tmp_path_factory.mktemp("byte-base"))
 

@@ -11,6 +11,7 @@ A command is a word that begins with "!" anywhere in the prompt, up to the end o
     !crash           ends the process at once         !crash-after N   ... after N tokens
     !freeze          stops the whole engine, as SIGSTOP does
     !fail CODE       answers with this fault
+    !garble          sends bytes that are no message
 
 Run: python scripted_engine.py BASE_FOLDER [--die-before-ready | --cannot-start MESSAGE] --settings JSON
 """
@@ -144,6 +145,8 @@ class ScriptedEngine:
             command, argument = (found[1], found[2].strip()) if found else (None, "")
             if command == "crash":
                 os._exit(9)
+            if command == "garble":
+                self.socket.send(b"\xc1 no message")
             if command == "freeze":
                 os.kill(os.getpid(), signal.SIGSTOP)
             answer = self.answer(message, command, argument)
@@ -179,7 +182,7 @@ class ScriptedEngine:
     def next_output(self, sequence: Sequence) -> Output:
         request, sampling = sequence.request, sequence.request.sampling
         if sequence.command == "fail":
-            fault = Fault(code=sequence.argument, message="scripted fault")
+            fault = Fault(code=sequence.argument.split()[0], message="scripted fault")
             return Output(request_id=request.request_id, finish_reason="error", fault=fault)
         if sequence.command == "crash-after" and sequence.made >= int(sequence.argument):
             os._exit(9)

@@ -78,6 +78,7 @@ def running_server(folder: Path, *, engine: list[str], token: str | None = None,
         "home": str(home),
         "registry": str(settings.pop("registry", home / "registry")),
         "port": 0,
+        "port": 0,
         "supervision": supervision,
         **settings,
     }
