@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import registry
+from registry import Principal, Registry, Version
+from registry.errors import StorageError
+from serving.adapter_cache import AdapterCache
+from serving.adapter_loader import AdapterLoader, Target
+from serving.errors import AdapterBaseMismatchError, ModelNotFoundError, RegistryUnavailableError
+from serving.messages import Ready
+from serving.served_base import ServedBase
+from tests.registry.adapter_folders import write_adapter
+from tests.serving.byte_base import base_json
+from tests.serving.conftest import Stocked
+
+OPERATOR = Principal.operator()
+PLENTY = 1 << 30
+
+
+class CountingRegistry(Registry):
+    """A real registry that counts pulls, makes them slow, and fails on demand."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.pulls: list[str] = []
+        self.is_down = False
+
+    def pull(self, version: Version, destination: Path) -> Path:
+        self.pulls.append(version.digest)
+        if self.is_down:
+            raise StorageError("no disk")
+        return super().pull(version, destination)
+
+    def resolve(self, ref: str, *, principal: Principal) -> Version:
+        if self.is_down:
+            raise StorageError("no database")
+        return super().resolve(ref, principal=principal)
+
+
+@pytest.fixture
+def reg(tmp_path: Path) -> CountingRegistry:
+    opened = CountingRegistry(tmp_path / "registry")
+    opened.register_base(base_json())
+    for seed in range(1, 5):
+        opened.publish(write_adapter(tmp_path / f"source-{seed}", seed=seed), f"acme/a{seed}", principal=OPERATOR)
+    return opened
+
+
+@pytest.fixture
+def base(byte_base: Path) -> ServedBase:
+    ready = Ready(
+        base=base_json(),
+        base_folder=str(byte_base),
+        device="none",
+        context_tokens=64,
+        kv_blocks=1,
+        kv_block_tokens=16,
+        adapter_slots=1,
+        max_running=1,
+        load_seconds=0.0,
+    )
+    return ServedBase.from_ready(ready, context_limit_tokens=None)
+
+
+@pytest.fixture
+async def loader(reg: CountingRegistry, tmp_path: Path) -> AsyncIterator[AdapterLoader]:
+    loader = AdapterLoader(reg, AdapterCache(tmp_path / "adapters", PLENTY))
+    await loader.start()
+    yield loader
+    loader.cache.check_integrity()
+    loader.close()
+
+
+async def touch(loader: AdapterLoader, target: Target) -> Path:
+    async with loader.hold(target) as (use,):
+        assert use.digest == target.digest
+        assert sorted(os.listdir(use.folder)) == ["adapter_config.json", "adapter_model.safetensors", "loraplex.json"]
+        loader.cache.check_integrity()
+        return Path(use.folder)
+
+
+async def test_a_version_is_fetched_once_by_many(loader: AdapterLoader, reg: CountingRegistry, base: ServedBase) -> None:
+    target = await loader.resolve("acme/a1", OPERATOR, base)
+    await asyncio.gather(*(touch(loader, target) for _ in range(20)))
+    assert reg.pulls == [target.digest]
+    assert loader.fetched == 1
+
+
+async def test_one_who_leaves_does_not_end_the_fetch_of_others(
+    loader: AdapterLoader, reg: CountingRegistry, base: ServedBase
+) -> None:
+    target = await loader.resolve("acme/a1", OPERATOR, base)
+    leaving = asyncio.create_task(touch(loader, target))
+    staying = asyncio.create_task(touch(loader, target))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await staying
+    assert reg.pulls == [target.digest]
+
+
+async def test_the_base_needs_no_adapter(loader: AdapterLoader, base: ServedBase) -> None:
+    for name in ("base", "bytes"):
+        target = await loader.resolve(name, OPERATOR, base)
+        assert (target.version, target.name, target.fingerprint) == (None, "bytes", f"lpx-{base.fingerprint[:12]}")
+        async with loader.hold(target) as uses:
+            assert uses == ()
+
+
+async def test_the_longest_unused_goes_first_and_pinned_ones_stay(
+    reg: CountingRegistry, base: ServedBase, tmp_path: Path
+) -> None:
+    names = ("acme/a1", "acme/a2", "acme/a3", "acme/a4")
+    sizes = [sum(file.size for file in reg.resolve(name, principal=OPERATOR).files) for name in names]
+    loader = AdapterLoader(reg, AdapterCache(tmp_path / "adapters", sum(sizes[:2]) + 100))
+    await loader.start()
+    one, two, three, four = [await loader.resolve(name, OPERATOR, base) for name in names]
+    async with loader.hold(one):
+        await touch(loader, two)
+        await touch(loader, three)  # two goes: one is held
+        assert [loader.cache.has(each.version) for each in (one, two, three) if each.version] == [True, False, True]
+        await touch(loader, three)
+        assert len(reg.pulls) == 3
+    await touch(loader, four)  # three was used after one
+    assert loader.cache.count == 2
+    await touch(loader, one)
+    loader.cache.check_integrity()
+    for _ in range(100):
+        if not list((tmp_path / "adapters").glob(".old-*")):
+            break
+        await asyncio.sleep(0.01)
+    assert len(list((tmp_path / "adapters").iterdir())) == loader.cache.count
+    loader.close()
+
+
+async def test_an_adapter_larger_than_the_cache_is_served_and_not_kept(
+    reg: CountingRegistry, base: ServedBase, tmp_path: Path
+) -> None:
+    loader = AdapterLoader(reg, AdapterCache(tmp_path / "adapters", 10))
+    await loader.start()
+    target = await loader.resolve("acme/a1", OPERATOR, base)
+    await touch(loader, target)
+    assert loader.cache.held_bytes == 0
+    loader.cache.check_integrity()
+    loader.close()
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "add"])
+async def test_a_damaged_folder_of_an_earlier_server_is_fetched_again(
+    reg: CountingRegistry, base: ServedBase, tmp_path: Path, damage: str
+) -> None:
+    async def serve_once() -> Path:
+        loader = AdapterLoader(reg, AdapterCache(tmp_path / "adapters", PLENTY))
+        await loader.start()
+        folder = await touch(loader, await loader.resolve("acme/a1", OPERATOR, base))
+        loader.close()
+        return folder
+
+    folder = await serve_once()
+    assert await serve_once() == folder
+    assert len(reg.pulls) == 1
+    weights = folder / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    if damage == "flip":
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    elif damage == "truncate":
+        weights.write_bytes(data[:-1])
+    elif damage == "remove":
+        weights.unlink()
+    else:
+        (folder / "extra.json").write_text("{}")
+    await serve_once()
+    assert len(reg.pulls) == 2
+
+
+async def test_a_failed_fetch_fails_its_requests_only(
+    loader: AdapterLoader, reg: CountingRegistry, base: ServedBase
+) -> None:
+    target = await loader.resolve("acme/a1", OPERATOR, base)
+    reg.is_down = True
+    results: list[Any] = await asyncio.gather(*(touch(loader, target) for _ in range(3)), return_exceptions=True)
+    assert [type(result) for result in results] == [RegistryUnavailableError] * 3
+    with pytest.raises(RegistryUnavailableError):
+        await loader.resolve("acme/a1", OPERATOR, base)
+    reg.is_down = False
+    await touch(loader, target)
+
+
+async def test_names_that_lead_nowhere(loader: AdapterLoader, base: ServedBase, stocked: Stocked) -> None:
+    for name in ("acme/absent", "../../etc/passwd", "acme/a1@99", "sha256:" + "0" * 64, "A B", ""):
+        with pytest.raises(ModelNotFoundError):
+            await loader.resolve(name, OPERATOR, base)
+    with registry.open(stocked.home / "registry") as other:
+        foreign = AdapterLoader(other, loader.cache)
+        with pytest.raises(AdapterBaseMismatchError) as caught:
+            await foreign.resolve("acme/foreign", OPERATOR, base)
+        assert (caught.value.expected, caught.value.found) == (stocked.foreign.base_fingerprint, base.fingerprint)
+        foreign.close()
