@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,8 +48,8 @@ class Result:
     adapter_read_ms: float
 
 
-def main() -> None:
-    """Parse, measure, print."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse `arguments` (None: those of the command line), measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="embedded")
     parser.add_argument("--rows", default="1,4,8,16,32", help="numbers of concurrent requests")
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path.home() / ".loraplex" / "benchmarks")
     parser.add_argument("--quick", action="store_true", help="8 rows, 16 tokens, 2 repeats")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.quick:
         options.rows, options.tokens, options.repeats = "8", 16, 2
     rows = [int(number) for number in options.rows.split(",")]

@@ -1,0 +1,16 @@
+"""All benchmarks on the embedded base, one after another: `make bench`, or `python -m benchmarks [--quick]`."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import serve_mixed
+
+
+def main() -> None:
+    """Run every benchmark with the arguments given here."""
+    serve_mixed.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
