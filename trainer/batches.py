@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer.encoding import Example
-from trainer.job import DEFAULT_BATCH_TOKENS, DEFAULT_EPOCHS, OptimizationSection
+from trainer.job_sections import DEFAULT_BATCH_TOKENS, DEFAULT_EPOCHS, OptimizationSection
 
 GROUPED_ROWS = 512
 

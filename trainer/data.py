@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
-from trainer.job import DataSection, EvaluationSection, Job
+from trainer.job import Job
+from trainer.job_sections import DataSection, EvaluationSection
 from trainer.rows import FORMAT_FIELDS, Row, RowFormat, detect_format, parse_row, row_content
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.data import DataFile
 from trainer.errors import DataError, LongRowError, TemplateError
-from trainer.job import DataSection
+from trainer.job_sections import DataSection
 from trainer.rows import CompletionRow, Message, Row, TextRow
 
 

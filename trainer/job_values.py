@@ -50,12 +50,18 @@ def refuse_unknown_keys(values: Mapping[str, Any], known: Mapping[str, Iterable[
 
 
 def anchor_paths(values: dict[str, Any], keys: Iterable[str], folder: Path) -> None:
-    """Make the relative paths among `values` relative to `folder`, in place. `~` is the user's home."""
+    """Make the relative paths among `values` relative to `folder`, in place. `~` is the user's home.
+
+    A base's source that begins with a dot is such a path; other sources are names.
+    """
     for dotted in keys:
         section, _, key = dotted.partition(".")
         value = values.get(section, {}).get(key)
         if isinstance(value, str):
             values[section][key] = str(folder / Path(value).expanduser())
+    source = values.get("base", {}).get("source")
+    if isinstance(source, str) and source.startswith("."):
+        values["base"]["source"] = str((folder / source).absolute())
 
 
 def overlaid(

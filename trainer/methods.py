@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from basemodel.load import Base
 from trainer.attention import use_float32_gradient
 from trainer.errors import MethodError
-from trainer.job import ALL_LINEAR, AdapterSection
+from trainer.job_sections import ALL_LINEAR, AdapterSection
 from trainer.lora_product import use_served_product
 from trainer.tuners import LoraConfig, PeftModel, with_adapter
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from trainer.job import OptimizationSection
+from trainer.job_sections import OptimizationSection
 
 
 def learning_rate_at(step: int, *, steps: int, section: OptimizationSection) -> float:

@@ -28,7 +28,8 @@ from msgspec.inspect import (
     type_info,
 )
 
-from trainer.job import SECTIONS, Job
+from trainer.job import Job
+from trainer.job_sections import SECTIONS
 
 Kind = Literal["text", "path", "integer", "number", "switch", "choice", "names"]
 RENAMED_FLAGS = {"base.source": "--base"}
