@@ -8,6 +8,7 @@ Nothing of the folder is executed, imported or rendered. Both steps raise Reject
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,18 +100,24 @@ def list_files(folder: Path) -> tuple[str, ...]:
         detail = f"the folder has {len(entries)} files, and the limit is {FILES_LIMIT}"
         raise RejectedAdapterError(RejectReason.FILE_TOO_LARGE, detail)
     for entry in entries:
-        _check_entry(entry)
+        _check_entry(entry.name, _status_of(entry))
     names = tuple(entry.name for entry in entries)
     for required in (CONFIG_FILE, WEIGHTS_FILE):
         if required not in names:
-            detail = f"the folder {str(folder)!r} has no {required}"
+            detail = "it is not in the folder"
             raise RejectedAdapterError(RejectReason.MISSING_FILE, detail, file=required)
     return names
 
 
-def _check_entry(entry: Path) -> None:
-    name = entry.name
-    status = entry.lstat()
+def _status_of(entry: Path) -> os.stat_result:
+    try:
+        return entry.lstat()
+    except OSError as error:
+        detail = f"it cannot be read ({error.strerror})"
+        raise RejectedAdapterError(RejectReason.CHANGED_WHILE_READ, detail, file=entry.name) from error
+
+
+def _check_entry(name: str, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise RejectedAdapterError(RejectReason.SUBFOLDER, "it is a folder", file=name)
     if not stat.S_ISREG(status.st_mode):

@@ -40,7 +40,7 @@ class Database:
         self._engine = _create_engine(self._path)
         self._writing = self._engine.execution_options(**{_BEGIN_OPTION: "BEGIN IMMEDIATE"})
         try:
-            with _file_lock(folder / LOCK_FILE), self._explained():
+            with self._explained(), _file_lock(folder / LOCK_FILE):
                 _prepare_sqlite(self._engine)
                 _migrate(self._writing, self._path)
         except BaseException:
@@ -69,7 +69,7 @@ class Database:
             yield
         except DatabaseError as error:
             raise self._explain(error.orig) from error
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise self._explain(error) from error
 
     def _explain(self, cause: BaseException | None) -> RegistryError:
@@ -79,7 +79,7 @@ class Database:
             )
         if isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause):
             hint = f"another process kept it locked for {BUSY_TIMEOUT_SECONDS} s. Try again"
-        elif isinstance(cause, sqlite3.OperationalError):
+        elif isinstance(cause, (sqlite3.OperationalError, OSError)):
             hint = f"{cause}. Check that the disk has room and that the folder may be written"
         else:
             hint = f"it is damaged or no registry ({cause}). Restore it from a backup"

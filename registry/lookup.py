@@ -19,6 +19,9 @@ from registry.names import AdapterName, AdapterRef
 from registry.principal import Principal
 from registry.version import Version, Visibility
 
+VERSIONS_PER_QUERY = 1000
+"""Databases bound the number of parameters of a statement."""
+
 VersionTriple = tuple[VersionRow, AdapterRow, str]
 """A version's row, its adapter's, and the tenant's name."""
 
@@ -80,7 +83,7 @@ def joined_versions(principal: Principal) -> Select[VersionRow, AdapterRow, str]
 
 
 def to_versions(session: Session, triples: Iterable[VersionTriple]) -> list[Version]:
-    """Turn rows into values, with two queries however many there are."""
+    """Turn rows into values; their files are asked for many versions at a time."""
     listed = list(triples)
     files = _files_of(session, [row.id for row, _, _ in listed])
     return [_to_version(row, adapter, tenant, files[row.id]) for row, adapter, tenant in listed]
@@ -99,8 +102,10 @@ def _find_by_digest(session: Session, ref: AdapterRef, principal: Principal) -> 
 def _files_of(session: Session, version_ids: Sequence[int]) -> dict[int, tuple[FileEntry, ...]]:
     files: dict[int, list[FileEntry]] = {version_id: [] for version_id in version_ids}
     query = select(VersionFileRow).order_by(VersionFileRow.version_id, VersionFileRow.path)
-    for row in session.scalars(query.where(VersionFileRow.version_id.in_(version_ids))):
-        files[row.version_id].append(FileEntry(row.path, row.size, row.sha256))
+    for start in range(0, len(version_ids), VERSIONS_PER_QUERY):
+        asked = version_ids[start : start + VERSIONS_PER_QUERY]
+        for row in session.scalars(query.where(VersionFileRow.version_id.in_(asked))):
+            files[row.version_id].append(FileEntry(row.path, row.size, row.sha256))
     return {version_id: tuple(entries) for version_id, entries in files.items()}
 
 

@@ -19,6 +19,8 @@ def pull(blobs: BlobStore, version: Version, destination: Path) -> Path:
     """
     if _holds(destination, version):
         return destination
+    if destination.exists() and destination.samefile(Path.cwd()):
+        raise ConflictError(f"{destination} is the working directory, which cannot be replaced. Name a folder in it.")
     partial = destination.with_name(f".{destination.name}.{secrets.token_hex(8)}.partial")
     try:
         partial.mkdir(parents=True)

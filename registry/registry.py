@@ -199,12 +199,13 @@ class Registry:
         return roll_back(self._aliases, parsed, alias, principal=principal, expected=expected, evidence=evidence)
 
     def check_integrity(self) -> None:
-        """Read every blob of every version, and check numbers and aliases. Raises IntegrityError."""
+        """Check that numbers have no gap, and read every blob of every version. Raises StorageError."""
         operator = Principal.operator()
         for summary in self.list_adapters(operator):
             versions = self.list_versions(summary.adapter, operator)
             numbers = [version.number for version in versions]
-            assert numbers == list(range(len(versions), 0, -1)), f"{summary.adapter} has the versions {numbers}"
+            if numbers != list(range(summary.newest_number, 0, -1)):
+                raise StorageError(f"{summary.adapter} has the versions {numbers}. Restore the catalog from a backup.")
             for file in {file for version in versions for file in version.files}:
                 self._blobs.verify(file)
 

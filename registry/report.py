@@ -5,6 +5,7 @@ Text that came from an adapter or another person is printed as plain characters:
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -56,7 +57,8 @@ def print_publication(outcome: Publication, base: BaseRecord, alias: str | None)
     if alias is None:
         click.echo(f"Next: loraplex promote {name} --alias prod")
     else:
-        click.echo(f"Next: ask a server on base {printable(base.name)} for model {version.adapter}@{alias}")
+        server = f"loraplex serve --base {shlex.quote(printable(base.name))}"
+        click.echo(f"Next: ask for model {version.adapter}@{alias} on a server of this base ({server})")
 
 
 def print_adapters(summaries: Sequence[AdapterSummary], bases: Mapping[str, BaseRecord]) -> None:

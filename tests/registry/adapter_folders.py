@@ -59,7 +59,7 @@ def modules_named(*endings: str) -> list[str]:
 def lora_tensors(
     modules: Sequence[str], *, rank: int = 4, ranks: Mapping[str, int] | None = None, seed: int = 0
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Random lora_A and lora_B in float32 for each module of the base."""
+    """Random lora_A and lora_B in float32 for each module of the base; the same bits on every machine."""
     generator = np.random.default_rng(seed)
     shapes = base_document()["modules"]
     tensors: dict[str, np.ndarray[Any, Any]] = {}
@@ -67,8 +67,8 @@ def lora_tensors(
         module_rank = (ranks or {}).get(module, rank)
         shape_a = (module_rank, shapes[module]["in_features"])
         shape_b = (shapes[module]["out_features"], module_rank)
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = generator.standard_normal(shape_a, dtype=np.float32)
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = generator.standard_normal(shape_b, dtype=np.float32)
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = generator.random(shape_a, dtype=np.float32) - 0.5
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = generator.random(shape_b, dtype=np.float32) - 0.5
     return tensors
 
 

@@ -74,6 +74,17 @@ def test_a_pull_into_what_is_there(
     assert not list(tmp_path.glob(".*.partial"))
 
 
+def test_the_working_directory_is_not_replaced(
+    reg: registry.Registry, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = publish()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConflictError, match="working directory"):
+        reg.pull(version, Path())
+    reg.pull(version, Path("below"))
+
+
 def test_pulls_into_one_folder_at_once_all_succeed(reg: registry.Registry, publish: Publish, tmp_path: Path) -> None:
     version = publish()
     with ThreadPoolExecutor(8) as threads:
