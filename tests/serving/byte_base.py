@@ -46,7 +46,8 @@ def to_ids(text: str) -> list[int]:
 def to_text(token_ids: list[int]) -> str:
     """The text of token ids, special tokens by their names."""
     parts = [
-        SPECIAL[token_id].encode() if token_id < FIRST_BYTE else bytes([token_id - FIRST_BYTE]) for token_id in token_ids
+        SPECIAL[token_id].encode() if token_id < FIRST_BYTE else bytes([token_id - FIRST_BYTE])
+        for token_id in token_ids
     ]
     return b"".join(parts).decode(errors="replace")
 

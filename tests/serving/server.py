@@ -70,7 +70,9 @@ def wait_until(holds: Callable[[], Any], seconds: float = 5.0) -> None:
 
 
 @contextmanager
-def running_server(folder: Path, *, engine: list[str], token: str | None = None, **settings: Any) -> Iterator[RunningServer]:
+def running_server(
+    folder: Path, *, engine: list[str], token: str | None = None, **settings: Any
+) -> Iterator[RunningServer]:
     """Start a server in `folder`, wait until it is ready, and end it with SIGTERM."""
     supervision = {"command": engine, "first_backoff_seconds": 0.05} | settings.pop("supervision", {})
     home = settings.pop("home", folder / "home")

@@ -46,7 +46,9 @@ def guarded(
 ) -> Iterator[RunningServer]:
     """A server whose registry has tokens; its client sends none."""
     folder = tmp_path_factory.mktemp("guarded")
-    with running_server(folder, engine=scripted_engine, home=own.home, base="bytes", token_cache_seconds=0.2) as running:
+    with running_server(
+        folder, engine=scripted_engine, home=own.home, base="bytes", token_cache_seconds=0.2
+    ) as running:
         yield running
 
 
@@ -172,7 +174,15 @@ def test_an_open_server_beyond_this_machine_is_refused(tmp_path: Path, venv_pyth
     with pytest.raises(SettingsError, match="loraplex token create"):
         settings.refuse_open_server(has_tokens=False)
     settings.refuse_open_server(has_tokens=True)
-    command = [venv_python, "-c", "from serving.cli import serve; serve()", "--home", str(tmp_path), "--host", "0.0.0.0"]
+    command = [
+        venv_python,
+        "-c",
+        "from serving.cli import serve; serve()",
+        "--home",
+        str(tmp_path),
+        "--host",
+        "0.0.0.0",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert result.stderr.startswith("Error: Refusing to listen on 0.0.0.0 without tokens")

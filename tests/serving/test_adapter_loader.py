@@ -86,7 +86,9 @@ async def touch(loader: AdapterLoader, target: Target) -> Path:
         return Path(use.folder)
 
 
-async def test_a_version_is_fetched_once_by_many(loader: AdapterLoader, reg: CountingRegistry, base: ServedBase) -> None:
+async def test_a_version_is_fetched_once_by_many(
+    loader: AdapterLoader, reg: CountingRegistry, base: ServedBase
+) -> None:
     target = await loader.resolve("acme/a1", OPERATOR, base)
     await asyncio.gather(*(touch(loader, target) for _ in range(20)))
     assert reg.pulls == [target.digest]

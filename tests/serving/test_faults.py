@@ -201,9 +201,10 @@ def test_sigterm_drains_and_leaves_no_process(tmp_path: Path, scripted_engine: l
 
 
 def test_sigterm_ends_what_outlives_the_grace(tmp_path: Path, scripted_engine: list[str], stocked: Stocked) -> None:
-    with running_server(
-        tmp_path, engine=scripted_engine, home=stocked.home, base="bytes", grace_seconds=0.3
-    ) as server, ThreadPoolExecutor(1) as pool:
+    with (
+        running_server(tmp_path, engine=scripted_engine, home=stocked.home, base="bytes", grace_seconds=0.3) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
         seen: list[Any] = []
 
         def follow() -> None:

@@ -8,7 +8,13 @@ import registry
 from registry.errors import StorageError
 from serving.api.auth import Authenticator
 from serving.api.limits import Gate, answer_tokens
-from serving.errors import ContextExceededError, MissingTokenError, QueueFullError, RegistryUnavailableError, WrongTokenError
+from serving.errors import (
+    ContextExceededError,
+    MissingTokenError,
+    QueueFullError,
+    RegistryUnavailableError,
+    WrongTokenError,
+)
 from serving.settings import LimitSettings
 
 

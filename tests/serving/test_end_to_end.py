@@ -1,0 +1,242 @@
+"""The real server with the real engine and the embedded base, used by the stock `openai` client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+
+import registry
+from registry import Principal, Version
+from tests.registry.adapter_folders import config_document, write_json
+from tests.serving.server import RunningServer, running_server, wait_until
+
+ADAPTERS = 5
+PROMPTS = ["def parse(", "Hello", "import os\n", "class Node:", "for i in "]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Two adapter slots for five adapters, so that they are swapped all the time."""
+    folder = tmp_path_factory.mktemp("live")
+    engine = [sys.executable, "-m", "serving.engine"]
+    with running_server(folder, engine=engine, adapter_slots=2, max_running=8, threads=1) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def adapters(live: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> list[Version]:
+    """Published while the server runs: it has registered its base, and finds them without a restart."""
+    home = live.log_path.parent / "home"
+    with registry.open(home / "registry") as reg:
+        (base,) = reg.bases()
+        versions = []
+        for seed in range(ADAPTERS):
+            folder = tmp_path_factory.mktemp(f"adapter-{seed}")
+            _write_adapter(folder, base, seed)
+            versions.append(reg.publish(folder, f"acme/live{seed}", principal=Principal.operator()))
+    return versions
+
+
+def _write_adapter(folder: Path, base: registry.BaseRecord, seed: int) -> None:
+    """Weights large enough to change the answer."""
+    generator = np.random.default_rng(seed)
+    rank = 2 + seed
+    tensors = {}
+    for name, module in base.modules.items():
+        if name.endswith(("q_proj", "v_proj", "down_proj")):
+            a = generator.standard_normal((rank, module.in_features), dtype=np.float32) / module.in_features**0.5
+            b = generator.standard_normal((module.out_features, rank), dtype=np.float32)
+            tensors[f"base_model.model.{name}.lora_A.weight"] = a
+            tensors[f"base_model.model.{name}.lora_B.weight"] = b * 0.5
+    targets = ["q_proj", "v_proj", "down_proj"]
+    write_json(folder / "adapter_config.json", config_document(r=rank, lora_alpha=rank, target_modules=targets))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    manifest = {
+        "schema": 1,
+        "base": {"name": base.name, "revision": None, "fingerprint": base.fingerprint, "quantization": {"mode": "nf4"}},
+        "parent": None,
+        "probes": [],
+    }
+    write_json(folder / "loraplex.json", manifest)
+
+
+@pytest.fixture
+def client(live: RunningServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def complete(client: openai.OpenAI, model: str, prompt: str, **fields: Any) -> str:
+    text = client.completions.create(model=model, prompt=prompt, max_tokens=12, temperature=0, **fields).choices[0].text
+    assert isinstance(text, str)
+    return text
+
+
+def test_chat_and_stream_agree(client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {
+        "model": "embedded",
+        "messages": [{"role": "user", "content": "Write a function."}],
+        "max_tokens": 20,
+        "temperature": 0,
+    }
+    whole = client.chat.completions.create(**fields)
+    assert whole.model == "embedded"
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens <= 20
+    stream = client.chat.completions.create(**fields, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == (
+        whole.choices[0].message.content
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].usage == whole.usage
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == whole.choices[0].finish_reason
+
+
+def test_the_prompt_is_what_transformers_would_make_of_it(live: RunningServer, client: openai.OpenAI) -> None:
+    from transformers import AutoTokenizer
+
+    (folder,) = (live.log_path.parent / "home" / "bases").iterdir()
+    theirs = AutoTokenizer.from_pretrained(folder)
+    messages: list[Any] = [
+        {"role": "system", "content": "You are brief.\n  Indented"},
+        {"role": "user", "content": "What is 12 + 30? 🙂"},
+    ]
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    from serving.tokenization import Tokenization
+
+    assert Tokenization.load(folder).encode_chat(messages) == expected
+    assert Tokenization.load(folder).encode("def f(x):\n  return 1") == theirs("def f(x):\n  return 1")["input_ids"]
+    answer = client.chat.completions.create(model="base", messages=messages, max_tokens=1)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(expected)
+
+
+async def test_a_mixed_batch_answers_as_each_alone(live: RunningServer, adapters: list[Version]) -> None:
+    models = ["base", *(version.adapter for version in adapters)]
+    async with openai.AsyncOpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+
+        async def ask(model: str, prompt: str) -> tuple[str, str | None]:
+            raw = await client.completions.with_raw_response.create(
+                model=model, prompt=prompt, max_tokens=12, temperature=0
+            )
+            completion = raw.parse()
+            return completion.choices[0].text, raw.headers.get("x-loraplex-adapter")
+
+        pairs = [(model, prompt) for prompt in PROMPTS[:2] for model in models]
+        together = await asyncio.gather(*(ask(model, prompt) for model, prompt in pairs))
+        alone = [await ask(model, prompt) for model, prompt in pairs]
+    assert together == alone
+    digests = [None, *(version.digest for version in adapters)]
+    assert [digest for _, digest in together] == digests * 2
+    assert len({text for text, _ in together[: len(models)]}) > 3, "the adapters change the answers"
+    wait_until(lambda: live.metric("loraplex_adapter_evictions_total") > 0)
+    assert live.metric("loraplex_adapter_slots_used") <= 2
+
+
+def test_sampling_is_repeatable_with_a_seed(client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {"model": "base", "prompt": "def ", "max_tokens": 16, "temperature": 1.0}
+    first, again, other = (client.completions.create(**fields, seed=seed).choices[0].text for seed in (1, 1, 2))
+    assert first == again != other
+    several = client.completions.create(**fields, seed=1, n=3).choices
+    assert several[0].text == first
+    assert several[1].text == other
+
+
+def test_logprobs(client: openai.OpenAI, live: RunningServer) -> None:
+    answer = client.chat.completions.create(
+        model="base",
+        messages=[{"role": "user", "content": "Hi"}],
+        max_tokens=4,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=3,
+    )
+    assert answer.choices[0].logprobs is not None
+    content = answer.choices[0].logprobs.content
+    assert content
+    for token in content:
+        assert len(token.top_logprobs) == 3
+        assert token.logprob == token.top_logprobs[0].logprob
+        assert token.token == token.top_logprobs[0].token
+        assert sum(np.exp(top.logprob) for top in token.top_logprobs) <= 1.0001
+    assert "".join(token.token for token in content) == answer.choices[0].message.content
+
+
+def test_prompts_as_token_ids_and_stop(client: openai.OpenAI, live: RunningServer) -> None:
+    (folder,) = (live.log_path.parent / "home" / "bases").iterdir()
+    token_ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("import os\n").ids
+    text = complete(client, "base", "import os\n")
+    assert (
+        client.completions.create(model="base", prompt=token_ids, max_tokens=12, temperature=0).choices[0].text == text
+    )
+    stop = text[3:5]
+    assert complete(client, "base", "import os\n", stop=[stop]) == text[: text.find(stop)]
+
+
+def test_errors_are_the_clients_own_classes(client: openai.OpenAI, live: RunningServer) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        complete(client, "acme/absent", "x")
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.completions.create(model="base", prompt="x", max_tokens=-1)
+    assert wrong.value.param == "max_tokens"
+    with pytest.raises(openai.BadRequestError) as long:
+        client.completions.create(model="base", prompt="x y " * 2000)
+    assert long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as unknown:
+        client.completions.create(model="base", prompt="x", extra_body={"guided_json": {}})
+    assert unknown.value.param == "guided_json"
+
+
+def test_models_are_listed(client: openai.OpenAI, adapters: list[Version]) -> None:
+    listed = {model.id: model for model in client.models.list()}
+    assert {"embedded", "base", *(version.adapter for version in adapters)} <= set(listed)
+    entry: Any = client.models.retrieve("acme/live1@1")
+    assert (entry.root, entry.parent, entry.digest) == ("acme/live1@1", "embedded", adapters[1].digest)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_request(live: RunningServer, adapters: list[Version], stream: bool) -> None:
+    body = {"model": "acme/live0", "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": stream}
+    with httpx.Client(base_url=live.url, timeout=1.0) as client:
+        if stream:
+            with client.stream("POST", "/v1/completions", json=body) as response:
+                next(response.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/completions", json=body)
+    wait_until(lambda: live.metric("vllm:num_requests_running") == 0, 2.0)
+    assert live.metric("loraplex_sequences_inside") == 0
+
+
+def test_kill_9_of_the_engine_mid_stream(live: RunningServer) -> None:
+    seen: list[Any] = []
+    body = {"model": "base", "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{live.url}/v1/completions", json=body, timeout=30) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                seen.append(json.loads(line.removeprefix("data: ")))
+                if len(seen) == 5:
+                    (engine,) = live.engine_pids()
+                    os.kill(engine, signal.SIGKILL)
+                    killed_at = time.monotonic()
+    assert time.monotonic() - killed_at < 2.0
+    assert seen[-1]["error"]["code"] == "engine_lost"
+    assert live.client.get("/readyz").status_code == 503
+    live.wait_ready()
+    assert live.complete("x").status_code == 200
