@@ -23,7 +23,7 @@ from loraplex.demo.results import TaskResult
 
 MIB = 1 << 20
 DIGEST_CHARACTERS = 7 + 12
-CELL_CHARACTERS = 160
+CELL_CHARACTERS = 150
 TABLE_INDENT = (0, 2, 0, 3)
 
 
@@ -73,17 +73,18 @@ class Report:
 
     def answers(self, judged: Sequence[JudgedRow]) -> None:
         """Answers side by side, each with the digest of the version that gave it."""
+        width = max(len(row.adapter.plan.model) for row in judged)
         for row in judged:
             answer, base = row.adapter_answer, row.base_answer
             is_right = is_exact(answer, row.example)
             verdict = "as expected" if is_right else f"expected: {one_line(row.example.completion)}"
-            grid = Table.grid(padding=TABLE_INDENT)
-            grid.add_column(style="dim", justify="right", no_wrap=True)
+            grid = Table.grid(padding=TABLE_INDENT, pad_edge=True)
+            grid.add_column(style="dim", width=width, no_wrap=True)
             grid.add_column(overflow="fold")
-            grid.add_row("   prompt", Text(one_line(row.example.prompt)))
-            grid.add_row("base", Text(one_line(base.text), style="dim"))
+            grid.add_row("prompt", Text(one_line(row.example.prompt)))
+            grid.add_row("base alone", Text(one_line(base.text), style="dim"))
             grid.add_row(row.adapter.plan.model, Text(one_line(answer.text), style="green" if is_right else "yellow"))
-            grid.add_row("by", Text(f"{short(answer.digest or '')}  {verdict}", style="dim"))
+            grid.add_row("answered by", Text(f"{short(answer.digest or '')}  {verdict}", style="dim"))
             self._console.print(grid)
             self._console.print()
 

@@ -52,7 +52,7 @@ def running_server(home: Path, base: str, port: int, adapter_slots: int) -> Iter
     log = home / "logs" / "demo-server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "loraplex", "serve", "--home", str(home), "--base", base]
-    command += ["--host", HOST, "--port", str(port), "--adapter-slots", str(adapter_slots)]
+    command += ["--host", HOST, "--port", str(port), "--adapter-slots", str(adapter_slots), "--open-metrics"]
     with log.open("wb") as output, _ends_with_an_exception(signal.SIGTERM):
         process = subprocess.Popen(  # noqa: S603 - our own command, no shell
             command, stdout=output, stderr=subprocess.STDOUT, cwd=home, env=_environment()
