@@ -86,17 +86,17 @@ def parse_config(raw: bytes) -> AdapterConfig:
         _refuse(RejectReason.UNSUPPORTED_BIAS, f"`bias` is {_shown(document['bias'])}", "bias")
     _check_init(document.get("init_lora_weights", True))
     _check_auto_mapping(document.get("auto_mapping"))
-    for field in document.keys() - _JUDGED_FIELDS - _NEUTRAL_FIELDS:
+    for field in sorted(document.keys() - _JUDGED_FIELDS - _NEUTRAL_FIELDS):
         if not _is_off(document[field]):
             _refuse(RejectReason.UNSUPPORTED_CONFIG, f"`{field}` is {_shown(document[field])}", field)
-    rsloras = document.get("use_rslora", False)
-    if not isinstance(rsloras, bool):
-        _refuse(RejectReason.BAD_CONFIG, f"`use_rslora` is {_shown(rsloras)}, not true or false", "use_rslora")
+    use_rslora = document.get("use_rslora", False)
+    if not isinstance(use_rslora, bool):
+        _refuse(RejectReason.BAD_CONFIG, f"`use_rslora` is {_shown(use_rslora)}, not true or false", "use_rslora")
     targets, excluded = _name_list(document, "target_modules"), _name_list(document, "exclude_modules")
     return AdapterConfig(
         rank=_rank(document.get("r"), "r"),
         alpha=_alpha(document.get("lora_alpha"), "lora_alpha"),
-        use_rslora=rsloras,
+        use_rslora=use_rslora,
         rank_pattern=PatternTable({key: _rank(v, key) for key, v in _pattern(document, "rank_pattern").items()}),
         alpha_pattern=PatternTable({key: _alpha(v, key) for key, v in _pattern(document, "alpha_pattern").items()}),
         targets=targets,

@@ -71,7 +71,7 @@ class Bases:
                 raise NotFoundError(
                     "base",
                     fingerprint,
-                    "Registered bases are listed by `loraplex base ls`; training or serving adds one.",
+                    "Make it known with `loraplex base register SOURCE`.",
                 )
             return _to_record(rows[0])
 

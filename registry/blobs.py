@@ -16,7 +16,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -105,8 +105,9 @@ class BlobStore:
     def _remove_stale_staging(self) -> None:
         oldest_kept = time.time() - STALE_STAGING_SECONDS
         for folder in self._staging.iterdir():
-            if folder.stat().st_mtime < oldest_kept:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # its publisher may finish at this moment
+                if folder.stat().st_mtime < oldest_kept:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def hash_file(path: Path) -> str:

@@ -18,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
@@ -42,7 +42,7 @@ class Database:
         try:
             with self._explained(), _file_lock(folder / LOCK_FILE):
                 _prepare_sqlite(self._engine)
-                _migrate(self._writing, self._path)
+                self._migrate()
         except BaseException:
             self.close()
             raise
@@ -62,6 +62,22 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+    def _migrate(self) -> None:
+        """Bring the schema to this release's, in one transaction; where it is there already, only read."""
+        config = Config()
+        config.set_main_option("script_location", MIGRATIONS)
+        config.set_main_option("path_separator", "os")
+        scripts = ScriptDirectory.from_config(config)
+        with self._engine.connect() as connection:
+            present = MigrationContext.configure(connection).get_current_revision()
+        if present == scripts.get_current_head():
+            return
+        if present is not None and present not in {script.revision for script in scripts.walk_revisions()}:
+            raise IncompatibleRegistryError(self._path.parent, present)
+        with self._writing.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -87,7 +103,7 @@ class Database:
 
 
 def _create_engine(path: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, record: Any) -> None:
@@ -108,22 +124,6 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.cursor().execute("PRAGMA journal_mode=WAL")
     finally:
         connection.close()
-
-
-def _migrate(engine: Engine, path: Path) -> None:
-    """Bring the schema to this release's, in one transaction."""
-    config = Config()
-    config.set_main_option("script_location", MIGRATIONS)
-    config.set_main_option("path_separator", "os")
-    scripts = ScriptDirectory.from_config(config)
-    with engine.begin() as connection:
-        present = MigrationContext.configure(connection).get_current_revision()
-        if present == scripts.get_current_head():
-            return
-        if present is not None and present not in {script.revision for script in scripts.walk_revisions()}:
-            raise IncompatibleRegistryError(path.parent, present)
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
 
 
 @contextmanager

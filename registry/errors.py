@@ -15,8 +15,8 @@
         |-- IntegrityError          stored bytes are not what their digest says
         `-- IncompatibleRegistryError   written by a newer release
 
-A message says what happened, to which thing, and what to do next. It holds nothing secret and may be shown to the
-caller; the fields are there for programs.
+A message says what happened, to which thing, and what to do next; the fields are there for programs. No message holds a
+secret. Those of StorageError name local paths: they are for the operator, and a server does not pass them on.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class InvalidBaseError(RegistryError):
     def __init__(self, detail: str) -> None:
         super().__init__(
             f"The base description is not valid: {detail}. "
-            "Take base.json as `loraplex base` wrote it beside the quantized snapshot."
+            "Take base.json as `loraplex base prepare` wrote it beside the quantized snapshot."
         )
         self.detail = detail
 

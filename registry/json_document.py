@@ -1,4 +1,4 @@
-"""Reads a JSON object from a file of somebody else: bounded in bytes and depth, with no key twice and no NaN.
+"""Reads a JSON object from a file of somebody else: bounded in depth, with no key twice, no NaN and no broken text.
 
 It does not know what the object means; see `adapter_config.py`, `manifest.py` and `tensor_file.py`.
 """
@@ -6,8 +6,10 @@ It does not know what the object means; see `adapter_config.py`, `manifest.py` a
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
+from registry.bounded_text import is_unicode
 from registry.errors import RejectedAdapterError
 from registry.reasons import RejectReason
 
@@ -22,7 +24,10 @@ def parse_json_object(raw: bytes, *, file: str, reason: RejectReason = RejectRea
 
     try:
         document = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_object_without_duplicates, parse_constant=_refuse_constant
+            raw.decode("utf-8"),
+            object_pairs_hook=_object_without_duplicates,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
         )
     except UnicodeDecodeError:
         refuse("it is not UTF-8 text")
@@ -34,6 +39,8 @@ def parse_json_object(raw: bytes, *, file: str, reason: RejectReason = RejectRea
         refuse("it is not a JSON object")
     if _depth_exceeds(document, DEPTH_LIMIT):
         refuse(f"it is nested deeper than {DEPTH_LIMIT} levels")
+    if not is_unicode(json.dumps(document, ensure_ascii=False)):
+        refuse("it holds half of a surrogate pair")
     return document
 
 
@@ -50,6 +57,13 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is too large")
+    return value
 
 
 def _depth_exceeds(value: Any, levels: int) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from registry.aliases import Aliases, Expected
-from registry.errors import InvalidNameError, InvalidValueError
+from registry.bounded_text import check_text
+from registry.errors import InvalidNameError
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.principal import Principal, Role
 from registry.version import AliasMove
@@ -33,7 +34,6 @@ def roll_back(
 
 def _check(aliases: Aliases, name: AdapterName, principal: Principal, evidence: str) -> None:
     """What the caller may not read is missing; only what it may read can be forbidden."""
-    if len(evidence) > EVIDENCE_CHARACTERS:
-        raise InvalidValueError("evidence", f"it has more than {EVIDENCE_CHARACTERS} characters")
+    check_text("evidence", evidence, limit_characters=EVIDENCE_CHARACTERS)
     aliases.current(name, principal)
     principal.require(Role.PROMOTER, name, action="move an alias of")

@@ -13,8 +13,9 @@ from registry.adapter import AdapterFolder, list_files
 from registry.base import BaseRecord
 from registry.bases import Bases
 from registry.blobs import BlobStore
+from registry.bounded_text import check_text
 from registry.catalog import Catalog
-from registry.errors import BaseMismatchError, InvalidValueError, NotFoundError, RejectedAdapterError
+from registry.errors import BaseMismatchError, NotFoundError, RejectedAdapterError
 from registry.file_entry import digest_of_files
 from registry.names import AdapterName
 from registry.principal import Principal, Role
@@ -50,8 +51,7 @@ def publish(
     Raises PermissionDeniedError, RejectedAdapterError, BaseMismatchError, ConflictError, StorageError.
     """
     principal.require(Role.PUBLISHER, name, action="publish to")
-    if len(message) > MESSAGE_CHARACTERS:
-        raise InvalidValueError("message", f"it has more than {MESSAGE_CHARACTERS} characters")
+    check_text("message", message, limit_characters=MESSAGE_CHARACTERS)
     with blobs.staged(folder, list_files(folder)) as staging:
         adapter = AdapterFolder.open(staging.folder)
         base = _find_base(adapter, bases, base_fingerprint)

@@ -196,7 +196,7 @@ ADVICE: Mapping[RejectReason, Advice] = MappingProxyType(
         ),
         RejectReason.BASE_MISMATCH: Advice(
             "The adapter was trained on another base than the one registered or named.",
-            "Train it again on this base, or register its own: `loraplex base` prepares one and shows its fingerprint.",
+            "Train it again on this base, or make its own known with `loraplex base register SOURCE`.",
         ),
     }
 )

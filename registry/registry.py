@@ -59,8 +59,6 @@ class Registry:
         """Close the database. Using the registry afterwards opens it again."""
         self._database.close()
 
-    # Tenants and tokens
-
     def create_tenant(self, name: str) -> Tenant:
         """Make a tenant."""
         return self._tenants.create(name)
@@ -95,8 +93,6 @@ class Registry:
         """The principal whose secret this is. Raises AuthenticationError."""
         return self._tenants.authenticate(secret)
 
-    # Bases
-
     def register_base(self, base_json: Mapping[str, Any]) -> BaseRecord:
         """Keep a base so that adapters can be judged against it; doing it again changes nothing."""
         return self._bases.register(BaseRecord.from_json(base_json))
@@ -108,8 +104,6 @@ class Registry:
     def base(self, fingerprint: str) -> BaseRecord:
         """The base with this fingerprint, or the only one that begins so. Raises NotFoundError."""
         return self._bases.find(fingerprint)
-
-    # Adapters and versions
 
     def publish(
         self,
@@ -173,8 +167,6 @@ class Registry:
     def list_versions(self, name: str, principal: Principal) -> list[Version]:
         """An adapter's versions, newest first."""
         return self._catalog.versions(AdapterName.parse(name), principal)
-
-    # Aliases
 
     def aliases(self, name: str, principal: Principal) -> dict[str, int]:
         """Version numbers by alias."""

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from sqlalchemy import select
 
 from registry import audit
+from registry.bounded_text import check_text
 from registry.database import Database
 from registry.errors import AuthenticationError, ConflictError, InvalidValueError, NotFoundError
 from registry.models import TenantRow, TokenRow
@@ -85,8 +86,7 @@ class Tenants:
     def create_token(self, tenant: str, role: Role, *, label: str, expires_at: datetime | None) -> IssuedToken:
         """Make a token for an existing tenant. Raises NotFoundError, InvalidValueError."""
         now = datetime.now(UTC)
-        if len(label) > LABEL_CHARACTERS:
-            raise InvalidValueError("label", f"it has more than {LABEL_CHARACTERS} characters")
+        check_text("label", label, limit_characters=LABEL_CHARACTERS)
         if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now):
             raise InvalidValueError("expires_at", "it is not a moment in the future with its time zone")
         secret = SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)

@@ -94,6 +94,13 @@ def test_a_registry_opens_again_as_it_was(tmp_path: Path, make_adapter: Callable
         assert reg.base(version.base_fingerprint).name == "embedded"
 
 
+def test_a_folder_with_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "what? 100% #1 é"
+    registry.open(folder).close()
+    assert (folder / "catalog.sqlite").is_file()
+    registry.open(folder, create=False).close()
+
+
 def test_threads_share_a_registry(reg: registry.Registry, make_adapter: Callable[..., Path]) -> None:
     operator = registry.Principal.operator()
     folders = [make_adapter(seed=seed) for seed in range(16)]

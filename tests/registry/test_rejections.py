@@ -84,6 +84,9 @@ DAMAGES: list[tuple[str, RejectReason, Damage]] = [
     ("config with a number of 10,000 digits", R.BAD_JSON, text(CONFIG, '{"r": ' + "9" * 10_000 + "}")),
     ("config nested deeply", R.BAD_JSON, text(CONFIG, DEEP_JSON)),
     ("config nested very deeply", R.BAD_JSON, text(CONFIG, VERY_DEEP_JSON)),
+    ("half of a surrogate pair", R.BAD_JSON, text(CONFIG, '{"peft_version": "\\ud800"}')),
+    ("half of a surrogate pair in a key", R.BAD_JSON, text(MANIFEST, '{"\\udfff": 1}')),
+    ("a number beyond all bounds", R.BAD_JSON, text(CONFIG, '{"lora_dropout": 1e999}')),
     ("manifest not JSON", R.BAD_JSON, text(MANIFEST, "no")),
     ("no rank", R.BAD_CONFIG, config_without("r")),
     ("rank 0", R.BAD_CONFIG, config(r=0)),
@@ -206,7 +209,7 @@ DAMAGES: list[tuple[str, RejectReason, Damage]] = [
     ("a probe longer than the context", R.BAD_MANIFEST, probe(prompt_token_ids=[1] * 129)),
     ("a probe with a logit missing", R.BAD_MANIFEST, probe(token_ids=[1, 2])),
     ("a probe with an infinite logit", R.BAD_JSON, probe(logits=[float("inf")])),
-    ("an overflowing logit", R.BAD_MANIFEST, text(MANIFEST, json.dumps(
+    ("an overflowing logit", R.BAD_JSON, text(MANIFEST, json.dumps(
         manifest_document(probes=[{"prompt_token_ids": [1], "token_ids": [2], "logits": [0.5]}])
     ).replace("0.5", "1e999"))),
     ("a negative token", R.BAD_MANIFEST, probe(prompt_token_ids=[-1])),

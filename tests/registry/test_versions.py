@@ -195,7 +195,7 @@ def test_visibility_is_kept_and_changed_by_admins_only(
     assert publish(principal=publisher).visibility == "public"
 
 
-@pytest.mark.parametrize("options", [{"visibility": "secret"}, {"message": "x" * 2001}])
+@pytest.mark.parametrize("options", [{"visibility": "secret"}, {"message": "x" * 2001}, {"message": "\udc80"}])
 def test_arguments_out_of_bounds(publish: Publish, options: dict[str, str]) -> None:
     with pytest.raises(InvalidValueError) as caught:
         publish(**options)
