@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from serving.threads import Threads
 
 REGISTRY_THREADS = 4
 FETCH_THREADS = 4
+REMEMBERED_NAMES = 4096
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class AdapterLoader:
         self._fetch_threads = Threads("fetch", FETCH_THREADS)
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._removals: set[asyncio.Task[None]] = set()
+        self._known: OrderedDict[tuple[str | None, str], Version] = OrderedDict()
         self.fetched = 0
 
     @property
@@ -86,7 +89,7 @@ class AdapterLoader:
         self._fetch_threads.close()
 
     async def resolve(self, model: str, principal: Principal, base: ServedBase) -> Target:
-        """What `model` means now for this client.
+        """What `model` means now for this client; while the registry is down, what it meant when it was last asked.
 
         Raises ModelNotFoundError (also for another tenant's private adapter), AdapterBaseMismatchError,
         RegistryUnavailableError.
@@ -96,15 +99,25 @@ class AdapterLoader:
         try:
             version = await self._registry_threads.run(self._registry.resolve, model, principal=principal)
         except (NotFoundError, InvalidNameError):
+            self._known.pop((principal.tenant, model), None)
             raise ModelNotFoundError(model) from None
         except StorageError as error:
             logger.error("registry failed while resolving: %s", error)
-            raise RegistryUnavailableError from error
+            if (principal.tenant, model) not in self._known:
+                raise RegistryUnavailableError from error
+            version = self._known[principal.tenant, model]
+        self._remember(principal, model, version)
         if version.base_fingerprint != base.fingerprint:
             raise AdapterBaseMismatchError(
                 f"{version.adapter}@{version.number}", expected=version.base_fingerprint, found=base.fingerprint
             )
         return Target(base, version)
+
+    def _remember(self, principal: Principal, model: str, version: Version) -> None:
+        self._known[principal.tenant, model] = version
+        self._known.move_to_end((principal.tenant, model))
+        if len(self._known) > REMEMBERED_NAMES:
+            self._known.popitem(last=False)
 
     @asynccontextmanager
     async def hold(self, target: Target) -> AsyncIterator[tuple[AdapterUse, ...]]:

@@ -65,7 +65,7 @@ class EngineClient:
         self._inboxes: dict[str, Inbox] = {}
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
-        self.failure: EngineError | None = None
+        self.failure: EngineError | None = None  # why it was given up
         self._heard_at = 0.0
         self.state = EngineState.STARTING
         self.ready: Ready | None = None
@@ -98,11 +98,9 @@ class EngineClient:
         """Begin to start the engine; `wait_settled` tells how the first start ended."""
         self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
 
-    async def wait_settled(self) -> Ready:
-        """Wait until the engine is ready; raises EngineStartError when its first start fails."""
+    async def wait_settled(self) -> Ready | None:
+        """Wait until the engine is ready for the first time; None where its start failed or was called off."""
         await self._settled.wait()
-        if self.ready is None:
-            raise self.failure or EngineStartError("it ended right after its start")
         return self.ready
 
     async def wait_given_up(self) -> None:
@@ -182,6 +180,7 @@ class EngineClient:
     async def _run_engine(self) -> EngineError:
         """One start of the engine, until it is lost; returns why. Cancelling it ends the engine in order."""
         grace_seconds = 0.0
+        is_listening = False
         try:
             self.starts += 1
             self._engine = await EngineProcess.launch(
@@ -198,11 +197,12 @@ class EngineClient:
             return self._lose(error if isinstance(error, EngineError) else EngineStartError(str(error)))
         except asyncio.CancelledError:
             grace_seconds = self._settings.stop_seconds
+            is_listening = self.ready is not None
             raise
         finally:
             engine, self._engine = self._engine, None
             if engine is not None:
-                await _uninterrupted(engine.stop(grace_seconds))
+                await _uninterrupted(engine.stop(grace_seconds, is_listening=is_listening))
 
     def _longest_silence_seconds(self) -> float:
         return self._settings.stall_seconds if self.ready is not None else self._settings.start_seconds

@@ -14,8 +14,9 @@ import shutil
 import signal
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq
@@ -83,20 +84,21 @@ class EngineProcess:
         self._outgoing.append(message)
         self._outgoing_ready.set()
 
-    async def messages(self, silence_seconds: Callable[[], float]) -> AsyncIterator[FromEngine]:
+    async def messages(self, silence_seconds: Callable[[], float]) -> AsyncGenerator[FromEngine, None]:
         """Everything that the engine says until it ends; then EngineLostError.
 
         It is also lost when it says nothing for as long as `silence_seconds()` asks at that moment.
         """
         process = self._running()
-        death = asyncio.ensure_future(process.wait())
-        incoming: asyncio.Future[bytes] = asyncio.ensure_future(self._socket.recv())
+        death = asyncio.create_task(process.wait())
+        incoming = self._receive()
         try:
             while True:
-                await asyncio.wait({death, incoming}, timeout=silence_seconds(), return_when=asyncio.FIRST_COMPLETED)
+                events: set[asyncio.Future[Any]] = {death, incoming}
+                await asyncio.wait(events, timeout=silence_seconds(), return_when=asyncio.FIRST_COMPLETED)
                 if incoming.done():
                     message = _decoded(incoming.result())
-                    incoming = asyncio.ensure_future(self._socket.recv())
+                    incoming = self._receive()
                     yield message
                 elif death.done():
                     # What it wrote before it ended may still be on its way through the socket.
@@ -109,19 +111,18 @@ class EngineProcess:
             death.cancel()
             incoming.cancel()
 
-    async def stop(self, grace_seconds: float) -> None:
-        """End the process: ask, then terminate, then kill. Leaves no process, socket or folder behind."""
-        if self._process is not None and self._process.returncode is None:
-            if grace_seconds > 0:
+    async def stop(self, grace_seconds: float, *, is_listening: bool = False) -> None:
+        """End the process: ask where it listens, then terminate, then kill. Leaves no process, socket or folder."""
+        if self._process is not None:
+            if is_listening and self._process.returncode is None:
                 self._outgoing.append(Shutdown())
                 self._outgoing_ready.set()
                 await self._ended(grace_seconds)
-            for signal_number in (signal.SIGTERM, signal.SIGKILL):
-                if self._process.returncode is None:
-                    self._signal(signal_number)
-                    await self._ended(grace_seconds if signal_number == signal.SIGTERM else None)
-        if self._process is not None:
-            self._signal(signal.SIGKILL)  # what the engine itself started and left
+            if self._process.returncode is None:
+                self._signal(signal.SIGTERM)
+                await self._ended(grace_seconds)
+            self._signal(signal.SIGKILL)  # also what the engine itself started and left
+            await self._process.wait()
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
@@ -129,7 +130,11 @@ class EngineProcess:
         self._context.term()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def _ended(self, seconds: float | None) -> None:
+    def _receive(self) -> asyncio.Future[bytes]:
+        incoming: asyncio.Future[bytes] = asyncio.ensure_future(self._socket.recv())
+        return incoming
+
+    async def _ended(self, seconds: float) -> None:
         """Wait for the end of the process, at most so long."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._running().wait(), seconds)
@@ -155,7 +160,8 @@ class EngineProcess:
 def _decoded(data: bytes) -> FromEngine:
     """A message; one that cannot be read means that the engine is not to be trusted any more."""
     try:
-        return decode_from_engine(data)
+        message: FromEngine = decode_from_engine(data)
     except msgspec.MsgspecError as error:
         logger.error("the engine sent a message that is not one: %s", error)
         raise EngineLostError(None) from error
+    return message

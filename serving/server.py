@@ -17,7 +17,7 @@ import uvicorn
 
 from serving.api.service import Service
 from serving.app import create_app
-from serving.errors import EngineError, SettingsError
+from serving.errors import SettingsError
 from serving.messages import Ready
 
 CLOSE_SECONDS = 2
@@ -68,6 +68,8 @@ async def run_server(service: Service, listener: socket.socket, *, on_ready: Cal
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+    if not watching.cancelled() and (error := watching.exception()) is not None:
+        raise error
     if service.engine.failure is not None:
         raise service.engine.failure
 
@@ -75,10 +77,9 @@ async def run_server(service: Service, listener: socket.socket, *, on_ready: Cal
 async def _watch(service: Service, server: _Server, on_ready: Callable[[Ready], None]) -> None:
     """Announce the first readiness, and end the server when the engine has been given up."""
     try:
-        on_ready(await service.engine.wait_settled())
+        if (ready := await service.engine.wait_settled()) is not None:
+            on_ready(ready)
         await service.engine.wait_given_up()
-    except EngineError:
-        logger.debug("the engine's first start failed")  # run_server raises it
     finally:
         server.should_exit = True
 
@@ -108,7 +109,8 @@ class _Server(uvicorn.Server):
             logger.info("draining: no new requests, %d sequences inside", self._service.gate.inside)
             self._draining = asyncio.ensure_future(self._drain())
         else:
-            self.force_exit = self.should_exit = True
+            self._service.engine.fail_in_flight()
+            self.should_exit = True
 
     async def _drain(self) -> None:
         if not await self._service.drain(self._service.settings.grace_seconds):

@@ -27,6 +27,7 @@ class Tokenization:
         self._literal = literal
         self._template = template
         self._byte_of = _byte_alphabet()
+        self.longest_token_characters = max(map(len, tokenizer.get_vocab()), default=1)
         self.token_text = lru_cache(maxsize=CACHED_TOKEN_TEXTS)(self._token_text)
 
     @classmethod

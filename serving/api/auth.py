@@ -27,6 +27,8 @@ R = TypeVar("R")
 
 REMEMBERED_TOKENS = 4096
 LONGEST_TOKEN_CHARACTERS = 512
+OUTAGE_SECONDS = 3600.0
+"""While the registry cannot be read, a token that it has accepted before stays good for so long."""
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +85,18 @@ class Authenticator:
             raise WrongTokenError
         key = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
         known = self._known.get(key)
-        if known is not None and self._clock() < known[1]:
+        if known is not None and self._clock() < known[1] + self._remember_seconds:
             return known[0]
         try:
             principal = await self._ask(lambda: self._registry.authenticate(secret))
         except AuthenticationError:
             self._known.pop(key, None)
             raise WrongTokenError from None
-        self._known[key] = (principal, self._clock() + self._remember_seconds)
+        except RegistryUnavailableError:
+            if known is not None and self._clock() < known[1] + OUTAGE_SECONDS:
+                return known[0]
+            raise
+        self._known[key] = (principal, self._clock())
         self._known.move_to_end(key)
         if len(self._known) > REMEMBERED_TOKENS:
             self._known.popitem(last=False)

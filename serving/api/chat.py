@@ -12,6 +12,7 @@ from serving.api.body import read_body
 from serving.api.choices import Finish
 from serving.api.dialect import Document, Head, Usage, WholeChoice
 from serving.api.generation import generate
+from serving.api.limits import refuse_hopeless
 from serving.api.logprobs import chat_logprobs
 from serving.api.schemas import ChatRequest, Message
 from serving.errors import InvalidFieldError
@@ -33,7 +34,6 @@ async def _read(request: Request[Any, Any, Any]) -> ChatDialect:
 class ChatDialect:
     """One chat request. Implements `serving.api.dialect.Dialect`."""
 
-    route = "chat"
     prompt_param = "messages"
     prompt_count = 1
     default_tokens = None
@@ -51,7 +51,9 @@ class ChatDialect:
 
     def encode(self, base: ServedBase) -> list[list[int]]:
         """The one prompt that the base's template makes of the messages."""
-        return [base.tokenization.encode_chat([_plain(message) for message in self.fields.messages])]
+        messages = [_plain(message) for message in self.fields.messages]
+        refuse_hopeless(sum(len(message["content"]) for message in messages), base, param=self.prompt_param)
+        return [base.tokenization.encode_chat(messages)]
 
     def opening(self, head: Head, index: int, tokenization: Tokenization) -> Iterable[Document]:
         """The role comes first."""

@@ -12,6 +12,7 @@ from serving.api.body import read_body
 from serving.api.choices import Finish
 from serving.api.dialect import Document, Head, Usage, WholeChoice
 from serving.api.generation import generate
+from serving.api.limits import refuse_hopeless
 from serving.api.logprobs import completion_logprobs
 from serving.api.sampling import check_token_ids
 from serving.api.schemas import MOST_PROMPTS, CompletionRequest
@@ -37,7 +38,6 @@ async def _read(request: Request[Any, Any, Any]) -> CompletionDialect:
 class CompletionDialect:
     """One completion request. Implements `serving.api.dialect.Dialect`."""
 
-    route = "completions"
     prompt_param = "prompt"
     default_tokens = DEFAULT_TOKENS
 
@@ -61,6 +61,7 @@ class CompletionDialect:
         encoded = []
         for prompt in self._prompts:
             if isinstance(prompt, str):
+                refuse_hopeless(len(prompt), base, param=self.prompt_param)
                 encoded.append(base.tokenization.encode(prompt))
             else:
                 check_token_ids(prompt, base, param="prompt")

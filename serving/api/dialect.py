@@ -54,10 +54,6 @@ class Dialect(Protocol):
     """One request in the manner of its route. `logprobs` None asks for none."""
 
     @property
-    def route(self) -> str:
-        """The route's short name, for metrics and the log."""
-
-    @property
     def fields(self) -> SamplingFields:
         """What the routes share."""
 

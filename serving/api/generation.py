@@ -33,6 +33,7 @@ from serving.api.sampling import includes_usage, sampling_of, stop_strings_of
 from serving.api.service import Service, service_of
 from serving.api.streaming import EventStream
 from serving.errors import InvalidFieldError
+from serving.served_base import ServedBase
 from serving.transcript import Passage, ShownToken
 
 OPERATOR_TENANT = "~operator"
@@ -158,13 +159,13 @@ async def _start(walk: _Walk) -> _Running:
     include_usage = includes_usage(fields)
     answers_each = fields.n or 1
     count = dialect.prompt_count * answers_each
-    walk.taken.enter_context(service.gate.admit(tenant, count, max_running=base.max_running))
+    walk.taken.enter_context(service.gate.admit(walk.principal.tenant, count, max_running=base.max_running))
     target = await service.loader.resolve(fields.model, walk.principal, base)
     walk.record.resolved(fields.model, target)
     prompts = await service.tokenizer_threads.run(dialect.encode, base)
     walk.record.prompt_tokens = sum(map(len, prompts))
     samplings = [
-        sampling_of(fields, base, max_tokens=_answer_tokens(walk, prompt), logprobs=dialect.logprobs)
+        sampling_of(fields, base, max_tokens=_answer_tokens(dialect, prompt, base), logprobs=dialect.logprobs)
         for prompt in prompts
     ]
     adapters = await walk.taken.enter_async_context(service.loader.hold(target))
@@ -175,8 +176,7 @@ async def _start(walk: _Walk) -> _Running:
     return _Running(target, head, walk.record.prompt_tokens, count, choices.deltas(), include_usage)
 
 
-def _answer_tokens(walk: _Walk, prompt: list[int]) -> int:
-    dialect, base = walk.dialect, walk.service.running_base()
+def _answer_tokens(dialect: Dialect, prompt: list[int], base: ServedBase) -> int:
     if not prompt:
         raise InvalidFieldError("The prompt is empty.", param=dialect.prompt_param)
     return answer_tokens(

@@ -53,7 +53,7 @@ class Instruments:
     """Every instrument of the API process. `model_name` is asked for the label of that name at each observation."""
 
     def __init__(self, registry: CollectorRegistry, model_name: Callable[[], str]) -> None:
-        disable_created_metrics()  # a second series for each counter, which nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter, unread
         self._model_name = model_name
         self._named_adapters: set[str] = set()
 

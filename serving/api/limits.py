@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serving.errors import ContextExceededError, QueueFullError
+from serving.errors import ContextExceededError, InvalidFieldError, QueueFullError
+from serving.served_base import ServedBase
 from serving.settings import LimitSettings
 
 FIRST_ESTIMATE_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60
 MEMORY = 0.9
+MARGIN = 4
 
 
 class Gate:
@@ -29,7 +31,7 @@ class Gate:
 
     def __init__(self, limits: LimitSettings) -> None:
         self._limits = limits
-        self._inside: Counter[str] = Counter()
+        self._inside: Counter[str | None] = Counter()
         self._empty = asyncio.Event()
         self._empty.set()
         self._seconds_each = FIRST_ESTIMATE_SECONDS
@@ -40,11 +42,20 @@ class Gate:
         return self._inside.total()
 
     @contextmanager
-    def admit(self, tenant: str, sequences: int, *, max_running: int) -> Iterator[None]:
-        """Let the sequences in while the block runs. Raises QueueFullError."""
+    def admit(self, tenant: str | None, sequences: int, *, max_running: int) -> Iterator[None]:
+        """Let the sequences in while the block runs; None is the operator, who has no share of his own.
+
+        Raises QueueFullError, and InvalidFieldError for more sequences than ever fit.
+        """
+        share = self._limits.max_waiting if tenant is None else self._limits.max_waiting_per_tenant
+        if sequences > max_running + share:
+            raise InvalidFieldError(
+                f"The request asks for {sequences} answers at once; this server takes at most {max_running + share}.",
+                param="n",
+            )
         self._refuse_beyond("queue", self.inside + sequences, max_running, self._limits.max_waiting)
         own = self._inside[tenant] + sequences
-        self._refuse_beyond("queue of your tenant", own, max_running, self._limits.max_waiting_per_tenant)
+        self._refuse_beyond("queue of your tenant", own, max_running, share)
         self._inside[tenant] += sequences
         self._empty.clear()
         try:
@@ -74,6 +85,19 @@ class Gate:
             raise QueueFullError(
                 scope=scope, limit=max_running + max_waiting, retry_after_seconds=min(seconds, LONGEST_RETRY_SECONDS)
             )
+
+
+def refuse_hopeless(characters: int, base: ServedBase, *, param: str) -> None:
+    """Refuse a text that is far beyond the context without tokenizing it, which would take seconds.
+
+    No token stands for more characters than the longest of the vocabulary; MARGIN allows for normalization.
+    Raises ContextExceededError with the least number of tokens that it can have.
+    """
+    least_tokens = characters // (base.tokenization.longest_token_characters * MARGIN)
+    if least_tokens > base.context_tokens:
+        raise ContextExceededError(
+            context_tokens=base.context_tokens, prompt_tokens=least_tokens, answer_tokens=1, param=param
+        )
 
 
 def answer_tokens(

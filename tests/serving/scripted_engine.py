@@ -1,6 +1,6 @@
 """An engine process without a model, for faults that a real one has too seldom: it does what the prompt tells it.
 
-It speaks `serving.messages` over ZeroMQ like `serving.engine`. Without a command it echoes the prompt, one token a step.
+It speaks `serving.messages` over ZeroMQ like `serving.engine`. Without a command it echoes the prompt, a token a step.
 A command is a word that begins with "!" anywhere in the prompt, up to the end of its line:
 
     !say TEXT        answers TEXT, then ends with the end-of-text token
@@ -196,7 +196,8 @@ class ScriptedEngine:
         if sampling.logprobs is not None:
             # The best alternatives are the tokens that follow in the vocabulary; the last one is impossible.
             top = [(token + rank, -0.5 - rank) for rank in range(sampling.logprobs)]
-            logprobs = [TokenLogprob(token, -0.5, top[:-1] + [(top[-1][0], float("-inf"))] if len(top) > 1 else top)]
+            top = [*top[:-1], (top[-1][0], float("-inf"))] if len(top) > 1 else top
+            logprobs = [TokenLogprob(token, -0.5, top)]
         return Output(
             request_id=request.request_id,
             token_ids=[token],

@@ -80,7 +80,6 @@ def running_server(
         "home": str(home),
         "registry": str(settings.pop("registry", home / "registry")),
         "port": 0,
-        "port": 0,
         "supervision": supervision,
         **settings,
     }

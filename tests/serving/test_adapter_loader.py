@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -81,9 +80,13 @@ async def loader(reg: CountingRegistry, tmp_path: Path) -> AsyncIterator[Adapter
 async def touch(loader: AdapterLoader, target: Target) -> Path:
     async with loader.hold(target) as (use,):
         assert use.digest == target.digest
-        assert sorted(os.listdir(use.folder)) == ["adapter_config.json", "adapter_model.safetensors", "loraplex.json"]
+        assert names_in(use.folder) == ["adapter_config.json", "adapter_model.safetensors", "loraplex.json"]
         loader.cache.check_integrity()
         return Path(use.folder)
+
+
+def names_in(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
 
 
 async def test_a_version_is_fetched_once_by_many(
@@ -189,10 +192,23 @@ async def test_a_failed_fetch_fails_its_requests_only(
     reg.is_down = True
     results: list[Any] = await asyncio.gather(*(touch(loader, target) for _ in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [RegistryUnavailableError] * 3
-    with pytest.raises(RegistryUnavailableError):
-        await loader.resolve("acme/a1", OPERATOR, base)
     reg.is_down = False
     await touch(loader, target)
+
+
+async def test_names_asked_before_survive_an_outage_of_the_registry(
+    loader: AdapterLoader, reg: CountingRegistry, base: ServedBase
+) -> None:
+    target = await loader.resolve("acme/a1", OPERATOR, base)
+    await touch(loader, target)
+    reg.is_down = True
+    assert await loader.resolve("acme/a1", OPERATOR, base) == target
+    await touch(loader, target)
+    with pytest.raises(RegistryUnavailableError):
+        await loader.resolve("acme/a2", OPERATOR, base)
+    reader = Principal(tenant="rival", role=registry.Role.READER, token_id="t")
+    with pytest.raises(RegistryUnavailableError):
+        await loader.resolve("acme/a1", reader, base)
 
 
 async def test_names_that_lead_nowhere(loader: AdapterLoader, base: ServedBase, stocked: Stocked) -> None:

@@ -135,6 +135,13 @@ def test_too_long_for_the_context_names_the_numbers(server: RunningServer) -> No
     assert error["param"] == "messages"
 
 
+def test_a_text_far_beyond_the_context_is_not_even_tokenized(server: RunningServer) -> None:
+    for response in (server.complete("x" * 3_000_000), server.chat("x" * 3_000_000)):
+        error = error_of(response, 400)
+        assert error["code"] == "context_length_exceeded"
+        assert error["param"] in ("prompt", "messages")
+
+
 def test_a_required_field_is_named(server: RunningServer) -> None:
     error = error_of(server.client.post("/v1/completions", json={"model": "base"}), 400)
     assert error["param"] == "prompt"

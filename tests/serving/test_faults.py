@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -134,8 +135,8 @@ def test_a_full_queue_answers_429_at_once(fragile: RunningServer) -> None:
         assert response.status_code == 429
         assert response.json()["error"]["code"] == "queue_full"
         assert 1 <= int(response.headers["retry-after"]) <= 60
-        fragile_error = fragile.complete("!say a", n=2).json()["error"]
-        assert "8 requests" in fragile_error["message"]
+        assert "8 requests" in response.json()["error"]["message"]
+        assert fragile.complete("!say a", n=9).json()["error"]["param"] == "n"
         for client in clients:
             client.close()
         (engine,) = fragile.engine_pids()
@@ -150,14 +151,14 @@ def test_a_full_queue_answers_429_at_once(fragile: RunningServer) -> None:
 def test_a_client_that_leaves_frees_its_request(fragile: RunningServer, stream: bool, prompt: str) -> None:
     fragile.wait_ready()
     body = {"model": "acme/sql", "prompt": prompt, "max_tokens": 400, "stream": stream}
-    with httpx.Client(base_url=fragile.url, timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
-        if stream:
-            with client.stream("POST", "/v1/completions", json=body, timeout=0.5) as response:
-                for position, _ in enumerate(response.iter_lines()):
-                    if position > 5:
-                        raise httpx.ReadTimeout("left")
+    with httpx.Client(base_url=fragile.url, timeout=0.5) as client:
+        if stream and prompt != "!never":
+            with client.stream("POST", "/v1/completions", json=body) as response:
+                for _ in zip(range(6), response.iter_lines(), strict=False):
+                    pass
         else:
-            client.post("/v1/completions", json=body)
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/completions", json=body)
     wait_until(lambda: is_idle(fragile), 1.0)
     assert fragile.metric("loraplex_requests_total", route="completions", outcome="client_gone") >= 1
 
@@ -219,6 +220,47 @@ def test_sigterm_ends_what_outlives_the_grace(tmp_path: Path, scripted_engine: l
         assert seen[-2]["error"]["code"] == "engine_unavailable"
         assert seen[-1] == "[DONE]"
         assert server.process.wait(10) == 0
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path, scripted_engine: list[str], stocked: Stocked) -> None:
+    with running_server(tmp_path, engine=scripted_engine, home=stocked.home, base="bytes") as server:
+        (engine,) = server.engine_pids()
+        folder = Path(json.loads(psutil.Process(engine).cmdline()[-1])["socket"].removeprefix("ipc://")).parent
+        assert folder.stat().st_mode & 0o777 == 0o700
+        with ThreadPoolExecutor(1) as pool:
+            body = {"model": "base", "prompt": "!never"}
+            waiting = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=30)
+            wait_until(lambda: server.metric("vllm:num_requests_running") == 1)
+            server.process.send_signal(signal.SIGINT)
+            wait_until(lambda: server.client.get("/readyz").status_code == 503, 1.0)
+            server.process.send_signal(signal.SIGINT)
+            server.process.wait(10)
+            assert waiting.exception() is not None or waiting.result().status_code == 503
+        assert not psutil.pid_exists(engine)
+        assert not folder.exists()
+
+
+def test_a_signal_while_the_engine_starts(tmp_path: Path, byte_base: Path) -> None:
+    never_ready = [sys.executable, "-c", "import time; time.sleep(600)"]
+    interrupter = threading.Thread(target=_interrupt_once_the_engine_runs, args=(tmp_path,))
+    interrupter.start()
+    with pytest.raises(AssertionError), running_server(tmp_path, engine=never_ready, base="bytes"):
+        pass
+    interrupter.join()
+    log = (tmp_path / "server.log").read_text()
+    assert log.rstrip().endswith("Stopped.")
+    assert "Error" not in log
+
+
+def _interrupt_once_the_engine_runs(folder: Path) -> None:
+    def server() -> psutil.Process | None:
+        servers = [child for child in psutil.Process().children() if str(folder) in " ".join(child.cmdline())]
+        return next((server for server in servers if server.children()), None)
+
+    wait_until(server, 30.0)
+    found = server()
+    assert found is not None
+    found.send_signal(signal.SIGINT)
 
 
 def test_no_engine_outlives_a_killed_server(tmp_path: Path, scripted_engine: list[str], stocked: Stocked) -> None:

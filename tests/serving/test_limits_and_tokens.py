@@ -10,6 +10,7 @@ from serving.api.auth import Authenticator
 from serving.api.limits import Gate, answer_tokens
 from serving.errors import (
     ContextExceededError,
+    InvalidFieldError,
     MissingTokenError,
     QueueFullError,
     RegistryUnavailableError,
@@ -31,6 +32,15 @@ def test_the_gate_counts_in_total_and_per_tenant() -> None:
         assert gate.inside == 4
     assert gate.inside == 0
     gate.check_integrity()
+
+
+def test_the_operator_has_the_whole_queue_and_nobody_more() -> None:
+    gate = Gate(LimitSettings(max_waiting=4, max_waiting_per_tenant=2))
+    with gate.admit(None, 6, max_running=2), pytest.raises(QueueFullError):
+        gate.admit(None, 1, max_running=2).__enter__()
+    for tenant, sequences in ((None, 7), ("a", 5)):
+        with pytest.raises(InvalidFieldError, match=f"asks for {sequences} answers"):
+            gate.admit(tenant, sequences, max_running=2).__enter__()
 
 
 def test_the_advice_when_to_try_again_follows_the_requests() -> None:
@@ -113,15 +123,27 @@ async def test_tokens_are_needed_from_the_first_one_on(tmp_path: Path) -> None:
         beyond.close()
 
 
-async def test_a_registry_that_is_down_is_not_a_wrong_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tokens_survive_an_outage_of_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def down(secret: str) -> None:
         raise StorageError("no database")
 
+    clock = Clock()
     with registry.open(tmp_path / "registry") as reg:
         reg.create_tenant("acme")
         issued = reg.create_token("acme", "reader")
+        other = reg.create_token("acme", "reader")
+        authenticator = Authenticator(reg, is_loopback=True, remember_seconds=10.0, clock=clock)
+
+        async def ask(secret: str) -> str | None:
+            return (await authenticator.principal_of(f"Bearer {secret}", host=None, origin=None)).tenant
+
+        assert await ask(issued.secret) == "acme"
         monkeypatch.setattr(reg, "authenticate", down)
-        authenticator = Authenticator(reg, is_loopback=True, remember_seconds=10.0)
         with pytest.raises(RegistryUnavailableError):
-            await authenticator.principal_of(f"Bearer {issued.secret}", host=None, origin=None)
+            await ask(other.secret)
+        clock.now = 3599.0
+        assert await ask(issued.secret) == "acme"
+        clock.now = 3601.0
+        with pytest.raises(RegistryUnavailableError):
+            await ask(issued.secret)
         authenticator.close()
