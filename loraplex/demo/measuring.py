@@ -15,7 +15,8 @@ from loraplex.demo.results import TaskResult
 from loraplex.demo.tasks import Example
 from loraplex.errors import DemoError
 
-ANSWER_TOKENS_LIMIT = 160
+ANSWER_TOKENS_LIMIT = 128
+BASE_MODEL = "base"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ async def judge(
     held_out = {a.plan.model: a.plan.task.held_out(plan.held_out_rows, plan.held_out_seed) for a in published}
     # One row of each task in turn: neighbours in a batch have different adapters.
     turns = [(a, held_out[a.plan.model][index]) for index in range(plan.held_out_rows) for a in published]
-    calls = [partial(ask, a, row, model) for a, row in turns for model in (a.plan.model, plan.base)]
+    calls = [partial(ask, a, row, model) for a, row in turns for model in (a.plan.model, BASE_MODEL)]
     answers = await at_once(calls, most=plan.concurrent_requests)
     judged = [JudgedRow(a, row, answers[2 * i], answers[2 * i + 1]) for i, (a, row) in enumerate(turns)]
     for row in judged:
@@ -102,7 +103,7 @@ async def measure_throughput(clients: Clients, plan: DemoPlan, published: Sequen
         for index, adapter in enumerate(islice(cycle(taking_part), plan.throughput_rows))
     ]
     mixed = [Question(adapter.plan.tenant, adapter.plan.model, row.prompt) for adapter, row in rows]
-    base = [Question(adapter.plan.tenant, plan.base, row.prompt) for adapter, row in rows]
+    base = [Question(adapter.plan.tenant, BASE_MODEL, row.prompt) for adapter, row in rows]
     best = {"mixed": 0.0, "base": 0.0}
     for _ in range(plan.throughput_rounds + 1):  # the first round warms both sides up, and the best may not be in it
         for side, questions in (("mixed", mixed), ("base", base)):

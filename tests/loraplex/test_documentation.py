@@ -1,0 +1,88 @@
+"""Every `loraplex` and `make` command in the documentation exists, with the options that it is shown with."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import pytest
+
+from loraplex.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(loraplex [a-z][^`]*)`")
+PLACEHOLDER = re.compile(r"[<>|]|\.\.\.|…")
+
+
+def command_lines(text: str) -> list[str]:
+    """Lines of code blocks that call `loraplex`, joined where they are continued."""
+    joined = "".join(FENCE.findall(text)).replace("\\\n", " ")
+    return _without_placeholders(line.strip().removeprefix("$ ") for line in joined.splitlines())
+
+
+def mentions(text: str) -> list[str]:
+    """Commands in the running text; an option may stand there without its value."""
+    return _without_placeholders(INLINE.findall(FENCE.sub("", text)))
+
+
+def _without_placeholders(found: Iterable[str]) -> list[str]:
+    return [line for line in found if line.startswith("loraplex ") and not PLACEHOLDER.search(line)]
+
+
+def parse(words: list[str]) -> None:
+    """Read the words as click would, without running anything: commands, options, and that options have values."""
+    command: click.Command = main
+    ctx = click.Context(main, info_name="loraplex")
+    while True:
+        _, rest, _ = command.make_parser(ctx).parse_args(list(words))
+        if not isinstance(command, click.Group) or not rest:
+            return
+        name, *words = rest
+        child = command.get_command(ctx, name)
+        assert child is not None, f"there is no command {name!r}"
+        command, ctx = child, click.Context(child, info_name=name, parent=ctx)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_command_is_understood(page: Path) -> None:
+    text = page.read_text()
+    wrong = []
+    for line in [*command_lines(text), *mentions(text)]:
+        try:
+            parse(shlex.split(line, comments=True)[1:])
+        except click.BadOptionUsage as error:
+            if line not in mentions(text):
+                wrong.append(f"{line}: {error}")
+        except (click.UsageError, AssertionError, ValueError) as error:
+            wrong.append(f"{line}: {error}")
+    assert wrong == []
+
+
+def test_the_check_notices_a_wrong_option_and_a_wrong_command() -> None:
+    for line in ("serve --prot 1", "srve", "token destroy"):
+        with pytest.raises((click.UsageError, AssertionError)):
+            parse(line.split())
+    text = "```\n$ loraplex serve \\\n  --port 1\n```\nand `loraplex ls`, `loraplex pull REF...`"
+    assert command_lines(text) == ["loraplex serve    --port 1"]
+    assert mentions(text) == ["loraplex ls"]
+
+
+def test_each_make_target_of_the_documentation_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        text = page.read_text()
+        named = set(re.findall(r"`make ([a-z-]+)", text))
+        for block in FENCE.findall(text):
+            named |= set(re.findall(r"^(?:\$ )?make ([a-z-]+)", block, re.MULTILINE))
+        assert named <= targets, f"{page.name}: {named - targets}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", FENCE.sub("", page.read_text()))
+    assert [link for link in links if not (page.parent / link).exists()] == []
