@@ -49,6 +49,19 @@ REQUEST_BUCKETS = (
 TOKEN_BUCKETS = tuple(float(2**power) for power in range(18))
 
 
+HISTOGRAMS = {
+    "vllm:time_to_first_token_seconds": ("Arrival of a request to its first token.", FIRST_TOKEN_BUCKETS),
+    "vllm:inter_token_latency_seconds": ("Time between two tokens of a sequence.", NEXT_TOKEN_BUCKETS),
+    "vllm:e2e_request_latency_seconds": ("Arrival of a request to its last token.", REQUEST_BUCKETS),
+    "vllm:request_queue_time_seconds": ("Wait in the engine before the first step.", REQUEST_BUCKETS),
+    "vllm:request_prefill_time_seconds": ("First step to first token.", REQUEST_BUCKETS),
+    "vllm:request_decode_time_seconds": ("First token to last token.", REQUEST_BUCKETS),
+    "vllm:request_prompt_tokens": ("Prompt tokens of a request.", TOKEN_BUCKETS),
+    "vllm:request_generation_tokens": ("Tokens generated for a sequence.", TOKEN_BUCKETS),
+}
+_BY_ADAPTER = f"by adapter digest (the first {NAMED_ADAPTERS}, then `{OTHER}`; `none` is the base)."
+
+
 class Instruments:
     """Every instrument of the API process. `model_name` is asked for the label of that name at each observation."""
 
@@ -56,57 +69,29 @@ class Instruments:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter, unread
         self._model_name = model_name
         self._named_adapters: set[str] = set()
+        self._histograms = {
+            name: Histogram(name, text, LABELS, buckets=buckets, registry=registry)
+            for name, (text, buckets) in HISTOGRAMS.items()
+        }
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, text, LABELS, buckets=buckets, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
 
-        self._first_token = histogram(
-            "vllm:time_to_first_token_seconds", "Arrival of a request to its first token.", FIRST_TOKEN_BUCKETS
-        )
-        self._next_token = histogram(
-            "vllm:inter_token_latency_seconds", "Time between two tokens of a sequence.", NEXT_TOKEN_BUCKETS
-        )
-        self._whole = histogram(
-            "vllm:e2e_request_latency_seconds", "Arrival of a request to its last token.", REQUEST_BUCKETS
-        )
-        self._queue = histogram(
-            "vllm:request_queue_time_seconds", "Wait in the engine before the first step.", REQUEST_BUCKETS
-        )
-        self._prefill = histogram("vllm:request_prefill_time_seconds", "First step to first token.", REQUEST_BUCKETS)
-        self._decode = histogram("vllm:request_decode_time_seconds", "First token to last token.", REQUEST_BUCKETS)
-        self._prompt = histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", TOKEN_BUCKETS)
-        self._generation = histogram(
-            "vllm:request_generation_tokens", "Tokens generated for a sequence.", TOKEN_BUCKETS
-        )
-        self._success = Counter(
-            "vllm:request_success", "Sequences completed.", (*LABELS, "finished_reason"), registry=registry
-        )
-        self._requests = Counter(
-            "loraplex_requests", "Generation requests by route and outcome.", ("route", "outcome"), registry=registry
-        )
-        self._denied = Counter(
-            "loraplex_access_denied", "Requests refused for their token or role.", ("code",), registry=registry
-        )
-        self._adapter_requests = Counter(
-            "loraplex_adapter_requests",
-            f"Requests by adapter digest (the first {NAMED_ADAPTERS}, then `{OTHER}`; `none` is the base).",
-            ("adapter",),
-            registry=registry,
-        )
-        self._adapter_tokens = Counter(
-            "loraplex_adapter_generation_tokens",
-            f"Generated tokens by adapter digest (the first {NAMED_ADAPTERS}, then `{OTHER}`; `none` is the base).",
-            ("adapter",),
-            registry=registry,
+        self._success = counter("vllm:request_success", "Sequences completed.", *LABELS, "finished_reason")
+        self._requests = counter("loraplex_requests", "Generation requests by route and outcome.", "route", "outcome")
+        self._denied = counter("loraplex_access_denied", "Requests refused for their token or role.", "code")
+        self._adapter_requests = counter("loraplex_adapter_requests", f"Requests {_BY_ADAPTER}", "adapter")
+        self._adapter_tokens = counter(
+            "loraplex_adapter_generation_tokens", f"Generated tokens {_BY_ADAPTER}", "adapter"
         )
 
     def first_token(self, seconds: float) -> None:
         """A sequence has its first token, so long after its request arrived."""
-        self._first_token.labels(self._model_name(), ENGINE).observe(seconds)
+        self._observe("vllm:time_to_first_token_seconds", seconds)
 
     def next_token(self, seconds: float) -> None:
         """A sequence has its next token, so long after the one before."""
-        self._next_token.labels(self._model_name(), ENGINE).observe(seconds)
+        self._observe("vllm:inter_token_latency_seconds", seconds)
 
     def sequence_finished(
         self,
@@ -119,13 +104,12 @@ class Instruments:
         generation_tokens: int,
     ) -> None:
         """A sequence is complete."""
-        labels = (self._model_name(), ENGINE)
-        self._queue.labels(*labels).observe(queue_seconds)
-        self._prefill.labels(*labels).observe(prefill_seconds)
-        self._decode.labels(*labels).observe(decode_seconds)
-        self._prompt.labels(*labels).observe(prompt_tokens)
-        self._generation.labels(*labels).observe(generation_tokens)
-        self._success.labels(*labels, reason).inc()
+        self._observe("vllm:request_queue_time_seconds", queue_seconds)
+        self._observe("vllm:request_prefill_time_seconds", prefill_seconds)
+        self._observe("vllm:request_decode_time_seconds", decode_seconds)
+        self._observe("vllm:request_prompt_tokens", prompt_tokens)
+        self._observe("vllm:request_generation_tokens", generation_tokens)
+        self._success.labels(self._model_name(), ENGINE, reason).inc()
 
     def request_ended(
         self, route: str, outcome: str, *, seconds: float, digest: str | None, generation_tokens: int
@@ -133,7 +117,7 @@ class Instruments:
         """A request has been answered, refused or left."""
         self._requests.labels(route, outcome).inc()
         if outcome == "ok":
-            self._whole.labels(self._model_name(), ENGINE).observe(seconds)
+            self._observe("vllm:e2e_request_latency_seconds", seconds)
             adapter = self._adapter_label(digest)
             self._adapter_requests.labels(adapter).inc()
             self._adapter_tokens.labels(adapter).inc(generation_tokens)
@@ -141,6 +125,9 @@ class Instruments:
     def access_denied(self, code: str) -> None:
         """A request was refused for its token or role."""
         self._denied.labels(code).inc()
+
+    def _observe(self, name: str, value: float) -> None:
+        self._histograms[name].labels(self._model_name(), ENGINE).observe(value)
 
     def _adapter_label(self, digest: str | None) -> str:
         if digest is None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from litestar.routes import HTTPRoute
 import registry
 from serving.app import create_app, create_service
 from serving.errors import SettingsError
-from serving.settings import ServingSettings, is_loopback_host
+from serving.settings import ServingSettings, SupervisionSettings, is_loopback_host
 from tests.serving.conftest import Stocked, stock
 from tests.serving.server import RunningServer, running_server, wait_until
 
@@ -187,3 +189,34 @@ def test_an_open_server_beyond_this_machine_is_refused(tmp_path: Path, venv_pyth
     assert result.returncode == 1
     assert result.stderr.startswith("Error: Refusing to listen on 0.0.0.0 without tokens")
     assert "Traceback" not in result.stderr
+
+
+async def test_metrics_can_be_opened_and_adapters_preloaded(
+    scripted_engine: list[str], own: Stocked, tokens: dict[str, str]
+) -> None:
+    settings = ServingSettings(
+        home=own.home,
+        registry="",
+        metrics_open=True,
+        preload=("acme/sql@prod", "base"),
+        supervision=SupervisionSettings(command=tuple(scripted_engine)),
+    )
+    with registry.open(own.home / "registry") as reg:
+        service = create_service(settings, reg)
+        await service.start()
+        assert await service.engine.wait_settled() is not None
+        transport = httpx.ASGITransport(create_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            assert (await client.get("/metrics")).status_code == 200
+            assert (await client.get("/v1/models")).status_code == 401
+        async with asyncio.timeout(5):
+            while service.engine.stats is None or not service.engine.stats.adapters:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert [state.digest for state in service.engine.stats.adapters] == [own.first.digest]
+        service.loader.cache.check_integrity()
+        await service.stop()
+        missing = create_service(replace(settings, preload=("acme/absent",)), reg)
+        await missing.start()
+        assert await missing.engine.wait_settled() is None
+        assert "The model `acme/absent` does not exist" in str(missing.engine.failure)
+        await missing.stop()
