@@ -26,7 +26,7 @@ from trainer.job_sections import (
     OptimizationSection,
     OutputSection,
 )
-from trainer.job_values import anchor_paths, explained, overlaid, refuse_unknown_keys
+from trainer.job_values import anchor_paths, explained, overlaid, refuse_non_finite, refuse_unknown_keys
 
 Values = Mapping[str, Any]
 PATH_KEYS = ("data.train", "evaluation.validation", "output.run")
@@ -89,6 +89,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def from_values(values: Values, *, origin: str = "the job") -> Job:
         """A job from nested plain values. Raises JobError that names the key, what was given and what is allowed."""
         refuse_unknown_keys(values, known_keys(), origin=origin)
+        refuse_non_finite(values, origin=origin)
         values = {"data": {}, **values}
         try:
             return msgspec.convert(values, Job, dec_hook=_decode_path)

@@ -7,6 +7,7 @@ error into one that names the key. It does not: know any setting; `trainer.job` 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -47,6 +48,14 @@ def refuse_unknown_keys(values: Mapping[str, Any], known: Mapping[str, Iterable[
         for key in value:
             if key not in set(keys):
                 raise _unknown(f"{name}.{key}", everything, origin)
+
+
+def refuse_non_finite(values: Mapping[str, Any], *, origin: str) -> None:
+    """Raise JobError at a number that is NaN or infinite: TOML can write them, and no range excludes NaN."""
+    for section, keys in values.items():
+        for key, value in keys.items() if isinstance(keys, Mapping) else ():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise JobError(f"{value} is not allowed: it must be finite", key=f"{section}.{key}", origin=origin)
 
 
 def anchor_paths(values: dict[str, Any], keys: Iterable[str], folder: Path) -> None:

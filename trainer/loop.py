@@ -108,9 +108,8 @@ def _step(run: PreparedRun, planned: PlannedStep, position: Position) -> StepDon
         share.backward()
         loss += share.item()
     grad_norm = torch.nn.utils.clip_grad_norm_(adapter_tensors(run.model).values(), section.max_grad_norm).item()
-    for what, value in (("loss", loss), ("gradient norm", grad_norm)):
-        if not math.isfinite(value):
-            raise NonFiniteLossError(step=position.step + 1, what=what, value=value, learning_rate=learning_rate)
+    _refuse_non_finite("loss", loss, run, step=position.step)
+    _refuse_non_finite("gradient norm", grad_norm, run, step=position.step)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
     run.optimizer.step()
@@ -137,6 +136,7 @@ def _validate(run: PreparedRun, folder: RunFolder, position: Position, on_event:
     if not run.validation:
         return
     loss = completion_loss(run.model, run.validation, run.validation_limit)
+    _refuse_non_finite("validation loss", loss, run, step=position.step - 1)
     position.validations.append((position.step, loss))
     is_best = position.step > 0 and (position.best_loss is None or loss < position.best_loss)
     if is_best:
@@ -149,6 +149,13 @@ def _validate(run: PreparedRun, folder: RunFolder, position: Position, on_event:
         position.stopped_early = position.validations_without_best >= patience
     left = None if patience is None else patience - position.validations_without_best
     on_event(Validated(position.step, loss, is_best, left))
+
+
+def _refuse_non_finite(what: str, value: float, run: PreparedRun, *, step: int) -> None:
+    """Raise NonFiniteLossError for step `step` (counted from 0) before anything of it is kept."""
+    if not math.isfinite(value):
+        rate = learning_rate_at(max(step, 0), steps=run.plan.steps, section=run.job.optimization)
+        raise NonFiniteLossError(step=step + 1, what=what, value=value, learning_rate=rate)
 
 
 @contextmanager

@@ -40,8 +40,7 @@ def attach_adapter(base: Base, section: AdapterSection, *, checkpointing: bool) 
     use_served_product(model)
     use_float32_gradient(base.model)
     if checkpointing:
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.model.enable_input_require_grads()
+        _enable_checkpointing(base.model)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == ("lora_" in name), f"{name}: only the adapter may train"
         assert not parameter.requires_grad or parameter.dtype == torch.float32, f"{name} does not train in float32"
@@ -69,6 +68,13 @@ def short_names(model: PreTrainedModel, modules: list[str]) -> list[str]:
     endings = sorted({name.rpartition(".")[2] for name in modules})
     meant = [name for name, _ in model.named_modules() if any(_means(ending, name) for ending in endings)]
     return endings if sorted(meant) == sorted(modules) else sorted(modules)
+
+
+def _enable_checkpointing(model: PreTrainedModel) -> None:
+    """Transformers 5.23 renamed the method and warns at its old name."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.enable_input_require_grads()
 
 
 def _means(wanted: str, name: str) -> bool:

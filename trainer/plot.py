@@ -16,14 +16,17 @@ from trainer.checkpoint import Position
 
 SIZE_INCHES = (9.0, 5.0)
 DOTS_PER_INCH = 150
+MARGINS = {"left": 0.08, "right": 0.97, "bottom": 0.11, "top": 0.9}
 SMOOTHED_SHARE = 0.03  # of all steps: the memory of the running mean
+SHORTEST_MEMORY_STEPS = 4.0
 INK, FAINT, TRAIN, VALIDATION = "#1f2933", "#d5dbe1", "#2f6fde", "#d9480f"
 
 
 def draw_losses(position: Position, path: Path, *, title: str) -> None:
     """Draw the losses of a finished run into `path`."""
-    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, facecolor="white")
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(**MARGINS)
     axes = figure.add_subplot()
     steps = [step for step, _ in position.losses]
     losses = [loss for _, loss in position.losses]
@@ -58,7 +61,7 @@ def _dress(axes: Axes, *, title: str, last_step: int) -> None:
     axes.set_title(title, loc="left", fontsize=14, fontweight="bold", color=INK, pad=12)
     axes.set_xlabel("step", color=INK)
     axes.set_ylabel("loss per label token", color=INK)
-    axes.set_xlim(0, max(1, last_step) * 1.02)
+    axes.set_xlim(-0.015 * max(1, last_step), max(1, last_step) * 1.015)
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -71,7 +74,7 @@ def _dress(axes: Axes, *, title: str, last_step: int) -> None:
 
 def _smoothed(losses: list[float]) -> list[float]:
     """A running mean with exponential weights, corrected at its start so that it does not lean to zero."""
-    keep = 1 - 1 / max(1.0, len(losses) * SMOOTHED_SHARE)
+    keep = 1 - 1 / max(SHORTEST_MEMORY_STEPS, len(losses) * SMOOTHED_SHARE)
     mean, weight, result = 0.0, 0.0, []
     for loss in losses:
         mean = keep * mean + (1 - keep) * loss
