@@ -88,12 +88,7 @@ def train(
 
 
 def _run(job: Job, home: Path, *, resume: bool, overwrite: bool) -> TrainingResult:
-    console = Console(stderr=True)
-
-    def on_wish() -> None:
-        console.print("stopping after this step; the run can be resumed (again: stop at once)")
-
-    with stop_on_signal(on_wish) as should_stop, RunProgress(console) as progress:
+    with stop_on_signal() as should_stop, RunProgress(Console(stderr=True)) as progress:
         return run_job(job, home=home, on_event=progress, should_stop=should_stop, resume=resume, overwrite=overwrite)
 
 

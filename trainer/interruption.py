@@ -1,22 +1,26 @@
 """Ctrl-C during a run: the run stops between two steps, after its state is written.
 
-It does: turn the first SIGINT or SIGTERM into a wish that the loop asks for. The second one ends the process as usual.
+It does: turn the first SIGINT or SIGTERM into a wish that the loop asks for, and say so. The second one ends the
+process as usual.
 It does not: write anything (`loop`). Signals belong to the command; a program that calls `run_job` handles its own.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STDERR = 2
+NOTE = b"\nstopping after this step; the run can be resumed (again: stop at once)\n"
 
 
 @contextmanager
-def stop_on_signal(on_wish: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Inside, the yielded function says whether a stop was asked for. `on_wish` is called when it is."""
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Inside, the yielded function says whether a stop was asked for."""
     wished = False
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
@@ -25,7 +29,7 @@ def stop_on_signal(on_wish: Callable[[], None]) -> Iterator[Callable[[], bool]]:
         wished = True
         for each, handler in before.items():
             signal.signal(each, handler)
-        on_wish()
+        os.write(STDERR, NOTE)  # a console may be in the middle of a line just now: it cannot be entered twice
 
     for number in STOP_SIGNALS:
         signal.signal(number, wish)

@@ -9,17 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from registry.principal import Principal
 from registry.registry import open_registry
 from tests.trainer.workshop import Bench, animal_rows, write_rows
 from trainer.cli import train
-from trainer.events import StepDone, Validated
+from trainer.events import PhaseAdvanced, PhaseStarted, StepDone, Validated
 from trainer.progress import RunProgress
 
 OPERATOR = Principal.operator()
@@ -39,9 +41,10 @@ def flags(bench: Bench, *more: str) -> list[str]:
 
 def job_file(bench: Bench, extra: str = "") -> Path:
     path = bench.folder / "job.toml"
+    more = f'[evaluation]\nvalidation = "validation.jsonl"\n[output]\nrun = "run"\n{extra}'
     path.write_text(
         f'[base]\nsource = "{bench.base}"\n[data]\ntrain = "train.jsonl"\n[adapter]\nr = 8\n[optimization]\n'
-        f'max_steps = 4\nlearning_rate = 5e-3\n[evaluation]\nvalidation = "validation.jsonl"\n[output]\nrun = "run"\n{extra}'
+        f"max_steps = 4\nlearning_rate = 5e-3\n{more}"
     )
     return path
 
@@ -160,20 +163,17 @@ def test_ctrl_c_leaves_a_state_that_resume_completes_to_the_bit(bench: Bench) ->
     assert whole.exit_code == 0, whole.output
     arguments = flags(bench, "--max-steps", "12", "--every-steps", "1", "--no-exact-match")
     code = "import sys; from trainer.cli import train; train(sys.argv[1:])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, "--home", str(bench.home)],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert process.stderr is not None
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code, *arguments, "--home", str(bench.home)]
     lines: list[str] = []
-    for line in process.stderr:
-        lines.append(line)
-        if line.startswith("step 2  validation loss"):
-            process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130, lines
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("step 2  validation loss"):
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 130, "".join(lines)
+    assert any("the run can be resumed" in line for line in lines)
     assert re.match(r"Error: stopped after step \d+ of 12; .*--resume", lines[-1])
     resumed = call(bench, *arguments, "--resume")
     assert resumed.exit_code == 0, resumed.output
@@ -185,10 +185,6 @@ class Screen:
     """A console that keeps what is printed."""
 
     def __init__(self, *, terminal: bool):
-        from io import StringIO
-
-        from rich.console import Console
-
         self.text = StringIO()
         self.console = Console(file=self.text, force_terminal=terminal, width=120)
 
@@ -218,8 +214,6 @@ def test_progress_is_sparse_lines_where_there_is_no_terminal() -> None:
 
 
 def test_progress_is_a_bar_on_a_terminal() -> None:
-    from trainer.events import PhaseAdvanced, PhaseStarted
-
     screen = Screen(terminal=True)
     with RunProgress(screen.console) as progress:
         progress(PhaseStarted("Exact match of the base", total=4))
