@@ -134,7 +134,7 @@ def _time(rng: Random) -> tuple[str, str]:
 
 def _days(rng: Random) -> tuple[str, str]:
     """(English, day-of-week field)."""
-    kind = rng.randrange(6)
+    kind = rng.randrange(5)
     if kind == 0:
         return rng.choice(["on weekdays", "from Monday to Friday", "on working days"]), "1-5"
     if kind == 1:

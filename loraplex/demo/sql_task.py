@@ -38,9 +38,8 @@ PREFIXES = ("", "", "", "", "first", "last", "home", "main", "net", "gross", "un
 COMPARISONS = {
     ">": ("greater than", "above", "more than", "over"),
     "<": ("less than", "below", "under"),
-    ">=": ("at least",),
-    "<=": ("at most",),
 }
+FUNCTIONS = (("AVG", "average"), ("SUM", "total"), ("MAX", "maximum"), ("MIN", "minimum"))
 
 
 @dataclass(frozen=True)
@@ -75,14 +74,14 @@ class Condition:
 def draw_question(rng: Random, side: Side) -> Example:
     """One question over one or two tables whose column sets are of the wanted side."""
     table = _table(rng, side, rng.choice(TABLES), link=None)
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         parent = _table(rng, side, rng.choice([name for name in TABLES if name != table.name]), link=None)
         child = _table(rng, side, table.name, link=f"{parent.name[:-1]}_id")
         shown = rng.sample([parent, child], 2)
         question, sql = join(rng, parent, child)
     else:
         shown = [table]
-        if rng.random() < 0.35:
+        if rng.random() < 0.25:
             other = rng.choice([name for name in TABLES if name != table.name])
             shown = rng.sample([table, _table(rng, side, other, link=None)], 2)
         question, sql = rng.choice(SHAPES)(rng, table)
@@ -125,7 +124,7 @@ def top(rng: Random, table: Table) -> tuple[str, str]:
     """The first rows by a number."""
     shown, by, size = rng.choice(list(table.text)), rng.choice(table.numbers), rng.randint(2, 20)
     down = rng.random() < 0.5
-    word = _say(rng, "highest", "largest") if down else _say(rng, "lowest", "smallest")
+    word = "highest" if down else "lowest"
     question = _say(rng, "{c} of the {n} {t} with the {x} {b}", "Show the {c} of {n} {t} with the {x} {b}").format(
         c=_spoken(shown), n=size, t=table.name, x=word, b=_spoken(by)
     )
@@ -134,13 +133,8 @@ def top(rng: Random, table: Table) -> tuple[str, str]:
 
 def aggregate(rng: Random, table: Table) -> tuple[str, str]:
     """Average, sum, largest or smallest of a column."""
-    function, words = rng.choice(
-        [("AVG", ("average", "mean")), ("SUM", ("total", "sum of")), ("MAX", ("highest",)), ("MIN", ("lowest",))]
-    )
-    column = rng.choice(table.numbers)
-    question = (
-        f"{_say(rng, 'What is the', 'Give the', 'Show the')} {rng.choice(words)} {_spoken(column)} of {table.name}"
-    )
+    (function, word), column = rng.choice(FUNCTIONS), rng.choice(table.numbers)
+    question = f"{_say(rng, 'What is the', 'Give the', 'Show the')} {word} {_spoken(column)} of {table.name}"
     sql = f"SELECT {function}({column}) FROM {table.name}"
     if rng.random() < 0.5:
         test = _text_test(rng, table)
@@ -154,8 +148,7 @@ def grouped(rng: Random, table: Table) -> tuple[str, str]:
     if rng.random() < 0.5:
         question = _say(rng, "Number of {t} for each {b}", "Count {t} per {b}", "How many {t} are there for each {b}?")
         return question.format(t=table.name, b=_spoken(by)), f"SELECT {by}, COUNT(*) FROM {table.name} GROUP BY {by}"
-    function, word = rng.choice([("AVG", "average"), ("SUM", "total"), ("MAX", "highest"), ("MIN", "lowest")])
-    column = rng.choice(table.numbers)
+    (function, word), column = rng.choice(FUNCTIONS), rng.choice(table.numbers)
     question = _say(rng, "{x} {c} of {t} for each {b}", "Show the {x} {c} of {t} per {b}")
     sql = f"SELECT {by}, {function}({column}) FROM {table.name} GROUP BY {by}"
     return question.format(x=word, c=_spoken(column), t=table.name, b=_spoken(by)), sql
