@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from loraplex.demo.tasks import TASKS, DemoTask
+from loraplex.demo.tasks import DemoTask, task_named
 
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """One adapter: the task that it learns, the tenant that owns it, and the alias that is moved to it, if any."""
+    """One adapter: the task that it learns and for how long, the tenant that owns it, and its alias, if any."""
 
     task: DemoTask
     tenant: str
+    train_steps: int
+    batch_tokens: int
     alias: str | None = None
 
     @property
@@ -34,9 +36,10 @@ class DemoPlan:
     base: str = "embedded"
     adapter_slots: int = 2
     rank: int = 16
-    learning_rate: float = 2e-3
-    train_rows: int = 3000
-    train_steps: int = 300
+    learning_rate: float = 8e-3
+    train_rows: int = 6000
+    validation_rows: int = 60
+    validations: int = 4
     held_out_rows: int = 50
     shown_rows_per_adapter: int = 2
     concurrent_requests: int = 16
@@ -54,16 +57,23 @@ class DemoPlan:
 
 def full_plan() -> DemoPlan:
     """What `loraplex demo` does: about six minutes on two cores."""
-    owners = {"text2sql": ("acme", None), "log2json": ("acme", "prod"), "text2cron": ("globex", None)}
-    return DemoPlan(adapters=tuple(AdapterPlan(task, *owners[task.name]) for task in TASKS))
+    return DemoPlan(
+        adapters=(
+            AdapterPlan(task_named("text2sql"), "acme", train_steps=450, batch_tokens=512),
+            AdapterPlan(task_named("log2json"), "acme", train_steps=220, batch_tokens=768, alias="prod"),
+            AdapterPlan(task_named("text2cron"), "globex", train_steps=350, batch_tokens=512),
+        )
+    )
 
 
 def quick_plan() -> DemoPlan:
-    """The same way on less data: what the test suite runs. The adapters learn less."""
+    """The same way with a third of the steps and fewer questions: what the test suite runs. The adapters learn less."""
+    plan = full_plan()
     return replace(
-        full_plan(),
-        train_rows=1000,
-        train_steps=90,
+        plan,
+        adapters=tuple(replace(adapter, train_steps=adapter.train_steps // 3) for adapter in plan.adapters),
+        train_rows=2000,
+        validations=1,
         held_out_rows=16,
         shown_rows_per_adapter=1,
         throughput_rounds=1,

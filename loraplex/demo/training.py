@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from math import ceil
 from pathlib import Path
 
 from basemodel.description import BaseDescription
@@ -46,12 +47,17 @@ def training_job(plan: DemoPlan, adapter: AdapterPlan, runs: Path) -> Job:
             "data": {"train": data},
             "adapter": {"method": "qlora", "r": plan.rank, "alpha": float(plan.rank)},
             "optimization": {
-                "max_steps": plan.train_steps,
+                "max_steps": adapter.train_steps,
+                "batch_tokens": adapter.batch_tokens,
                 "learning_rate": plan.learning_rate,
                 "seed": plan.train_seed,
             },
-            # The demo measures through the server, on data of its own.
-            "evaluation": {"exact_match": False, "validation_fraction": 0.02},
+            # The demo measures through the server, on data of its own; here only the best state is chosen.
+            "evaluation": {
+                "exact_match": False,
+                "validation_fraction": plan.validation_rows / plan.train_rows,
+                "every_steps": ceil(adapter.train_steps / plan.validations),
+            },
             "output": {"run": runs / adapter.task.name},
         },
         origin="the demo",
