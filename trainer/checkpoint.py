@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import CheckpointError
-from trainer.run_folder import replaced_folder, write_json
+from trainer.run_folder import replace_file, replaced_folder, write_json
 from trainer.tuners import PeftModel
 
 TENSORS_FILE = "state.safetensors"
@@ -131,7 +131,7 @@ def save_best(folder: Path, model: PeftModel) -> None:
     """Keep the adapter as it is now as the best one."""
     fresh = folder / f".{BEST_FILE}.new"
     save_file({name: tensor.detach().cpu() for name, tensor in adapter_tensors(model).items()}, fresh)
-    fresh.replace(folder / BEST_FILE)
+    replace_file(fresh, folder / BEST_FILE)
 
 
 def restore_best(folder: Path, model: PeftModel) -> None:

@@ -84,12 +84,19 @@ def train(
     if as_json:
         print_document(result_document(result, job, version))
     else:
-        print_summary(result, job, version, Console(soft_wrap=True))
+        print_summary(result, job, version, Console(soft_wrap=True), place=_place(ctx, home, registry))
 
 
 def _run(job: Job, home: Path, *, resume: bool, overwrite: bool) -> TrainingResult:
     with stop_on_signal() as should_stop, RunProgress(Console(stderr=True)) as progress:
         return run_job(job, home=home, on_event=progress, should_stop=should_stop, resume=resume, overwrite=overwrite)
+
+
+def _place(ctx: click.Context, home: Path, registry: Path | None) -> list[str]:
+    """The options that name where things are, for the commands that follow; none for what is the default anyway."""
+    said = ctx.get_parameter_source("home") == ParameterSource.COMMANDLINE
+    place = ["--home", str(home)] if said else []
+    return place if registry is None else [*place, "--registry", str(registry)]
 
 
 def _job(ctx: click.Context, job_file: Path | None) -> Job:

@@ -7,7 +7,10 @@ It does not: train (`loop`) or publish (`cli`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from trainer.checkpoint import Position
+from trainer.errors import InterruptedRunError
 from trainer.evaluate import Metrics, answerable, completion_loss, exact_match, perplexity_of
 from trainer.events import Listener, Noticed, PhaseAdvanced, PhaseStarted
 from trainer.export import export_adapter, round_to_saved_dtype
@@ -19,12 +22,23 @@ from trainer.result import TrainingResult
 from trainer.run_folder import RunFolder, write_json
 
 
-def conclude_run(run: PreparedRun, folder: RunFolder, position: Position, on_event: Listener) -> TrainingResult:
-    """Evaluate the base and the adapter as it will be saved, export it, and write what there is to see."""
+def conclude_run(
+    run: PreparedRun, folder: RunFolder, position: Position, on_event: Listener, should_stop: Callable[[], bool]
+) -> TrainingResult:
+    """Evaluate the base and the adapter as it will be saved, export it, and write what there is to see.
+
+    Raises InterruptedRunError between two measurements; the state after the last step was written before.
+    """
+
+    def begin(title: str, total: int | None = None) -> None:
+        if should_stop():
+            raise InterruptedRunError(run_folder=folder.path, step=position.step, steps=run.plan.steps)
+        on_event(PhaseStarted(title, total))
+
     round_to_saved_dtype(run.model, run.job.adapter.dtype)
     with run.model.disable_adapter():
-        base_metrics = _measure(run, "the base", on_event)
-    adapter_metrics = _measure(run, "the adapter", on_event)
+        base_metrics = _measure(run, "the base", begin, on_event)
+    adapter_metrics = _measure(run, "the adapter", begin, on_event)
     if base_metrics and adapter_metrics and adapter_metrics.validation_loss >= base_metrics.validation_loss:
         on_event(
             Noticed("the adapter's validation loss is not below the base's: this run has taught it nothing useful")
@@ -66,16 +80,18 @@ def conclude_run(run: PreparedRun, folder: RunFolder, position: Position, on_eve
     return result
 
 
-def _measure(run: PreparedRun, whose: str, on_event: Listener) -> Metrics | None:
-    """The metrics of the model as it is now; None without validation rows."""
+def _measure(
+    run: PreparedRun, whose: str, begin: Callable[[str, int | None], None], on_event: Listener
+) -> Metrics | None:
+    """The metrics of the model as it is now; None without validation rows. `begin` announces a phase."""
     if not run.validation:
         return None
-    on_event(PhaseStarted(f"Validation loss of {whose}"))
+    begin(f"Validation loss of {whose}", None)
     loss = completion_loss(run.model, run.validation, run.validation_limit)
     rows = answerable(run.validation, most=run.job.evaluation.exact_match_rows)
     if not run.job.evaluation.exact_match or not rows:
         return Metrics(loss, perplexity_of(loss), None)
-    on_event(PhaseStarted(f"Exact match of {whose}", total=len(rows)))
+    begin(f"Exact match of {whose}", len(rows))
     right = exact_match(run.model, run.base.tokenizer, rows, on_rows=lambda done: on_event(PhaseAdvanced(done)))
     return Metrics(loss, perplexity_of(loss), right)
 

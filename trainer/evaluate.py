@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ from trainer.encoding import Example
 from trainer.forward import base_of, summed_loss
 from trainer.tuners import PeftModel
 
+Item = TypeVar("Item")
 GENERATION_BATCH_TOKENS = 16_384
 LARGEST_EXPONENT = 700.0
 
@@ -55,9 +57,15 @@ def perplexity_of(loss: float) -> float:
     return math.exp(min(loss, LARGEST_EXPONENT))
 
 
+def spread(items: Sequence[Item], *, most: int) -> list[Item]:
+    """At most `most` of the items, evenly from beginning to end: files are often sorted."""
+    count = min(most, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
 def answerable(examples: Sequence[Example], *, most: int) -> list[Example]:
-    """The first `most` examples that have an answer to compare with."""
-    return [example for example in examples if example.answer_start is not None][:most]
+    """At most `most` of the examples that have an answer to compare with."""
+    return spread([example for example in examples if example.answer_start is not None], most=most)
 
 
 def exact_match(

@@ -113,7 +113,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def to_json(self) -> dict[str, Any]:
         """The job as plain values. Files appear by name only: a manifest must not show a machine's paths."""
-        document = msgspec.to_builtins(self, enc_hook=lambda path: Path(path).name)
+        document = msgspec.json.decode(msgspec.json.encode(self, enc_hook=lambda path: Path(path).name))
         document["output"].pop("run")
         document["name"] = self.run_name
         if document["base"]["source"].startswith(("/", "~", ".")):

@@ -69,7 +69,7 @@ def run_job(
             position = load_checkpoint(folder.checkpoints, run.identity, run.model, run.optimizer) or position
         on_event(_started(run, folder, position))
         _train(run, folder, position, on_event, should_stop)
-        return conclude_run(run, folder, position, on_event)
+        return conclude_run(run, folder, position, on_event, should_stop)
 
 
 def _train(

@@ -18,6 +18,7 @@ from trainer.data import JobData
 from trainer.encoding import EncodedRows, Example, encode_rows
 from trainer.errors import JobError
 from trainer.estimate import wants_checkpointing
+from trainer.evaluate import spread
 from trainer.job import Job
 from trainer.methods import attach_adapter, target_modules
 from trainer.tuners import PeftModel
@@ -66,7 +67,7 @@ def prepare_run(job: Job, data: JobData, *, cache_dir: Path) -> PreparedRun:
     notices = [*data.notices, *train.notices]
     validation: tuple[Example, ...] = ()
     if data.validation_file is not None:
-        rows = data.validation_rows[: job.evaluation.loss_rows]
+        rows = tuple(spread(data.validation_rows, most=job.evaluation.loss_rows))
         encoded = encode_rows(data.validation_file, rows, base.tokenizer, job.data, limit_tokens=limit_tokens)
         validation = encoded.examples
         notices += [notice for notice in encoded.notices if notice not in notices]

@@ -86,13 +86,13 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     try:
         yield fresh
         for path in [*fresh.rglob("*"), fresh]:
-            _sync(path)
+            sync(path)
         old = fresh.with_name(fresh.name + "-old")
         if target.exists():
             target.rename(old)
         fresh.chmod(0o755)
         fresh.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -102,12 +102,18 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write `document` as JSON, whole or not at all."""
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_text(json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-    _sync(fresh)
-    fresh.replace(path)
-    _sync(path.parent)
+    replace_file(fresh, path)
 
 
-def _sync(path: Path) -> None:
+def replace_file(fresh: Path, target: Path) -> None:
+    """Put a file that is written whole in `target`'s place, so that a crash leaves one or the other."""
+    sync(fresh)
+    fresh.replace(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

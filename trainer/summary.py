@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -20,10 +21,13 @@ from trainer.job import Job
 from trainer.result import TrainingResult
 
 SERVER = "http://127.0.0.1:8000"
+DEFAULT_MODE = "nf4"
 
 
-def print_summary(result: TrainingResult, job: Job, version: Version | None, console: Console) -> None:
-    """The table of base against adapter, the files, and the next commands."""
+def print_summary(
+    result: TrainingResult, job: Job, version: Version | None, console: Console, *, place: Sequence[str]
+) -> None:
+    """The table of base against adapter, the files, and the next commands; `place` are their options for where."""
     console.print()
     if result.base_metrics is not None and result.adapter_metrics is not None:
         console.print(_comparison(result.base_metrics, result.adapter_metrics))
@@ -39,11 +43,13 @@ def print_summary(result: TrainingResult, job: Job, version: Version | None, con
     _line(console, "adapter", str(result.adapter_folder))
     _line(console, "loss plot", str(result.plot))
     if version is None:
-        _line(console, "next", f"loraplex publish {shlex.quote(str(result.adapter_folder))} TENANT/{result.name}")
+        publish = ["loraplex", "publish", str(result.adapter_folder), f"TENANT/{result.name}", *place]
+        _line(console, "next", shlex.join(publish))
         return
     alias = f", alias {job.output.alias}" if job.output.alias else ""
     _line(console, "published", f"{version.adapter}@{version.number}{alias}  {version.digest[:19]}")
-    _line(console, "serve", f"loraplex serve --base {shlex.quote(job.base.source)}")
+    mode = [] if job.mode == DEFAULT_MODE else ["--mode", job.mode]
+    _line(console, "serve", shlex.join(["loraplex", "serve", "--base", job.base.source, *mode, *place]))
     _line(console, "next", curl_line(result, version))
 
 

@@ -57,7 +57,8 @@ def test_it_trains_evaluates_publishes_and_says_what_to_do_next(bench: Bench, tm
     for words in ("validation loss", "perplexity", "exact match", "base", "adapter", "loss.png"):
         assert words in outcome.stdout
     assert re.search(r"published +acme/animals@1, alias prod +sha256:[0-9a-f]{12}", outcome.stdout)
-    assert "loraplex serve --base" in outcome.stdout
+    served = f"loraplex serve --base {bench.base} --home {bench.home} --registry {registry}"
+    assert served in outcome.stdout
     assert "/v1/chat/completions" in outcome.stdout
     assert '"model": "acme/animals@1"' in outcome.stdout
     assert "96 rows to train, 16 to validate (chat)" in outcome.stderr

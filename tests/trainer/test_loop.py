@@ -16,7 +16,8 @@ from trainer.batches import collate
 from trainer.checkpoint import adapter_tensors
 from trainer.data import read_job_data
 from trainer.errors import CheckpointError, InterruptedRunError, NonFiniteLossError, RunFolderError
-from trainer.events import Noticed, StepDone, StoppedEarly, TrainingStarted, Validated
+from trainer.evaluate import spread
+from trainer.events import Event, Noticed, PhaseStarted, StepDone, StoppedEarly, TrainingStarted, Validated
 from trainer.forward import summed_loss
 from trainer.job import Job
 from trainer.loop import run_job
@@ -68,7 +69,7 @@ def test_the_caller_keeps_its_random_state(bench: Bench) -> None:
 @pytest.mark.parametrize("stop_after", [1, 4, 6, 8])
 def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(bench: Bench, stop_after: int) -> None:
     settings = {
-        "adapter": {"method": "qlora", "dropout": 0.2},
+        "adapter": {"method": "qlora", "dropout": 0.2, "target_modules": ["q_proj", "down_proj"]},
         "optimization": {"max_steps": 8, "gradient_accumulation": 2, "weight_decay": 0.1, "batch_tokens": 128},
     }
     whole = bench.run("whole", **settings)
@@ -268,3 +269,26 @@ def test_validation_rows_that_are_also_in_training_are_reported(bench: Bench) ->
     assert any("also in the training file" in event.text for event in events_of(events, Noticed))
     manifest = json.loads((result.adapter_folder / "loraplex.json").read_text())
     assert manifest["training"]["data"]["validation_rows_also_in_training"] >= 3
+
+
+def test_a_wish_to_stop_is_heard_while_measuring_and_resuming_repeats_no_step(bench: Bench) -> None:
+    events: list[Event] = []
+
+    def stop() -> bool:
+        return any(isinstance(event, PhaseStarted) and event.title.startswith("Validation") for event in events)
+
+    settings = {"evaluation": {"exact_match": True}}
+    with pytest.raises(InterruptedRunError) as stopped:
+        run_job(bench.job(**settings), home=bench.home, on_event=events.append, should_stop=stop)
+    assert stopped.value.step == stopped.value.steps
+    assert not (bench.folder / "run" / "adapter").exists()
+    events.clear()
+    resumed = run_job(bench.job(**settings), home=bench.home, on_event=events.append, resume=True)
+    assert events_of(events, StepDone) == []
+    assert same_adapter(resumed.adapter_folder, bench.run("whole", **settings).adapter_folder)
+
+
+def test_rows_to_measure_are_spread_over_the_file() -> None:
+    assert spread("abcdefghij", most=4) == ["a", "c", "f", "h"]
+    assert spread("abc", most=9) == ["a", "b", "c"]
+    assert spread([], most=3) == []
