@@ -167,7 +167,8 @@ def main() -> None:
     run.save(checkpoint)
     export(run.model, run.tokenizer, options.out)
     curve = [vars(point) for point in run.curve]
-    (options.work / "loss_curve.json").write_text(json.dumps(curve, indent=0) + "\n", encoding="utf-8")
+    text = ",\n".join(json.dumps(point) for point in curve)
+    (options.work / "loss_curve.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def test_exercises_are_filled_and_hold_no_demo_task() -> None:
         assert all(message["content"] for message in conversation if message["role"] == "user")
         text = render(conversation)
         assert "SELECT" not in text
-        assert "* *" not in text
+        assert "* * *" not in text
         assert "cron" not in text.lower().split()
 
 
