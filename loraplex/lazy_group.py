@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from loraplex.threads import let_waiting_threads_sleep
+
 # The root of each package's errors, by name: naming them here must not import the packages.
 SHOWN_TO_USERS = frozenset(
     {
@@ -32,7 +34,8 @@ class LazyCommand:
     help: str
 
     def load(self) -> click.Command:
-        """Import the command."""
+        """Import the command, which may load torch: what torch reads from the environment is set first."""
+        let_waiting_threads_sleep()
         module, _, attribute = self.target.partition(":")
         command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command), f"{self.target} is not a click command"

@@ -10,6 +10,7 @@ import pytest
 # Read by the math libraries when they load, so set before any test module is imported. One thread each: threads that
 # wait for each other on a busy machine cost more than they bring. A test that measures speed sets its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
