@@ -233,7 +233,13 @@ def token() -> None:
 
 @token.command("create", cls=RegistryCommand)
 @click.option("--tenant", required=True, help="The tenant that the token belongs to.")
-@click.option("--role", type=click.Choice([role.value for role in Role]), default="reader", show_default=True)
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role]),
+    default="reader",
+    show_default=True,
+    help="What the token allows; each role may do what the ones before it may.",
+)
 @click.option("--label", default="", help="What the token is for.")
 @click.option("--expires-days", type=click.IntRange(1, DAYS_LIMIT), default=None, help="Days that it is valid.")
 @place_options
