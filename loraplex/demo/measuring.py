@@ -15,9 +15,6 @@ from loraplex.demo.results import TaskResult
 from loraplex.demo.tasks import Example
 from loraplex.errors import DemoError
 
-# No expected answer is longer. What the base says after so many tokens is not looked at: nothing ends its answers.
-ADAPTER_TOKENS_LIMIT = 128
-BASE_TOKENS_LIMIT = 48
 BASE_MODEL = "base"
 
 
@@ -45,20 +42,16 @@ async def judge(
 ) -> list[JudgedRow]:
     """Ask every held-out row twice, the adapter and the base alone, all of them mixed together."""
 
-    async def ask(adapter: PublishedAdapter, example: Example, model: str, limit: int) -> Answer:
+    async def ask(adapter: PublishedAdapter, example: Example, model: str) -> Answer:
         question = Question(adapter.plan.tenant, model, example.prompt)
-        answer = await clients.ask(question, max_tokens=limit)
+        answer = await clients.ask(question, max_tokens=adapter.plan.answer_tokens)
         on_answer()
         return answer
 
     held_out = {a.plan.model: a.plan.task.held_out(plan.held_out_rows, plan.held_out_seed) for a in published}
     # One row of each task in turn: neighbours in a batch have different adapters.
     turns = [(a, held_out[a.plan.model][index]) for index in range(plan.held_out_rows) for a in published]
-    calls = [
-        partial(ask, adapter, row, model, limit)
-        for adapter, row in turns
-        for model, limit in ((adapter.plan.model, ADAPTER_TOKENS_LIMIT), (BASE_MODEL, BASE_TOKENS_LIMIT))
-    ]
+    calls = [partial(ask, adapter, row, model) for adapter, row in turns for model in (adapter.plan.model, BASE_MODEL)]
     answers = await at_once(calls, most=plan.concurrent_requests)
     judged = [JudgedRow(a, row, answers[2 * i], answers[2 * i + 1]) for i, (a, row) in enumerate(turns)]
     for row in judged:

@@ -9,12 +9,16 @@ from loraplex.demo.tasks import DemoTask, task_named
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """One adapter: the task that it learns and for how long, the tenant that owns it, and its alias, if any."""
+    """One adapter: the task that it learns and for how long, the tenant that owns it, and its alias, if any.
+
+    `answer_tokens` is the most that anybody may answer, and somewhat more than the longest right answer has.
+    """
 
     task: DemoTask
     tenant: str
     train_steps: int
     batch_tokens: int
+    answer_tokens: int
     alias: str | None = None
 
     @property
@@ -59,9 +63,11 @@ def full_plan() -> DemoPlan:
     """What `loraplex demo` does: about six minutes on two cores."""
     return DemoPlan(
         adapters=(
-            AdapterPlan(task_named("text2sql"), "acme", train_steps=450, batch_tokens=512),
-            AdapterPlan(task_named("log2json"), "acme", train_steps=220, batch_tokens=768, alias="prod"),
-            AdapterPlan(task_named("text2cron"), "globex", train_steps=350, batch_tokens=512),
+            AdapterPlan(task_named("text2sql"), "acme", train_steps=450, batch_tokens=512, answer_tokens=72),
+            AdapterPlan(
+                task_named("log2json"), "acme", train_steps=220, batch_tokens=768, answer_tokens=112, alias="prod"
+            ),
+            AdapterPlan(task_named("text2cron"), "globex", train_steps=350, batch_tokens=512, answer_tokens=24),
         )
     )
 

@@ -41,13 +41,14 @@ class TrainingProgress:
     def listener(self, name: str) -> Listener:
         """What a run's events are given to."""
         row = self._rows[name]
-        began = time.perf_counter()
+        began: list[float] = []
 
         def listen(event: Event) -> None:
+            began[:1] = began[:1] or [time.perf_counter()]
             if isinstance(event, PhaseStarted):
                 self._bars.update(row, figures=f"[dim]{event.title}[/]")
             elif isinstance(event, StepDone):
-                self._step(name, row, event, seconds=time.perf_counter() - began)
+                self._step(name, row, event, seconds=time.perf_counter() - began[0])
 
         return listen
 

@@ -25,6 +25,7 @@ MIB = 1 << 20
 DIGEST_CHARACTERS = 7 + 12
 CELL_CHARACTERS = 150
 TABLE_INDENT = (0, 2, 0, 3)
+LABEL_PADDING = 2 + 3
 
 
 class Report:
@@ -79,7 +80,7 @@ class Report:
             is_right = is_exact(answer, row.example)
             verdict = "as expected" if is_right else f"expected: {one_line(row.example.completion)}"
             grid = Table.grid(padding=TABLE_INDENT, pad_edge=True)
-            grid.add_column(style="dim", min_width=width, no_wrap=True)
+            grid.add_column(style="dim", width=width + LABEL_PADDING, no_wrap=True)
             grid.add_column(overflow="fold")
             grid.add_row("prompt", Text(one_line(row.example.prompt)))
             grid.add_row("base alone", Text(one_line(base.text), style="dim"))

@@ -47,18 +47,19 @@ def run_demo(plan: DemoPlan, home: Path, port: int, report: Report) -> Iterator[
     Raises LoraplexError, and the errors of the trainer and the registry.
     """
     began = time.perf_counter()
-    report.line(opening(plan, cores=len(os.sched_getaffinity(0))))
+    cores = usable_cores()
+    report.line(opening(plan, cores))
 
     report.heading("Train: three QLoRA adapters, each over the same quantized bytes")
     with report.training([adapter.task.name for adapter in plan.adapters]) as progress:
-        trained = train_adapters(plan, home, progress)
+        trained = train_adapters(plan, home, progress, cores)
 
     report.heading("Publish: immutable versions, owned by two tenants")
     published = publish_adapters(plan, trained, home)
     report.published(published)
 
     report.heading(f"Serve: {plan.adapter_slots} adapter slots for {len(published)} adapters, swapped while it runs")
-    with running_server(home, plan.base, port, plan.adapter_slots) as server:
+    with running_server(home, plan.base, port, plan.adapter_slots, threads=max(1, cores - 1)) as server:
         report.line(f"{server.url} (log: {server.log})")
         tasks, throughput = asyncio.run(_use(server, plan, published, report))
         report.heading("Metrics, for Prometheus")
@@ -77,6 +78,11 @@ def run_demo(plan: DemoPlan, home: Path, port: int, report: Report) -> Iterator[
             tuple(published),
             server,
         )
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 async def _use(

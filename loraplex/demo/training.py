@@ -7,12 +7,16 @@ from datetime import datetime
 from math import ceil
 from pathlib import Path
 
+import torch
+
 from basemodel.description import BaseDescription
+from basemodel.snapshot import prepare_snapshot
+from basemodel.source import EMBEDDED
 from loraplex.demo.plan import AdapterPlan, DemoPlan
 from loraplex.demo.progress import TrainingProgress
 from loraplex.demo.tasks import write_jsonl
+from loraplex.demo.workers import run_side_by_side
 from trainer.job import Job
-from trainer.loop import run_job
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,21 @@ class TrainedAdapter:
     base: BaseDescription
 
 
-def train_adapters(plan: DemoPlan, home: Path, progress: TrainingProgress) -> list[TrainedAdapter]:
-    """Train every adapter of the plan, one after the other."""
+def train_adapters(plan: DemoPlan, home: Path, progress: TrainingProgress, cores: int) -> list[TrainedAdapter]:
+    """Train every adapter of the plan: over the small embedded base on a CPU one run a core, else one after the other.
+
+    Raises DemoError where a run fails, and the errors of basemodel.
+    """
+    prepare_snapshot(plan.base, cache_dir=home / "bases")  # once, before the runs ask for it side by side
     runs = home / "runs" / datetime.now().astimezone().strftime("demo-%Y%m%d-%H%M%S")
-    trained = []
-    for adapter in plan.adapters:
-        job = training_job(plan, adapter, runs)
-        result = run_job(job, home=home, on_event=progress.listener(adapter.task.name))
-        trained.append(TrainedAdapter(adapter, result.adapter_folder, result.base))
-    return trained
+    jobs = [training_job(plan, adapter, runs) for adapter in plan.adapters]
+    is_small = plan.base == EMBEDDED and not torch.cuda.is_available()
+    most = min(cores, len(jobs)) if is_small else 1
+    results = run_side_by_side(jobs, home, most=most, threads=max(1, cores // most), listener=progress.listener)
+    return [
+        TrainedAdapter(adapter, result.adapter_folder, result.base)
+        for adapter, result in zip(plan.adapters, results, strict=True)
+    ]
 
 
 def training_job(plan: DemoPlan, adapter: AdapterPlan, runs: Path) -> Job:
