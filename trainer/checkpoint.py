@@ -150,5 +150,4 @@ def _restore(tensors: dict[str, Tensor], live: dict[str, Tensor], optimizer: tor
         for name, parameter in live.items():
             parameter.copy_(tensors[f"adapter.{name}"])
             for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = tensors[f"optimizer.{key}.{name}"]
-                optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+                optimizer.state[parameter][key] = tensors[f"optimizer.{key}.{name}"].to(parameter.device)

@@ -79,7 +79,7 @@ def prepare_run(job: Job, data: JobData, *, cache_dir: Path) -> PreparedRun:
         adapter_tensors(model).values(),
         lr=job.optimization.learning_rate,
         weight_decay=job.optimization.weight_decay,
-        foreach=True,
+        fused=True,
     )
     evenly = max(CLOSEST_VALIDATIONS_STEPS, -(-plan.steps // VALIDATIONS_PER_RUN))
     return PreparedRun(
