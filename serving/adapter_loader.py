@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry import Registry
-from registry.errors import InvalidNameError, NotFoundError, StorageError
+from registry.errors import RegistryError, StorageError
 from registry.principal import Principal
 from registry.version import Version
 from serving.adapter_cache import AdapterCache
@@ -98,14 +98,14 @@ class AdapterLoader:
             return Target(base, None)
         try:
             version = await self._registry_threads.run(self._registry.resolve, model, principal=principal)
-        except (NotFoundError, InvalidNameError):
-            self._known.pop((principal.tenant, model), None)
-            raise ModelNotFoundError(model) from None
         except StorageError as error:
             logger.error("registry failed while resolving: %s", error)
             if (principal.tenant, model) not in self._known:
                 raise RegistryUnavailableError from error
             version = self._known[principal.tenant, model]
+        except RegistryError:  # unknown, not readable, or no name at all: the client learns no difference
+            self._known.pop((principal.tenant, model), None)
+            raise ModelNotFoundError(model) from None
         self._remember(principal, model, version)
         if version.base_fingerprint != base.fingerprint:
             raise AdapterBaseMismatchError(
@@ -146,15 +146,16 @@ class AdapterLoader:
 
     def _forget(self, digest: str, fetch: asyncio.Task[None]) -> None:
         self._fetches.pop(digest, None)
-        if not fetch.cancelled() and (error := fetch.exception()) is not None:
-            logger.error("adapter %s could not be fetched: %s", digest, error)
+        if not fetch.cancelled():
+            fetch.exception()  # seen, although everybody who waited may have left
 
     async def _fetch(self, version: Version) -> None:
         folder = self._cache.folder_of(version)
         if not await self._fetch_threads.run(self._cache.is_whole, version):
             try:
                 await self._fetch_threads.run(self._registry.pull, version, folder)
-            except (StorageError, OSError) as error:
+            except (RegistryError, OSError) as error:
+                logger.error("adapter %s could not be fetched: %s", version.digest, error)
                 raise RegistryUnavailableError from error
             self.fetched += 1
         self._cache.add(version)

@@ -67,6 +67,7 @@ class EngineClient:
         self._settled = asyncio.Event()
         self.failure: EngineError | None = None  # why it was given up
         self._heard_at = 0.0
+        self._ready_at: float | None = None
         self.state = EngineState.STARTING
         self.ready: Ready | None = None
         self.stats: Stats | None = None
@@ -159,10 +160,9 @@ class EngineClient:
         failures_in_a_row = 0
         try:
             while True:
-                started_at = time.monotonic()
+                self._ready_at = None
                 error = await self._run_engine()
-                steady = self.was_ready and time.monotonic() - started_at > self._settings.steady_seconds
-                failures_in_a_row = 1 if steady else failures_in_a_row + 1
+                failures_in_a_row = 1 if self._was_steady() else failures_in_a_row + 1
                 if not self.was_ready or failures_in_a_row > self._settings.restart_limit:
                     self._give_up(error)
                     return
@@ -204,6 +204,10 @@ class EngineClient:
             if engine is not None:
                 await _uninterrupted(engine.stop(grace_seconds, is_listening=is_listening))
 
+    def _was_steady(self) -> bool:
+        """Whether the engine that has just ended had worked for a while: its end is then no sign of a loop."""
+        return self._ready_at is not None and time.monotonic() - self._ready_at > self._settings.steady_seconds
+
     def _longest_silence_seconds(self) -> float:
         return self._settings.stall_seconds if self.ready is not None else self._settings.start_seconds
 
@@ -219,7 +223,7 @@ class EngineClient:
                 self.stats = message
             case Ready():
                 adapters = await self._on_ready(message)
-                self._heard_at = time.monotonic()
+                self._heard_at = self._ready_at = time.monotonic()
                 self.ready = message
                 self.was_ready = True
                 self.state = EngineState.READY

@@ -56,6 +56,8 @@ async def run_server(service: Service, listener: socket.socket, *, on_ready: Cal
         lifespan="on",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
+        ws="none",
         server_header=False,
         backlog=BACKLOG,
         timeout_graceful_shutdown=CLOSE_SECONDS,

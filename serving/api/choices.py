@@ -108,8 +108,9 @@ class Choices:
 
     async def _follow(self, index: int) -> None:
         transcript = Transcript(self._tokenization.decode, self._plan.stops)
-        sequence = self._record.sequence()
-        async with aclosing(self._engine.stream(self._plan.request(index))) as outputs:
+        request = self._plan.request(index)
+        sequence = self._record.sequence(len(request.prompt_token_ids))
+        async with aclosing(self._engine.stream(request)) as outputs:
             async for output in outputs:
                 if output.finish_reason in ("error", "aborted"):
                     fault = fault_of(output)

@@ -106,13 +106,13 @@ async def _plain(walk: _Walk) -> ASGIApp:
         tokens[delta.index].extend(delta.passage.tokens)
         if delta.finish_reason is not None:
             reasons[delta.index] = delta.finish_reason
-    await _end(walk, None)
     choices = [
         WholeChoice(index, Passage("".join(texts[index]), tuple(tokens[index])), reasons[index])
         for index in range(running.count)
     ]
     usage = Usage(running.prompt_tokens, walk.record.completion_tokens)
     document = walk.dialect.whole(running.head, choices, usage, running.target.base.tokenization)
+    await _end(walk, None)
     return ASGIResponse(
         body=msgspec.json.encode(document), media_type="application/json", headers=_headers(running.target)
     )

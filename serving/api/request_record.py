@@ -22,8 +22,9 @@ logger = logging.getLogger("loraplex.requests")
 class SequenceRecord:
     """The times of one sequence. Mutable; written by the task that follows the sequence."""
 
-    def __init__(self, owner: RequestRecord, clock: Callable[[], float]) -> None:
+    def __init__(self, owner: RequestRecord, prompt_tokens: int, clock: Callable[[], float]) -> None:
         self._owner = owner
+        self._prompt_tokens = prompt_tokens
         self._clock = clock
         self._started_at = clock()
         self._first_at: float | None = None
@@ -52,7 +53,7 @@ class SequenceRecord:
             queue_seconds=self._queue_seconds,
             prefill_seconds=max(0.0, first_at - self._started_at - self._queue_seconds),
             decode_seconds=self._last_at - first_at,
-            prompt_tokens=self._owner.prompt_tokens,
+            prompt_tokens=self._prompt_tokens,
             generation_tokens=self.tokens,
         )
 
@@ -104,9 +105,9 @@ class RequestRecord:
             self._used = (target.digest, model)
             self._adapters_in_use.enter(*self._used)
 
-    def sequence(self) -> SequenceRecord:
-        """The record of one more sequence."""
-        record = SequenceRecord(self, self._clock)
+    def sequence(self, prompt_tokens: int) -> SequenceRecord:
+        """The record of one more sequence, whose prompt is so long."""
+        record = SequenceRecord(self, prompt_tokens, self._clock)
         self._sequences.append(record)
         return record
 

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from litestar import Request
-from litestar.datastructures import State
 from prometheus_client import CollectorRegistry
 
 from registry import Registry
@@ -121,11 +120,6 @@ class Service:
                 raise
             logger.error("%s could not be preloaded: %s", model, error)
             return ()
-
-
-def put_service(state: State, service: Service) -> None:
-    """Make the service reachable for the routes of an application."""
-    state["service"] = service
 
 
 def service_of(request: Request[Any, Any, Any]) -> Service:

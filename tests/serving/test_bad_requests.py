@@ -148,7 +148,20 @@ def test_a_required_field_is_named(server: RunningServer) -> None:
     assert "required" in error["message"]
 
 
-@pytest.mark.parametrize("name", ["gpt-4", "acme/nothing", "acme/sql@9", "acme/sql@dev", "../../etc", "a/b/c", "ünï"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt-4",
+        "acme/nothing",
+        "acme/sql@9",
+        "acme/sql@dev",
+        "../../etc",
+        "a/b/c",
+        "ünï",
+        "a\x00b",
+        "acme/sql@" + "9" * 200,
+    ],
+)
 def test_an_unknown_model(server: RunningServer, name: str) -> None:
     error = error_of(server.chat("x", model=name), 404)
     assert error == {

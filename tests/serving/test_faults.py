@@ -131,7 +131,7 @@ def test_a_full_queue_answers_429_at_once(fragile: RunningServer) -> None:
         wait_until(lambda: fragile.metric("vllm:num_requests_waiting") == 4)
         begin = time.monotonic()
         response = fragile.complete("!say a")
-        assert time.monotonic() - begin < 0.5
+        assert time.monotonic() - begin < 1.0
         assert response.status_code == 429
         assert response.json()["error"]["code"] == "queue_full"
         assert 1 <= int(response.headers["retry-after"]) <= 60
@@ -257,7 +257,7 @@ def _interrupt_once_the_engine_runs(folder: Path) -> None:
         servers = [child for child in psutil.Process().children() if str(folder) in " ".join(child.cmdline())]
         return next((server for server in servers if server.children()), None)
 
-    wait_until(server, 30.0)
+    wait_until(server, 120.0)
     found = server()
     assert found is not None
     found.send_signal(signal.SIGINT)

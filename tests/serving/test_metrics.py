@@ -39,6 +39,13 @@ def test_a_request_is_counted(server: RunningServer, stocked: Stocked) -> None:
     wait_until(lambda: server.metric("vllm:generation_tokens_total") >= generated + 3)
 
 
+def test_each_sequence_has_its_own_prompt(server: RunningServer) -> None:
+    server.chat("!say a")
+    before = server.metric("vllm:request_prompt_tokens_sum")
+    server.complete(["abc", "defgh"], n=2)
+    assert server.metric("vllm:request_prompt_tokens_sum") == before + 2 * (3 + 5)
+
+
 def test_queue_time_is_the_engines(server: RunningServer) -> None:
     server.chat("!say a")
     count = server.metric("vllm:request_queue_time_seconds_count")

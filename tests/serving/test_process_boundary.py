@@ -12,5 +12,5 @@ def test_the_api_process_never_imports_torch_or_the_engine() -> None:
         "bad = {'torch', 'transformers', 'peft', 'bitsandbytes', 'basemodel', 'serving.engine'} & names\n"
         "sys.exit(', '.join(sorted(bad)) or 0)"
     )
-    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
