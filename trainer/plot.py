@@ -69,7 +69,7 @@ def _dress(axes: Axes, *, title: str, last_step: int) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
-    axes.legend(frameon=False, loc="upper right", labelcolor=INK)
+    axes.legend(loc="upper right", labelcolor=INK, facecolor="white", edgecolor="none", framealpha=0.9)
 
 
 def _smoothed(losses: list[float]) -> list[float]:
