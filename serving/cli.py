@@ -29,8 +29,16 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
 
 @click.command()
 @click.option("--base", default="embedded", show_default=True, help="Base model: embedded, a folder, or a Hub id.")
-@click.option("--mode", type=click.Choice(["nf4", "bf16", "fp32"]), default="nf4", show_default=True, help="Weights.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need tokens.")
+@click.option(
+    "--mode",
+    type=click.Choice(["nf4", "bf16", "fp32"]),
+    default="nf4",
+    show_default=True,
+    help="How the base's weights are held.",
+)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; beyond this machine it needs tokens."
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 is any free one.")
 @click.option(
     "--home",
@@ -43,25 +51,69 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
 @click.option("--registry", "registry_place", default=None, help="Folder of the registry.  [default: HOME/registry]")
 @click.option("--device", default="cpu", show_default=True, help="Device of the engine: cpu or cuda.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=None, help="CPU threads of the engine.")
-@click.option("--adapter-slots", type=click.IntRange(1, 65536), default=8, show_default=True, help="Resident adapters.")
-@click.option("--max-running", type=click.IntRange(1, 4096), default=32, show_default=True, help="Rows of a batch.")
 @click.option(
-    "--max-waiting", type=click.IntRange(0, 65536), default=256, show_default=True, help="Queue, all tenants."
+    "--adapter-slots",
+    type=click.IntRange(1, 65536),
+    default=8,
+    show_default=True,
+    help="Adapters on the device at once; further ones are swapped in.",
+)
+@click.option(
+    "--max-running", type=click.IntRange(1, 4096), default=32, show_default=True, help="Sequences computed together."
+)
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(0, 65536),
+    default=256,
+    show_default=True,
+    help="Sequences that may wait, of all tenants together.",
 )
 @click.option(
     "--max-waiting-per-tenant",
     type=click.IntRange(0, 65536),
     default=None,
-    help="Queue of one tenant.  [default: half of --max-waiting]",
+    help="Sequences of one tenant that may wait.  [default: half of --max-waiting]",
 )
 @click.option(
-    "--context", type=click.IntRange(2, 1 << 20), default=None, help="Context in tokens.  [default: the base's]"
+    "--context",
+    type=click.IntRange(2, 1 << 20),
+    default=None,
+    help="Longest prompt and answer together, in tokens.  [default: the base's]",
 )
-@click.option("--step-tokens", type=click.IntRange(16, 65536), default=512, show_default=True, help="Tokens of a step.")
-@click.option("--kv-cache-tokens", type=click.IntRange(16), default=None, help="KV cache.  [default: from the base]")
-@click.option("--host-cache-mib", type=click.IntRange(1), default=1024, show_default=True, help="Adapters in memory.")
-@click.option("--disk-cache-mib", type=click.IntRange(1), default=20480, show_default=True, help="Adapters on disk.")
-@click.option("--grace", type=click.FloatRange(0, 3600), default=30, show_default=True, help="Seconds to drain.")
+@click.option(
+    "--step-tokens",
+    type=click.IntRange(16, 65536),
+    default=512,
+    show_default=True,
+    help="Most tokens of one forward step.",
+)
+@click.option(
+    "--kv-cache-tokens",
+    type=click.IntRange(16),
+    default=None,
+    help="Tokens that the KV cache holds.  [default: from --max-running and the base]",
+)
+@click.option(
+    "--host-cache-mib",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    help="Host memory for adapters that are not on the device.",
+)
+@click.option(
+    "--disk-cache-mib",
+    type=click.IntRange(1),
+    default=20480,
+    show_default=True,
+    help="Disk for fetched adapters, under HOME/adapters.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 3600),
+    default=30,
+    show_default=True,
+    help="Seconds that requests have to finish after SIGTERM.",
+)
 @click.option("--preload", multiple=True, metavar="MODEL", help="Load this adapter at the start; may be repeated.")
 @click.option("--open-metrics", is_flag=True, help="Serve /metrics without a token.")
 @click.option(
