@@ -242,7 +242,7 @@ class Engine:
         generated = len(request.tokens) - request.prompt_tokens
         if generated >= sampling.max_tokens or len(request.tokens) >= self._longest_tokens:
             return self._end(request, "length", token_ids=[token], logprobs=logprobs)
-        return Output(request_id=request.request_id, token_ids=[token], logprobs=logprobs)
+        return Output(request_id=request.request_id, token_ids=[token], logprobs=logprobs, queue_seconds=_once(request))
 
     def _end(
         self,
@@ -263,6 +263,7 @@ class Engine:
             finish_reason=reason,
             stop_token_id=stop_token_id,
             fault=fault,
+            queue_seconds=_once(request),
         )
 
     def _fail_youngest(self, rows: list[Row]) -> Output:
@@ -289,6 +290,12 @@ class Engine:
             )
             for digest, place in places.items()
         ]
+
+
+def _once(request: Request) -> float | None:
+    """The time that the request waited, for its first output only."""
+    seconds, request.queue_seconds = request.queue_seconds, None
+    return seconds
 
 
 def _failed(request_id: str, fault: Fault) -> Output:

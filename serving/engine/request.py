@@ -6,6 +6,7 @@ It does not: decide anything. `scheduler` sets `computed`, `blocks` and `rank_ro
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,7 @@ class Request:
     `arrival` orders requests and never changes, also when a request is preempted and computed again.
     `rank_rows` are the adapters' rows while they are pinned (None: not pinned).
     `skipped_steps` counts the steps in which it could have run, had its adapter or its tokens found room.
+    `queue_seconds` is how long it waited until it was first admitted (None: not yet told to the client).
     `charged_tokens` of its prompt were counted as served (a prompt that is computed again is not counted again).
     """
 
@@ -37,6 +39,8 @@ class Request:
     rank_rows: tuple[RankRows, ...] | None = None
     generator: torch.Generator | None = None
     skipped_steps: int = 0
+    queued_at: float = field(default_factory=time.monotonic)
+    queue_seconds: float | None = None
 
     def __post_init__(self) -> None:
         """The first tokens are the prompt."""

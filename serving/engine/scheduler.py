@@ -11,6 +11,7 @@ cache is full. It does not: run anything.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass
 
@@ -110,6 +111,8 @@ class Scheduler:
             return False
         request.rank_rows = rank_rows
         request.skipped_steps = 0
+        if not request.charged_tokens:  # its first admission, not one after a preemption
+            request.queue_seconds = time.monotonic() - request.queued_at
         self.waiting.remove(request)
         self.running.append(request)
         self.running.sort(key=lambda each: each.arrival)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,20 @@ def test_a_long_prompt_does_not_stop_those_who_decode(engine: EngineMaker) -> No
         recorder.step()
         assert len(recorder.tokens["talks"]) == before + 1
     recorder.run()
+
+
+def test_the_time_in_the_queue_is_told_once(engine: EngineMaker) -> None:
+    recorder = engine(max_running=1)
+    recorder.ask("first", PROMPT, max_tokens=5)
+    recorder.ask("second", PROMPT, max_tokens=5)
+    told: dict[str, list[float]] = {"first": [], "second": []}
+    begin = time.monotonic()
+    while recorder.engine.has_work:
+        for output in recorder.step():
+            if output.queue_seconds is not None:
+                told[output.request_id].append(output.queue_seconds)
+    assert [len(values) for values in told.values()] == [1, 1]
+    assert 0 <= told["first"][0] < told["second"][0] < time.monotonic() - begin + 0.01
 
 
 # ----------------------------------------------------------------------------------------------------- how a text ends
