@@ -1,6 +1,7 @@
 """The demo task text2cron: a schedule in English and its cron expression.
 
-Draws both from one generator. Sunday is 0; weekends are written `0,6` and working days `1-5`.
+Draws both from one generator. Sunday is 0; working days are written `1-5`, Saturday and Sunday `0,6`. Twelve o'clock is
+noon or midnight or stands on a 24-hour clock, never "12 am".
 """
 
 from collections.abc import Callable
@@ -16,6 +17,8 @@ JOBS = tuple(
         ", "
     )
 )
+HALF_DAY_HOURS = tuple(hour for hour in range(24) if hour % 12)
+"""Hours that have a name with am or pm."""
 OPENINGS = ("Run {}", "Start {}", "Schedule {}", "Execute {}", "Please run {}", "I want {} to run", "Trigger {}")
 
 
@@ -43,7 +46,7 @@ def every_minutes_on(rng: Random) -> tuple[str, str]:
 
 def every_minutes_between(rng: Random) -> tuple[str, str]:
     """`*/N H-H * * *`."""
-    step, (first, last) = rng.randint(2, 59), sorted(rng.sample(range(24), 2))
+    step, (first, last) = rng.randint(2, 59), sorted(rng.sample(HALF_DAY_HOURS, 2))
     hours = rng.choice([f"between {_hour(first)} and {_hour(last)}", f"from {_hour(first)} to {_hour(last)}"])
     return f"every {step} minutes {hours}", f"*/{step} {first}-{last} * * *"
 
@@ -112,7 +115,7 @@ def _nth(number: int) -> str:
 
 
 def _hour(hour: int) -> str:
-    return f"{(hour - 1) % 12 + 1} {'am' if hour < 12 else 'pm'}"
+    return f"{hour % 12} {'am' if hour < 12 else 'pm'}"
 
 
 def _time(rng: Random) -> tuple[str, str]:
@@ -121,10 +124,12 @@ def _time(rng: Random) -> tuple[str, str]:
         rng.randrange(24),
         rng.choice([0, 15, 30, 45, rng.randrange(60), rng.randrange(60), rng.randrange(60)]),
     )
-    twelve, half = (hour - 1) % 12 + 1, "am" if hour < 12 else "pm"
+    if hour not in HALF_DAY_HOURS:
+        return {(0, 0): "midnight", (12, 0): "noon"}.get((hour, minute), f"{hour:02d}:{minute:02d}"), f"{minute} {hour}"
+    twelve, half = hour % 12, "am" if hour < 12 else "pm"
     forms = [f"{twelve}:{minute:02d} {half}", f"{hour:02d}:{minute:02d}", f"{twelve}:{minute:02d}{half}"]
     if minute == 0:
-        forms += [f"{twelve} {half}", f"{twelve}{half}", {0: "midnight", 12: "noon"}.get(hour, f"{twelve} {half}")]
+        forms += [f"{twelve} {half}", f"{twelve}{half}"]
     if minute == 30:
         forms.append(f"half past {twelve} {half}")
     if minute == 15:
@@ -138,7 +143,7 @@ def _days(rng: Random) -> tuple[str, str]:
     if kind == 0:
         return rng.choice(["on weekdays", "from Monday to Friday", "on working days"]), "1-5"
     if kind == 1:
-        return rng.choice(["on weekends", "on Saturday and Sunday"]), "0,6"
+        return rng.choice(["on Saturday and Sunday", "on Saturdays and Sundays"]), "0,6"
     if kind == 2:
         first, second = sorted(rng.sample(range(1, 6), 2))
         return f"on {WEEKDAYS[first]} and {WEEKDAYS[second]}", f"{first},{second}"

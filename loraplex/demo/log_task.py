@@ -11,67 +11,12 @@ from loraplex.demo.example import Example, Side, ask, side_of
 
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 HOSTS = tuple("web db api cache mail node edge gw auth build proxy store".split())
-PROGRAMS = (
-    "sshd",
-    "cron",
-    "kernel",
-    "systemd",
-    "postfix",
-    "dockerd",
-    "ntpd",
-    "nginx",
-    "sudo",
-    "dhclient",
-    "kubelet",
-    "postgres",
-)
-SERVICES = (
-    "payments",
-    "orders",
-    "search",
-    "users",
-    "billing",
-    "catalog",
-    "mailer",
-    "gateway",
-    "reports",
-    "ingest",
-    "images",
-    "auth",
-)
+PROGRAMS = tuple("sshd cron kernel systemd postfix dockerd ntpd nginx sudo dhclient kubelet postgres".split())
+SERVICES = tuple("payments orders search users billing catalog mailer gateway reports ingest images auth".split())
 PARTS = tuple("worker http db queue cache api main client".split())
 LEVELS = ("DEBUG", "INFO", "INFO", "WARNING", "ERROR", "CRITICAL")
-SEGMENTS = (
-    "api",
-    "v1",
-    "v2",
-    "users",
-    "orders",
-    "items",
-    "login",
-    "static",
-    "img",
-    "search",
-    "cart",
-    "admin",
-    "files",
-    "health",
-    "docs",
-)
-SUBJECTS = (
-    "connection",
-    "request",
-    "job",
-    "session",
-    "upload",
-    "query",
-    "lease",
-    "token",
-    "message",
-    "file",
-    "payment",
-    "lock",
-)
+SEGMENTS = tuple("api v1 v2 users orders items login static img search cart admin files health docs".split())
+SUBJECTS = tuple("connection request job session upload query lease token transfer file payment lock".split())
 VERBS = (
     "failed",
     "started",
@@ -187,8 +132,8 @@ def _message(rng: Random, side: Side) -> str:
             f" for user {draw.choice(USERS)} from {octets}",
             f" after {draw.randint(1, 900)} ms",
             f" on port {draw.randint(20, 65000)}",
-            f" (attempt {draw.randint(1, 9)} of {draw.randint(3, 9)})",
-            f": {draw.choice(SUBJECTS)} {draw.randint(1, 99999)}",
+            f" (attempt {draw.randint(1, 20)})",
+            f" for order {draw.randint(1, 99999)}",
         ]
         return head + draw.choice(tails)
 
