@@ -65,7 +65,7 @@ def full_plan() -> DemoPlan:
         adapters=(
             AdapterPlan(task_named("text2sql"), "acme", train_steps=450, batch_tokens=512, answer_tokens=72),
             AdapterPlan(
-                task_named("log2json"), "acme", train_steps=220, batch_tokens=768, answer_tokens=112, alias="prod"
+                task_named("log2json"), "acme", train_steps=340, batch_tokens=512, answer_tokens=112, alias="prod"
             ),
             AdapterPlan(task_named("text2cron"), "globex", train_steps=350, batch_tokens=512, answer_tokens=24),
         )

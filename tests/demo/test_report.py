@@ -1,0 +1,43 @@
+"""What the demo prints, where it must be exact: commands for a shell, digests, and any text on one line."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from loraplex.demo.plan import full_plan
+from loraplex.demo.publishing import PublishedAdapter
+from loraplex.demo.report import CELL_CHARACTERS, curl, one_line, short
+from loraplex.demo.runner import chosen_metrics
+
+
+@pytest.mark.parametrize("prompt", ["plain", 'it\'s "quoted"', "two\nlines", "$HOME `id` \\", "naïve 🙂"])
+def test_a_shell_and_the_server_read_the_prompt_as_it_is(prompt: str) -> None:
+    version: Any = SimpleNamespace()
+    adapter = PublishedAdapter(full_plan().adapters[1], version, token="lpx_secret")
+    program, url, flag, header, data, body = shlex.split(curl("http://127.0.0.1:8000", adapter, prompt))
+    assert (program, url, flag, data) == ("curl", "http://127.0.0.1:8000/v1/chat/completions", "-H", "-d")
+    assert header == "Authorization: Bearer lpx_secret"
+    request = json.loads(body)
+    assert request["model"] == "acme/log2json@prod"
+    assert request["messages"] == [{"role": "user", "content": prompt}]
+
+
+def test_a_long_text_of_many_lines_fits_on_one() -> None:
+    shown = one_line("\nfirst\n\nsecond " + "x" * 500)
+    assert shown.startswith("first ⏎ second x")
+    assert len(shown) == CELL_CHARACTERS
+    assert "\n" not in shown
+
+
+def test_a_short_digest_is_the_one_of_metrics_and_tables() -> None:
+    assert short("sha256:" + "ab" * 32) == "sha256:abababababab"
+
+
+def test_only_metrics_of_swapping_are_shown() -> None:
+    lines = ["# HELP loraplex_adapter_slots", "loraplex_adapter_slots 2.0", "a 1.0", "loraplex_adapter_loads_total 3.0"]
+    assert chosen_metrics("\n".join(lines)) == [lines[1], lines[3]]
