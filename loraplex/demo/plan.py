@@ -67,7 +67,7 @@ def full_plan() -> DemoPlan:
             AdapterPlan(
                 task_named("log2json"), "acme", train_steps=340, batch_tokens=512, answer_tokens=112, alias="prod"
             ),
-            AdapterPlan(task_named("text2cron"), "globex", train_steps=350, batch_tokens=512, answer_tokens=24),
+            AdapterPlan(task_named("text2cron"), "globex", train_steps=500, batch_tokens=512, answer_tokens=24),
         )
     )
 
