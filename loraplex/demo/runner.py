@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import torch
 
 from loraplex.demo.clients import Clients, Question, open_clients
 from loraplex.demo.measuring import Throughput, judge, measure_throughput, score
@@ -59,7 +60,11 @@ def run_demo(plan: DemoPlan, home: Path, port: int, report: Report) -> Iterator[
     report.published(published)
 
     report.heading(f"Serve: {plan.adapter_slots} adapter slots for {len(published)} adapters, swapped while it runs")
-    with running_server(home, plan.base, port, plan.adapter_slots, threads=max(1, cores - 1)) as server:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    threads = max(1, cores - 1)
+    with running_server(
+        home, plan.base, port, device=device, adapter_slots=plan.adapter_slots, threads=threads
+    ) as server:
         report.line(f"{server.url} (log: {server.log})")
         tasks, throughput = asyncio.run(_use(server, plan, published, report))
         report.heading("Metrics, for Prometheus")

@@ -43,7 +43,9 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(home: Path, base: str, port: int, adapter_slots: int, threads: int) -> Iterator[RunningServer]:
+def running_server(
+    home: Path, base: str, port: int, *, device: str, adapter_slots: int, threads: int
+) -> Iterator[RunningServer]:
     """Start the server, wait until it is ready, and stop it at the end, also where this process is told to end.
 
     The engine computes with `threads` threads: the API process and the demo's own clients need a core, too.
@@ -55,7 +57,7 @@ def running_server(home: Path, base: str, port: int, adapter_slots: int, threads
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "loraplex", "serve", "--home", str(home), "--base", base]
     command += ["--host", HOST, "--port", str(port), "--adapter-slots", str(adapter_slots), "--open-metrics"]
-    command += ["--threads", str(threads)]
+    command += ["--device", device, "--threads", str(threads)]
     with log.open("wb") as output, _ends_with_an_exception(signal.SIGTERM):
         process = subprocess.Popen(  # noqa: S603 - our own command, no shell
             command, stdout=output, stderr=subprocess.STDOUT, cwd=home, env=_environment()

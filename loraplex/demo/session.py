@@ -12,6 +12,9 @@ from loraplex.demo.report import Report
 from loraplex.demo.runner import FinishedDemo, run_demo
 from loraplex.demo.server import free_port
 
+# The plan's own rate suits the small embedded base; this one suits bases of usual size.
+OTHER_BASE_LEARNING_RATE = 5e-4
+
 
 def run_session(
     console: Console,
@@ -26,7 +29,8 @@ def run_session(
     """Run the demo to its end, which is Ctrl-C unless `once`. Raises as `run_demo` does."""
     plan = quick_plan() if quick else full_plan()
     if base is not None:
-        plan = replace(plan, base=str(Path(base).resolve()) if Path(base).is_dir() else base)
+        source = str(Path(base).resolve()) if Path(base).is_dir() else base
+        plan = replace(plan, base=source, learning_rate=OTHER_BASE_LEARNING_RATE)
     home.mkdir(parents=True, exist_ok=True)
     report = Report(console)
     with run_demo(plan, home, free_port(port), report) as finished:
