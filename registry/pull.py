@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import stat
 from pathlib import Path
 
 from registry.blobs import BlobStore, hash_file
@@ -42,10 +43,14 @@ def pull(blobs: BlobStore, version: Version, destination: Path) -> Path:
 
 def _holds(destination: Path, version: Version) -> bool:
     """Whether the folder is this version, to the byte. Raises ConflictError where it holds something else."""
-    if not destination.is_dir():
-        if destination.exists() or destination.is_symlink():
-            raise ConflictError(f"{destination} is there already and is not a folder. Choose another destination.")
-        return False
+    try:
+        mode = destination.stat().st_mode  # asked once: another process may make the folder at any moment
+    except FileNotFoundError:
+        if not destination.is_symlink():
+            return False
+        mode = 0
+    if not stat.S_ISDIR(mode):
+        raise ConflictError(f"{destination} is there already and is not a folder. Choose another destination.")
     present = sorted(entry.name for entry in destination.iterdir())
     if not present:
         return False
