@@ -45,7 +45,7 @@ def _holds(destination: Path, version: Version) -> bool:
     """Whether the folder is this version, to the byte. Raises ConflictError where it holds something else."""
     try:
         mode = destination.stat().st_mode  # asked once: another process may make the folder at any moment
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if not destination.is_symlink():
             return False
         mode = 0

@@ -129,7 +129,8 @@ def _range(kind: IntType | FloatType) -> str:
         low = f"over {kind.gt:g}"
     else:
         return ""
-    high = f"{kind.le}" if kind.le is not None else f"under {kind.lt}"
+    # The shortest form: Python shares equal annotations, so whether a bound reads 1 or 1.0 depends on who came first.
+    high = f"{kind.le:.16g}" if kind.le is not None else f"under {kind.lt:.16g}"
     return f", {low} to {high}"
 
 
