@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from basemodel.load import Base, load_snapshot
 from basemodel.snapshot import Snapshot, prepare_snapshot
 from serving.engine.build import engine_for
 from serving.engine.engine import Engine
+from serving.engine.process import LOADING_POLL_MS
 from serving.messages import AdapterUse, EngineSettings, Generate, Output, Sampling
 
 VOCABULARY = 192
@@ -170,12 +172,14 @@ class Recorder:
             self.last[output.request_id] = output
         return outputs
 
-    def run(self, most_steps: int = 100_000) -> None:
-        for _ in range(most_steps):
-            if not self.engine.has_work:
-                return
-            self.step()
-        raise AssertionError("the engine still has work")
+    def run(self, most_seconds: float = 120.0) -> None:
+        """Steps until nothing is left. While adapters are read it waits as the process does: a loop that only
+        spins keeps the reading thread from the interpreter, and a count of steps says nothing of time."""
+        deadline = time.monotonic() + most_seconds
+        while self.engine.has_work:
+            assert time.monotonic() < deadline, "the engine still has work"
+            if not self.step() and not self.engine.scheduler.running:
+                time.sleep(LOADING_POLL_MS / 1000)
 
 
 def make_engine(base: Base, **settings: Any) -> Recorder:
