@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from basemodel.errors import BaseModelError
-from registry.cli_options import HomePath, json_option, place_options
+from registry.cli.options import HomePath, json_option, place_options
 from registry.errors import RegistryError
 from trainer.errors import InterruptedRunError, TrainerError
 from trainer.interruption import stop_on_signal

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from registry.cli_options import HomePath
+from registry.cli.options import HomePath
 from trainer.job_sections import ALL_LINEAR
 from trainer.setting import Setting, settings
 

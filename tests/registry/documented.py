@@ -18,7 +18,7 @@ import click
 import numpy as np
 from click.testing import CliRunner
 
-from registry import cli
+from registry.cli import adapters, tenants
 from registry.reasons import ADVICE
 from tests.registry.adapter_folders import (
     OTHER_FINGERPRINT,
@@ -32,7 +32,16 @@ from tests.registry.adapter_folders import (
 
 PAGE = Path(__file__).parents[2] / "docs" / "registry.md"
 TABLE_BEGIN, TABLE_END = "<!-- rejection codes -->\n", "<!-- end of rejection codes -->"
-COMMANDS = (cli.publish, cli.ls, cli.show, cli.pull, cli.promote, cli.rollback, cli.tenant, cli.token)
+COMMANDS = (
+    adapters.publish,
+    adapters.ls,
+    adapters.show,
+    adapters.pull,
+    adapters.promote,
+    adapters.rollback,
+    tenants.tenant,
+    tenants.token,
+)
 CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
 FIXED = (
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC"), "2026-11-22 09:30 UTC"),

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import registry
-from registry import cli
+from registry.cli import adapters, tenants
 from registry.names import AdapterRef
 from tests.registry.adapter_folders import (
     FINGERPRINT,
@@ -23,7 +23,16 @@ from tests.registry.adapter_folders import (
 )
 
 MakeAdapter = Callable[..., Path]
-COMMANDS = (cli.publish, cli.ls, cli.show, cli.pull, cli.promote, cli.rollback, cli.tenant, cli.token)
+COMMANDS = (
+    adapters.publish,
+    adapters.ls,
+    adapters.show,
+    adapters.pull,
+    adapters.promote,
+    adapters.rollback,
+    tenants.tenant,
+    tenants.token,
+)
 
 
 class Shell:

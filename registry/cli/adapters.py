@@ -1,4 +1,4 @@
-"""The registry's commands: publish, ls, show, pull, promote, rollback, tenant, token.
+"""The commands about adapters: publish, ls, show, pull, promote, rollback.
 
 They act on a registry folder of this machine, with the operator's rights. Each prints a table or sentence for people,
 or with --json one document for programs. What the registry refuses is one line on stderr and exit code 1.
@@ -7,32 +7,25 @@ or with --json one document for programs. What the registry refuses is one line 
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 
-from registry import local_bases, report
+from registry import local_bases
 from registry.aliases import Expected
-from registry.cli_options import (
+from registry.cli import report
+from registry.cli.options import (
     HomePath,
     RegistryCommand,
     alias_option,
     evidence_option,
     expect_option,
     json_option,
+    open_place,
     place_options,
 )
 from registry.names import AdapterRef
-from registry.principal import Principal, Role
-from registry.registry import Registry, open_registry
-
-REGISTRY_FOLDER = "registry"
-DAYS_LIMIT = 3650
-
-
-def _open(home: Path, registry: Path | None, *, create: bool = False) -> Registry:
-    return open_registry(registry or home / REGISTRY_FOLDER, create=create)
+from registry.principal import Principal
 
 
 @click.command(cls=RegistryCommand)
@@ -62,7 +55,7 @@ def publish(
     """
     operator = Principal.operator()
     visibility = None if is_public is None else "public" if is_public else "private"
-    with _open(home, registry, create=True) as reg:
+    with open_place(home, registry, create=True) as reg:
         local_bases.register_all(reg, home, warn=lambda text: click.echo(f"Warning: {text}", err=True))
         outcome = reg.publish_outcome(
             folder,
@@ -89,7 +82,7 @@ def publish(
 def ls(adapter: str | None, *, home: Path, registry: Path | None, as_json: bool) -> None:
     """List all adapters, or the versions of one."""
     operator = Principal.operator()
-    with _open(home, registry) as reg:
+    with open_place(home, registry) as reg:
         if adapter is not None:
             versions, aliases = reg.list_versions(adapter, operator), reg.aliases(adapter, operator)
             if as_json:
@@ -114,7 +107,7 @@ def show(ref: str, *, home: Path, registry: Path | None, as_json: bool) -> None:
     The version is a number, an alias or a digest; without one it is the newest.
     """
     operator = Principal.operator()
-    with _open(home, registry) as reg:
+    with open_place(home, registry) as reg:
         version = reg.resolve(ref, principal=operator)
         versions, aliases = reg.list_versions(version.adapter, operator), reg.aliases(version.adapter, operator)
         histories = {alias: reg.alias_history(version.adapter, alias, operator) for alias in aliases}
@@ -147,7 +140,7 @@ def pull(ref: str, destination: Path | None, *, home: Path, registry: Path | Non
 
     DESTINATION must be new or empty; without one it is ./NAME.
     """
-    with _open(home, registry) as reg:
+    with open_place(home, registry) as reg:
         version = reg.resolve(ref, principal=Principal.operator())
         folder = reg.pull(version, destination or Path(version.adapter.rpartition("/")[2]))
     if as_json:
@@ -167,7 +160,7 @@ def promote(
     ref: str, *, alias: str, expect: Expected, evidence: str, home: Path, registry: Path | None, as_json: bool
 ) -> None:
     """Point ALIAS at a version; requests for TENANT/NAME@ALIAS use it from then on."""
-    with _open(home, registry) as reg:
+    with open_place(home, registry) as reg:
         move = reg.promote(ref, alias, principal=Principal.operator(), expected=expect, evidence=evidence)
     if as_json:
         report.print_json(move)
@@ -186,101 +179,9 @@ def rollback(
     adapter: str, *, alias: str, expect: Expected, evidence: str, home: Path, registry: Path | None, as_json: bool
 ) -> None:
     """Point ALIAS back to where it was before its last promotion."""
-    with _open(home, registry) as reg:
+    with open_place(home, registry) as reg:
         move = reg.rollback(adapter, alias, principal=Principal.operator(), expected=expect, evidence=evidence)
     if as_json:
         report.print_json(move)
     else:
         report.print_move(move)
-
-
-@click.group()
-def tenant() -> None:
-    """Create and list tenants."""
-
-
-@tenant.command("create", cls=RegistryCommand)
-@click.argument("name")
-@place_options
-@json_option
-def create_tenant(name: str, *, home: Path, registry: Path | None, as_json: bool) -> None:
-    """Make the tenant NAME: a namespace with its own adapters and tokens."""
-    with _open(home, registry, create=True) as reg:
-        made = reg.create_tenant(name)
-    if as_json:
-        report.print_json(made)
-    else:
-        report.print_tenant(made)
-
-
-@tenant.command("ls", cls=RegistryCommand)
-@place_options
-@json_option
-def list_tenants(*, home: Path, registry: Path | None, as_json: bool) -> None:
-    """List the tenants."""
-    with _open(home, registry) as reg:
-        tenants = reg.list_tenants()
-    if as_json:
-        report.print_json(tenants)
-    else:
-        report.print_tenants(tenants)
-
-
-@click.group()
-def token() -> None:
-    """Create, list and revoke access tokens."""
-
-
-@token.command("create", cls=RegistryCommand)
-@click.option("--tenant", required=True, help="The tenant that the token belongs to.")
-@click.option(
-    "--role",
-    type=click.Choice([role.value for role in Role]),
-    default="reader",
-    show_default=True,
-    help="What the token allows; each role may do what the ones before it may.",
-)
-@click.option("--label", default="", help="What the token is for.")
-@click.option("--expires-days", type=click.IntRange(1, DAYS_LIMIT), default=None, help="Days that it is valid.")
-@place_options
-@json_option
-def create_token(
-    *, tenant: str, role: str, label: str, expires_days: int | None, home: Path, registry: Path | None, as_json: bool
-) -> None:
-    """Make a token. Its secret is printed now and never again: only its hash is kept."""
-    expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
-    with _open(home, registry, create=True) as reg:
-        issued = reg.create_token(tenant, role, label=label, expires_at=expires_at)
-    if as_json:
-        report.print_json(issued)
-    else:
-        report.print_issued_token(issued)
-
-
-@token.command("ls", cls=RegistryCommand)
-@click.option("--tenant", default=None, help="Only this tenant's.")
-@place_options
-@json_option
-def list_tokens(*, tenant: str | None, home: Path, registry: Path | None, as_json: bool) -> None:
-    """List tokens, without their secrets."""
-    with _open(home, registry) as reg:
-        names = [tenant] if tenant is not None else [listed.name for listed in reg.list_tenants()]
-        tokens = [listed for name in names for listed in reg.list_tokens(name)]
-    if as_json:
-        report.print_json(tokens)
-    else:
-        report.print_tokens(tokens)
-
-
-@token.command("revoke", cls=RegistryCommand)
-@click.argument("token_id")
-@place_options
-@json_option
-def revoke_token(token_id: str, *, home: Path, registry: Path | None, as_json: bool) -> None:
-    """End a token's life at once."""
-    with _open(home, registry) as reg:
-        revoked = reg.revoke_token(token_id)
-    if as_json:
-        report.print_json(revoked)
-    else:
-        report.print_revoked_token(revoked)

@@ -10,6 +10,9 @@ import click
 
 from registry.aliases import ANY, Expected
 from registry.errors import RegistryError
+from registry.registry import Registry, open_registry
+
+REGISTRY_FOLDER = "registry"
 
 
 class RegistryCommand(click.Command):
@@ -66,6 +69,11 @@ def place_options(command: Command) -> Command:
         show_default=True,
         help="Folder of bases, registry, runs and caches.",
     )(command)
+
+
+def open_place(home: Path, registry: Path | None, *, create: bool = False) -> Registry:
+    """The registry that the options of `place_options` name. Raises NotFoundError, StorageError."""
+    return open_registry(registry or home / REGISTRY_FOLDER, create=create)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")

@@ -1,60 +1,39 @@
-"""The tables of the catalog. They change only together with a migration (`registry/migrations`); a test compares.
-
-tenants 1--n tokens                    bases 1--n versions
-tenants 1--n adapters 1--n versions 1--n version_files
-             adapters 1--n aliases     (where each points now)
-             adapters 1--n alias_moves (every move there ever was)
-audit_events: one row per change, written in the change's own transaction
-"""
+"""Tenants, tokens, bases, adapters, versions, aliases and the audit log."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
-from sqlalchemy import BigInteger, DateTime, Dialect, ForeignKey, MetaData, String, Text, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import BigInteger, ForeignKey, String, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
 
-_NAMING = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A moment in UTC; SQLite keeps no zone, so it is taken off on the way in and put back on the way out."""
-
-    impl = DateTime
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To the database: UTC without a zone."""
-        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """From the database: UTC."""
-        return None if value is None else value.replace(tzinfo=UTC)
-
-
-class Row(DeclarativeBase):
-    """Root of the tables."""
-
-    metadata = MetaData(naming_convention=_NAMING)
+from registry.models.row import Row, UtcDateTime
 
 
 class TenantRow(Row):
-    """A namespace with its own adapters and tokens."""
+    """A namespace with its own adapters and tokens.
+
+    `quota_*` None is no limit. `used_bytes` is the sum over the tenant's blobs (`tenant_blobs`), each once, with
+    its reservations; `used_versions` counts its versions. `policy` is JSON: what the tenant demands of what enters.
+    """
 
     __tablename__ = "tenants"
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(40), unique=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    quota_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    quota_versions: Mapped[int | None]
+    used_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
+    used_versions: Mapped[int] = mapped_column(server_default="0", default=0)
+    policy: Mapped[str] = mapped_column(Text, server_default="{}", default="{}")
 
 
 class TokenRow(Row):
-    """A bearer token. Its secret is not here: only the SHA-256 of it."""
+    """A bearer token. Its secret is not here: only the SHA-256 of it.
+
+    `scope` is JSON: the names of adapters that it is for, or null for all of the tenant's. `replaced_by` is the token
+    that took its place when it was rotated.
+    """
 
     __tablename__ = "tokens"
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -65,6 +44,8 @@ class TokenRow(Row):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    scope: Mapped[str | None] = mapped_column(Text)
+    replaced_by: Mapped[str | None] = mapped_column(String(40))
 
 
 class BaseRow(Row):
@@ -92,7 +73,11 @@ class AdapterRow(Row):
 
 
 class VersionRow(Row):
-    """An immutable version. Rows are inserted and never updated."""
+    """An immutable version. Rows are inserted and never updated.
+
+    `parent_digest` is the adapter that training began from, `data_digest` its data; both repeat the
+    manifest, to be asked for. `verdict` is JSON: who can serve it, and why not.
+    """
 
     __tablename__ = "versions"
     __table_args__ = (UniqueConstraint("adapter_id", "number"), UniqueConstraint("adapter_id", "digest"))
@@ -109,6 +94,9 @@ class VersionRow(Row):
     message: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     created_by: Mapped[str] = mapped_column(String(80))
+    parent_digest: Mapped[str | None] = mapped_column(String(71), index=True)
+    data_digest: Mapped[str | None] = mapped_column(String(71), index=True)
+    verdict: Mapped[str | None] = mapped_column(Text)
 
 
 class VersionFileRow(Row):
@@ -132,7 +120,7 @@ class AliasRow(Row):
 
 
 class AliasMoveRow(Row):
-    """One move of an alias; `sequence` counts from 1 per alias."""
+    """One move of an alias; `sequence` counts from 1 per alias. `gate` is JSON: how the alias's policy judged it."""
 
     __tablename__ = "alias_moves"
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
@@ -144,10 +132,11 @@ class AliasMoveRow(Row):
     actor: Mapped[str] = mapped_column(String(80))
     evidence: Mapped[str] = mapped_column(Text)
     moved_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    gate: Mapped[str | None] = mapped_column(Text)
 
 
 class AuditRow(Row):
-    """Who changed what, and when. `detail` is JSON."""
+    """Who changed what, and when. `detail` is JSON. Each row's hash covers the row and the hash before it."""
 
     __tablename__ = "audit_events"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -156,3 +145,14 @@ class AuditRow(Row):
     action: Mapped[str] = mapped_column(String(40))
     subject: Mapped[str] = mapped_column(String(256))
     detail: Mapped[str] = mapped_column(Text)
+    tenant: Mapped[str | None] = mapped_column(String(40), index=True)
+    previous_hash: Mapped[str | None] = mapped_column(String(64))
+    row_hash: Mapped[str | None] = mapped_column(String(64))
+
+
+class MetaRow(Row):
+    """What the registry knows of itself: its random identity, its secret for signed addresses, its oldest reader."""
+
+    __tablename__ = "registry_meta"
+    key: Mapped[str] = mapped_column(String(40), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
