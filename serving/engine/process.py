@@ -8,10 +8,12 @@ Run by the API process as `python -m serving.engine --settings '<json of serving
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import time
+from pathlib import Path
 
 import msgspec
 import torch
@@ -61,6 +63,8 @@ def main() -> int:
     finally:
         socket.close()
         context.term()
+        if link.is_orphaned:
+            _remove_socket(settings.socket)
 
 
 class EngineLink:
@@ -126,6 +130,14 @@ def loop(engine: Engine, link: EngineLink) -> None:
             if link.is_orphaned:
                 logger.warning("the API process is gone; ending")
                 return
+
+
+def _remove_socket(address: str) -> None:
+    """What the API process would have removed: its socket, and the folder that it made for it."""
+    path = Path(address.removeprefix("ipc://"))
+    with contextlib.suppress(OSError):  # not empty, or another's: then it stays
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
 
 
 def _ready(engine: Engine, settings: EngineSettings, seconds: float) -> Ready:

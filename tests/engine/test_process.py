@@ -36,6 +36,7 @@ class Peer:
     """The API process's end of the socket."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir()
         self.address = f"ipc://{folder}/engine.sock"
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
@@ -60,7 +61,7 @@ class Peer:
 
 @pytest.fixture
 def peer(tmp_path: Path) -> Iterator[Peer]:
-    peer = Peer(tmp_path)
+    peer = Peer(tmp_path / "socket")
     yield peer
     peer.close()
 
@@ -117,3 +118,4 @@ def test_it_ends_when_its_parent_is_killed(peer: Peer, llama: Snapshot) -> None:
     parent.kill()
     parent.wait()
     assert not psutil.wait_procs([child], timeout=20)[1], "the engine is an orphan"
+    assert not Path(peer.address.removeprefix("ipc://")).parent.exists(), "the socket's folder is left"
