@@ -5,10 +5,13 @@
     |-- InvalidValueError           an argument out of its bounds
     |-- NotFoundError               missing, or another tenant's private adapter: the two are told apart by nobody
     |-- AuthenticationError         a secret that opens nothing
+    |   `-- MissingTokenError       ... because there was none
     |-- PermissionDeniedError       a role that is too low, or another tenant's adapter
     |-- RejectedAdapterError        an adapter folder that will not be accepted (`reason` is a stable code)
     |   `-- BaseMismatchError       ... because it stands on another base
     |-- InvalidBaseError            a base description that cannot be read
+    |-- UploadMismatchError         uploaded bytes that are not what was announced
+    |-- QuotaExceededError          a tenant that has as much as it may have
     |-- ConflictError               the state does not allow the change
     |   `-- AliasMovedError         ... because somebody else moved the alias first
     `-- StorageError                the disk or the database failed
@@ -73,6 +76,13 @@ class AuthenticationError(RegistryError):
         )
 
 
+class MissingTokenError(AuthenticationError):
+    """A request without a token, where one is needed."""
+
+    def __init__(self) -> None:
+        RegistryError.__init__(self, "No token was given. Send it as `Authorization: Bearer lpx_...`.")
+
+
 class PermissionDeniedError(RegistryError):
     """A caller who is known and may not do this."""
 
@@ -125,6 +135,30 @@ class InvalidBaseError(RegistryError):
             f"The base description is not valid: {detail}. "
             "Take base.json as `loraplex base prepare` wrote it beside the quantized snapshot."
         )
+        self.detail = detail
+
+
+class QuotaExceededError(RegistryError):
+    """A tenant's quota that does not let something in. `limit` is "bytes" or "versions"; nothing was changed."""
+
+    def __init__(self, tenant: str, limit: str, *, quota: int, used: int, asked: int) -> None:
+        super().__init__(
+            f"Tenant {tenant!r} may have {quota:,} {limit}, has {used:,}, and {asked:,} more were asked for: "
+            "nothing was changed. Delete versions that are no longer needed and let `loraplex gc` free their bytes, or "
+            f"ask the operator for more: `loraplex tenant quota {tenant} --{limit} N`."
+        )
+        self.tenant = tenant
+        self.limit = limit
+        self.quota = quota
+        self.used = used
+        self.asked = asked
+
+
+class UploadMismatchError(RegistryError):
+    """Uploaded bytes that are not what was announced, in digest or size; nothing of them was kept."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"The upload was refused: {detail}. Nothing was kept: send the file again, unchanged.")
         self.detail = detail
 
 

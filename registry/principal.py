@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from registry.errors import PermissionDeniedError
@@ -27,11 +27,16 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Principal:
-    """The caller. `tenant` is None only for the operator, who owns the machine and may do everything."""
+    """The caller. `tenant` is None only for the operator, who owns the machine and may do everything.
+
+    `secret` is set where another machine's registry authenticated the caller: asking it on the caller's behalf needs
+    the token itself (`registry.client`).
+    """
 
     tenant: str | None
     role: Role
     token_id: str | None
+    secret: str | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     @classmethod
     def operator(cls) -> Principal:

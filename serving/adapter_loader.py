@@ -19,12 +19,12 @@ from pathlib import Path
 from registry import Registry
 from registry.errors import RegistryError, StorageError
 from registry.principal import Principal
+from registry.threads import Threads
 from registry.version import Version
 from serving.adapter_cache import AdapterCache
 from serving.errors import AdapterBaseMismatchError, ModelNotFoundError, RegistryUnavailableError
 from serving.messages import AdapterUse
 from serving.served_base import SHORT_DIGITS, ServedBase
-from serving.threads import Threads
 
 REGISTRY_THREADS = 4
 FETCH_THREADS = 4

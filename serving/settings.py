@@ -6,12 +6,12 @@ It does not: read flags, files or the environment (`serving.cli`).
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from registry.loopback import is_loopback_host
 from serving.errors import SettingsError
 from serving.messages import EngineSettings
 
@@ -114,14 +114,3 @@ class ServingSettings:
                 f"Refusing to listen on {self.host} without tokens: everybody who reaches it could use every adapter. "
                 "Make a token with `loraplex token create TENANT`, or listen on 127.0.0.1."
             )
-
-
-def is_loopback_host(host: str) -> bool:
-    """Whether a host name or address means this machine only."""
-    name = host.strip("[]").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

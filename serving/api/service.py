@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from registry import Registry
 from registry.errors import StorageError
 from registry.principal import Principal
+from registry.threads import Threads
 from serving.adapter_cache import AdapterCache
 from serving.adapter_loader import AdapterLoader
 from serving.api.adapters_in_use import AdaptersInUse
@@ -26,7 +27,6 @@ from serving.errors import EngineUnavailableError, ServingError
 from serving.messages import AdapterUse, Ready
 from serving.served_base import ServedBase
 from serving.settings import ServingSettings
-from serving.threads import Threads
 
 TOKENIZER_THREADS = 2
 
