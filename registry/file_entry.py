@@ -11,6 +11,14 @@ from registry.names import Digest
 
 
 @dataclass(frozen=True, order=True)
+class Blob:
+    """Some bytes: their SHA-256 in hexadecimal, and how many there are."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, order=True)
 class FileEntry:
     """A file: its name within the folder, its bytes, and their SHA-256 in hexadecimal."""
 

@@ -6,7 +6,7 @@ FOLDER/blobs/            the files of the versions, by digest
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -15,16 +15,18 @@ from typing import Any, Self
 from registry.aliases import ANY, Aliases, Expected
 from registry.base import BaseRecord
 from registry.bases import Bases
-from registry.blobs import BlobStore
+from registry.blobs import BlobStore, LocalBlobs
 from registry.catalog import Catalog
 from registry.database import DATABASE_FILE, Database
 from registry.errors import InvalidValueError, NotFoundError, StorageError
+from registry.events import PAGE_EVENTS, EventPage, Feed
 from registry.names import AdapterName, AdapterRef, parse_alias
-from registry.principal import Principal, Role
+from registry.principal import OPERATOR_ACTOR, Principal, Role
 from registry.promote import promote, roll_back
 from registry.publish import Publication, publish
 from registry.pull import pull
-from registry.resolve import resolve
+from registry.quotas import Quotas, Usage
+from registry.resolution import Resolution
 from registry.tenants import IssuedToken, Tenant, Tenants, Token
 from registry.version import AdapterSummary, AliasMove, Version, Visibility
 
@@ -40,12 +42,15 @@ class Registry:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._blobs = BlobStore(folder / BLOBS_FOLDER)
+        self._blobs: BlobStore = LocalBlobs(folder / BLOBS_FOLDER)
         self._database = Database(folder)
         self._bases = Bases(self._database)
         self._catalog = Catalog(self._database)
+        self._resolution = Resolution(self._database, self._catalog)
         self._aliases = Aliases(self._database)
         self._tenants = Tenants(self._database)
+        self._feed = Feed(self._database)
+        self._quotas = Quotas(self._database)
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +71,16 @@ class Registry:
     def list_tenants(self) -> list[Tenant]:
         """Every tenant, by name."""
         return self._tenants.all()
+
+    def set_quota(self, tenant: str, *, quota_bytes: int | None, quota_versions: int | None) -> Usage:
+        """Bound what a tenant may have; None is no limit."""
+        return self._quotas.set_quota(
+            tenant, quota_bytes=quota_bytes, quota_versions=quota_versions, actor=OPERATOR_ACTOR
+        )
+
+    def usage(self, tenant: str) -> Usage:
+        """What a tenant has and may have. Raises NotFoundError."""
+        return self._quotas.usage(tenant)
 
     def create_token(
         self, tenant: str, role: Role | str, *, label: str = "", expires_at: datetime | None = None
@@ -144,6 +159,7 @@ class Registry:
             self._catalog,
             self._bases,
             self._blobs,
+            self._quotas,
             folder,
             AdapterName.parse(name),
             principal=principal,
@@ -154,7 +170,7 @@ class Registry:
 
     def resolve(self, ref: str, *, principal: Principal) -> Version:
         """The version that the reference means now; a bare name is the newest."""
-        return resolve(self._catalog, ref, principal=principal)
+        return self._resolution.resolve(ref, principal=principal)
 
     def pull(self, version: Version, destination: Path) -> Path:
         """Put the version's files into a folder, verified, all at once. Right to read it: having resolved it."""
@@ -189,6 +205,18 @@ class Registry:
         """Undo an alias's last promotion."""
         parsed = AdapterName.parse(name)
         return roll_back(self._aliases, parsed, alias, principal=principal, expected=expected, evidence=evidence)
+
+    def events(
+        self,
+        principal: Principal,
+        *,
+        after: int | None = None,
+        limit: int = PAGE_EVENTS,
+        kinds: Collection[str] | None = None,
+        seconds: float = 0.0,
+    ) -> EventPage:
+        """What happened after the cursor, waiting up to `seconds` for something; `after` None begins now."""
+        return self._feed.read(principal, after=after, limit=limit, kinds=kinds, seconds=seconds)
 
     def check_integrity(self) -> None:
         """Check that numbers have no gap, and read every blob of every version. Raises StorageError."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import registry
-from registry.blobs import BlobStore
+from registry.blobs import LocalBlobs
 from registry.errors import BaseMismatchError, RejectedAdapterError
 from registry.reasons import ADVICE, RejectReason
 from registry.tensor_file import CHUNK_BYTES, HEADER_BYTES_LIMIT
@@ -257,7 +257,7 @@ def test_every_reason_is_planted() -> None:
 
 
 def test_a_file_that_vanishes_meanwhile(tmp_path: Path) -> None:
-    store = BlobStore(tmp_path / "blobs")
+    store = LocalBlobs(tmp_path / "blobs")
     with pytest.raises(RejectedAdapterError) as caught, store.staged(tmp_path, ["gone.md"]):
         pass
     assert caught.value.reason is RejectReason.CHANGED_WHILE_READ
@@ -266,7 +266,7 @@ def test_a_file_that_vanishes_meanwhile(tmp_path: Path) -> None:
 def test_a_file_that_becomes_a_link_meanwhile(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "README.md").symlink_to(tmp_path / "secret")
-    store = BlobStore(tmp_path / "blobs")
+    store = LocalBlobs(tmp_path / "blobs")
     with pytest.raises(RejectedAdapterError), store.staged(tmp_path, ["README.md"]):
         pass
 
