@@ -6,18 +6,22 @@ Who may act is decided by the verbs above (`publish.py`, `resolve.py`); what a c
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
-from registry import audit
+from registry import audit, events
 from registry.database import Database
 from registry.errors import ConflictError
+from registry.events import EventKind
 from registry.lookup import find_adapter, find_version, is_readable, to_versions
 from registry.models import AdapterRow, AliasRow, TenantRow, VersionFileRow, VersionRow
 from registry.names import AdapterName, AdapterRef
 from registry.principal import Principal, Role
+from registry.usage import charge_version, claim, locked_tenant
+from registry.verdict import write_verdict
 from registry.version import AdapterSummary, Version, VersionDraft, Visibility
 
 
@@ -33,16 +37,19 @@ class Catalog:
         """Give the draft the adapter's next number; the flag says whether it is new.
 
         A digest that the adapter already has gives the version that has it. The adapter is made where it does not
-        exist, and so is the tenant where the operator publishes. Raises ConflictError, PermissionDeniedError.
+        exist, and so is the tenant where the operator publishes. The blobs must be reserved and stored before
+        (`quotas.py`). Raises ConflictError, PermissionDeniedError, QuotaExceededError.
         """
         now = datetime.now(UTC)
         with self._database.writing() as session:
-            tenant = _tenant_for_publish(session, name.tenant, principal, now)
+            tenant = locked_tenant(session, name.tenant, principal, now)
             adapter = _adapter_for_publish(session, name, tenant, visibility, principal, now)
             query = select(VersionRow).where(VersionRow.adapter_id == adapter.id, VersionRow.digest == draft.digest)
             row = session.scalar(query)
             is_new = row is None
             if row is None:
+                charge_version(session, tenant)
+                claim(session, tenant, (file.sha256 for file in draft.files))
                 row = _insert_version(session, adapter, draft, principal, now)
                 audit.record(
                     session,
@@ -52,6 +59,7 @@ class Catalog:
                     subject=f"{name}@{row.number}",
                     digest=row.digest,
                 )
+                _tell(session, name, adapter, EventKind.VERSION_PUBLISHED, principal, now, _facts(row))
             elif row.base_fingerprint != draft.base_fingerprint:
                 raise ConflictError(
                     f"The same files are version {row.number} of {str(name)!r} already, for base "
@@ -96,18 +104,6 @@ class Catalog:
             ]
 
 
-def _tenant_for_publish(session: Session, name: str, principal: Principal, now: datetime) -> TenantRow:
-    """The tenant's row, locked: publishes into one tenant follow one another."""
-    tenant = session.scalar(select(TenantRow).where(TenantRow.name == name).with_for_update())
-    if tenant is None:
-        assert principal.is_operator, "a token's tenant exists as long as the token"
-        tenant = TenantRow(name=name, created_at=now)
-        session.add(tenant)
-        session.flush()
-        audit.record(session, at=now, actor=principal.actor, action="create_tenant", subject=name)
-    return tenant
-
-
 def _adapter_for_publish(
     session: Session,
     name: AdapterName,
@@ -132,6 +128,8 @@ def _adapter_for_publish(
     elif visibility is not None and visibility.value != adapter.visibility:
         principal.require(Role.ADMIN, name, action=f"make {visibility.value}")
         adapter.visibility = visibility.value
+        facts = {"visibility": visibility.value}
+        _tell(session, name, adapter, EventKind.ADAPTER_VISIBILITY, principal, now, facts, was_public=True)
         audit.record(
             session, at=now, actor=principal.actor, action="visibility", subject=str(name), visibility=visibility.value
         )
@@ -156,6 +154,9 @@ def _insert_version(
         message=draft.message,
         created_at=now,
         created_by=principal.actor,
+        parent_digest=draft.parent_digest,
+        data_digest=draft.data_digest,
+        verdict=None if draft.serving is None else write_verdict(draft.serving),
     )
     session.add(row)
     session.flush()
@@ -164,6 +165,33 @@ def _insert_version(
     )
     session.flush()
     return row
+
+
+def _facts(row: VersionRow) -> dict[str, str | int]:
+    return {"version": row.number, "digest": row.digest, "base_fingerprint": row.base_fingerprint}
+
+
+def _tell(
+    session: Session,
+    name: AdapterName,
+    adapter: AdapterRow,
+    kind: EventKind,
+    principal: Principal,
+    now: datetime,
+    facts: Mapping[str, str | int],
+    *,
+    was_public: bool = False,
+) -> None:
+    """Record an event. Whoever could read the adapter before the change learns of it: `was_public`."""
+    events.record(
+        session,
+        at=now,
+        kind=kind,
+        tenant=name.tenant,
+        adapter=str(name),
+        is_public=was_public or adapter.visibility == Visibility.PUBLIC.value,
+        document={"actor": principal.actor, **facts},
+    )
 
 
 def _to_summary(adapter: AdapterRow, tenant: str, version: VersionRow, aliases: dict[str, int]) -> AdapterSummary:

@@ -1,24 +1,28 @@
 """Publishing: an adapter folder becomes an immutable version, or is refused with the reason.
 
-The order makes it atomic: files are copied aside and hashed, the copy is judged, blobs are kept, and only then one
-transaction makes the version. A crash leaves the old state or the new one, and at most blobs that nothing refers to.
+The order makes it atomic: files are copied aside and hashed, the copy is judged, room is reserved in the tenant's
+quota, blobs are kept, and only then one transaction makes the version. A crash leaves the old state or the new one, and
+at most blobs that nothing refers to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from registry.adapter import AdapterFolder, list_files
 from registry.base import BaseRecord
 from registry.bases import Bases
-from registry.blobs import BlobStore
+from registry.blobs import BlobStore, Staging
 from registry.bounded_text import check_text
 from registry.catalog import Catalog
-from registry.errors import BaseMismatchError, NotFoundError, RejectedAdapterError
+from registry.errors import BaseMismatchError, NotFoundError, RegistryError, RejectedAdapterError
 from registry.file_entry import digest_of_files
 from registry.names import AdapterName
 from registry.principal import Principal, Role
+from registry.quotas import Quotas
 from registry.reasons import RejectReason
 from registry.version import Version, VersionDraft, Visibility
 
@@ -38,6 +42,7 @@ def publish(
     catalog: Catalog,
     bases: Bases,
     blobs: BlobStore,
+    quotas: Quotas,
     folder: Path,
     name: AdapterName,
     *,
@@ -48,7 +53,8 @@ def publish(
 ) -> Publication:
     """Judge the folder and make it the adapter's next version.
 
-    Raises PermissionDeniedError, RejectedAdapterError, BaseMismatchError, ConflictError, StorageError.
+    Raises PermissionDeniedError, RejectedAdapterError, BaseMismatchError, QuotaExceededError, ConflictError,
+    StorageError.
     """
     principal.require(Role.PUBLISHER, name, action="publish to")
     check_text("message", message, limit_characters=MESSAGE_CHARACTERS)
@@ -56,7 +62,8 @@ def publish(
         adapter = AdapterFolder.open(staging.folder)
         base = _find_base(adapter, bases, base_fingerprint)
         verdict = adapter.judge(base)
-        blobs.keep(staging)
+        with _room_for(staging, quotas, name, principal):
+            blobs.keep(staging)
     draft = VersionDraft(
         digest=str(digest_of_files(staging.files)),
         base_fingerprint=base.fingerprint,
@@ -70,6 +77,19 @@ def publish(
     )
     version, is_new = catalog.add_version(name, draft, visibility=visibility, principal=principal)
     return Publication(version, is_new)
+
+
+@contextmanager
+def _room_for(staging: Staging, quotas: Quotas, name: AdapterName, principal: Principal) -> Iterator[None]:
+    """Room in the tenant's quota while its blobs are written; what could not be written is given back."""
+    sizes = [(file.sha256, file.size) for file in staging.files]
+    reservation = quotas.reserve(name.tenant, sizes, principal=principal)
+    try:
+        yield
+    except RegistryError:
+        quotas.release(reservation)
+        raise
+    quotas.mark_stored(name.tenant, sizes)
 
 
 def _find_base(adapter: AdapterFolder, bases: Bases, named: str | None) -> BaseRecord:

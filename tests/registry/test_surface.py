@@ -13,13 +13,13 @@ PACKAGE = Path(registry.__file__).parent
 SURFACE = """
 ANY AdapterName AdapterRef AdapterSummary AliasMove AliasMovedError AuthenticationError BaseMismatchError BaseModule
 BaseRecord ConflictError Digest FileEntry IncompatibleRegistryError IntegrityError InvalidBaseError InvalidNameError
-InvalidValueError IssuedToken NotFoundError PermissionDeniedError Principal Publication Registry RegistryError
+InvalidValueError IssuedToken NotFoundError PermissionDeniedError Principal Publication QuotaExceededError Registry RegistryError
 RejectReason RejectedAdapterError Role StorageError Tenant Token Version Visibility digest_of_files open
 """.split()
 METHODS = """
 alias_history aliases authenticate base bases check_integrity close create_tenant create_token folder has_tokens
 list_adapters list_tenants list_tokens list_versions promote publish publish_outcome pull register_base resolve
-revoke_token rollback
+revoke_token rollback set_quota usage
 """.split()
 
 
