@@ -13,14 +13,15 @@ from enum import Enum
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from registry import audit
+from registry import audit, events
 from registry.database import Database
 from registry.errors import AliasMovedError, ConflictError, NotFoundError
+from registry.events import EventKind
 from registry.lookup import find_adapter, find_version
 from registry.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
 from registry.names import AdapterName, AdapterRef
 from registry.principal import Principal
-from registry.version import AliasMove, MoveKind
+from registry.version import AliasMove, MoveKind, Visibility
 
 
 class Expectation(Enum):
@@ -156,6 +157,23 @@ def _move(
         subject=f"{name}@{alias}",
         from_number=row.from_number,
         to_number=row.to_number,
+    )
+    events.record(
+        session,
+        at=now,
+        kind=EventKind.ALIAS_PROMOTED if kind is MoveKind.PROMOTE else EventKind.ALIAS_ROLLED_BACK,
+        tenant=name.tenant,
+        adapter=str(name),
+        is_public=adapter.visibility == Visibility.PUBLIC.value,
+        document={
+            "actor": principal.actor,
+            "alias": alias,
+            "from_version": row.from_number,
+            "to_version": row.to_number,
+            "sequence": row.sequence,
+            "digest": version.digest,
+            "base_fingerprint": version.base_fingerprint,
+        },
     )
     return _to_move(name, row)
 

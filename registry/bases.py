@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 
 from sqlalchemy import select
 
-from registry import audit
+from registry import audit, events
 from registry.base import BaseRecord
 from registry.database import Database
 from registry.errors import ConflictError, InvalidNameError, NotFoundError
+from registry.events import EventKind
 from registry.models import BaseRow
 from registry.principal import OPERATOR_ACTOR
 
@@ -48,6 +49,15 @@ class Bases:
                 action="register_base",
                 subject=record.fingerprint,
                 name=record.name,
+            )
+            events.record(
+                session,
+                at=now,
+                kind=EventKind.BASE_REGISTERED,
+                tenant="",
+                adapter="",
+                is_public=True,
+                document={"fingerprint": record.fingerprint, "name": record.name},
             )
             return record
 

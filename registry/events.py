@@ -1,15 +1,75 @@
-"""The feed of what happened: each event is written in the transaction of its change, and read in the order of commits."""
+"""The feed of what happened: each event is written in the transaction of its change, and read in the order of commits.
+
+Events are kept aside until their transaction commits and are written as its last step, one transaction at a time. So
+their numbers grow in the order of commits on PostgreSQL too, where a number that is drawn early may become visible
+late: a reader who has seen event 7 will never be shown event 6 afterwards. The same step queues the deliveries to
+webhooks (`outbox.py`).
+
+A reader keeps a cursor, the number up to which it has seen everything. What the caller may not read is filtered in
+the query; an event is public for ever if its adapter was public when it happened.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
+from sqlalchemy import ColumnElement, event, func, or_, select, true
 from sqlalchemy.orm import Session
 
+from registry import outbox
+from registry.database import Database
+from registry.errors import InvalidValueError
 from registry.models import EventRow
+from registry.principal import Principal
+
+PAGE_EVENTS = 100
+PAGE_EVENTS_LIMIT = 1000
+WAIT_SECONDS_LIMIT = 60.0
+POLL_SECONDS = 0.1
+_PENDING = "loraplex_events"
+_ORDER_LOCK = 7_020_511_633
+"""Any number that no other advisory lock of this database uses."""
+
+
+class EventKind(StrEnum):
+    """What can have happened. Readers must leave out kinds that they do not know: a later release has more."""
+
+    VERSION_PUBLISHED = "version.published"
+    VERSION_DELETED = "version.deleted"
+    ALIAS_PROMOTED = "alias.promoted"
+    ALIAS_ROLLED_BACK = "alias.rolled_back"
+    ADAPTER_VISIBILITY = "adapter.visibility"
+    ADAPTER_DELETED = "adapter.deleted"
+    ADAPTER_MOVED = "adapter.moved"
+    BASE_REGISTERED = "base.registered"
+    WEBHOOK_TEST = "webhook.test"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened. `tenant` and `adapter` are empty for what belongs to nobody, such as a base."""
+
+    id: int
+    at: datetime
+    kind: str
+    tenant: str
+    adapter: str
+    is_public: bool
+    document: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EventPage:
+    """Events after a cursor, oldest first; `cursor` is where to go on, also where the page is empty."""
+
+    events: tuple[Event, ...]
+    cursor: int
 
 
 def record(
@@ -23,7 +83,11 @@ def record(
     document: Mapping[str, Any],
 ) -> None:
     """Add an event to the transaction. `adapter` is `tenant/name`; nothing secret may be in the document."""
-    session.add(
+    assert not session.in_nested_transaction(), "a savepoint that is undone would leave its events"
+    if _PENDING not in session.info:
+        session.info[_PENDING] = []
+        event.listen(session, "before_commit", _write_pending)
+    session.info[_PENDING].append(
         EventRow(
             at=at,
             kind=kind,
@@ -32,4 +96,95 @@ def record(
             is_public=is_public,
             document=json.dumps(document, sort_keys=True),
         )
+    )
+
+
+class Feed:
+    """The events as a caller may see them. Holds no state but the database, so threads may share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def newest(self) -> int:
+        """The number of the newest event of anybody; 0 where there is none."""
+        with self._database.reading() as session:
+            return _newest(session)
+
+    def read(
+        self,
+        principal: Principal,
+        *,
+        after: int | None = None,
+        limit: int = PAGE_EVENTS,
+        kinds: Collection[str] | None = None,
+        seconds: float = 0.0,
+    ) -> EventPage:
+        """The events after the cursor. None begins now: an empty page with a cursor. Raises InvalidValueError.
+
+        Waits until there is something to see, at most `seconds` (it blocks its thread meanwhile).
+        """
+        _check("after", after or 0, lowest=0, highest=2**53)
+        _check("limit", limit, lowest=1, highest=PAGE_EVENTS_LIMIT)
+        _check("seconds", seconds, lowest=0, highest=WAIT_SECONDS_LIMIT)
+        deadline = time.monotonic() + seconds
+        while True:
+            page = self._read_now(principal, after, limit, kinds)
+            left = deadline - time.monotonic()
+            if page.events or left <= 0:
+                return page
+            after = page.cursor
+            time.sleep(min(POLL_SECONDS, left))
+
+    def _read_now(
+        self, principal: Principal, after: int | None, limit: int, kinds: Collection[str] | None
+    ) -> EventPage:
+        with self._database.reading() as session:
+            newest = _newest(session)
+            if after is None or after >= newest:
+                return EventPage((), newest if after is None else after)
+            query = select(EventRow).where(EventRow.id > after, EventRow.id <= newest, _is_readable(principal))
+            if kinds is not None:
+                query = query.where(EventRow.kind.in_(kinds))
+            found = tuple(_to_event(row) for row in session.scalars(query.order_by(EventRow.id).limit(limit)))
+            return EventPage(found, found[-1].id if len(found) == limit else newest)
+
+
+def _write_pending(session: Session) -> None:
+    """The last step of a transaction with events: nothing is locked after the order, so that nobody waits in a ring."""
+    pending = session.info[_PENDING]
+    if not pending or session.in_nested_transaction():
+        return
+    session.flush()
+    if session.connection().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(_ORDER_LOCK)))
+    session.add_all(pending)
+    session.flush()
+    outbox.queue(session, pending)
+    pending.clear()
+
+
+def _newest(session: Session) -> int:
+    return session.scalar(select(func.max(EventRow.id))) or 0
+
+
+def _is_readable(principal: Principal) -> ColumnElement[bool]:
+    if principal.is_operator:
+        return true()
+    return or_(EventRow.is_public, EventRow.tenant == principal.tenant)
+
+
+def _check(field: str, value: float, *, lowest: float, highest: float) -> None:
+    if not lowest <= value <= highest:
+        raise InvalidValueError(field, f"it is not between {lowest:g} and {highest:g}")
+
+
+def _to_event(row: EventRow) -> Event:
+    return Event(
+        id=row.id,
+        at=row.at,
+        kind=row.kind,
+        tenant=row.tenant,
+        adapter=row.adapter,
+        is_public=row.is_public,
+        document=json.loads(row.document),
     )
