@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, or_, select, true
+from sqlalchemy import ColumnElement, Row, Select, and_, or_, select, true
 from sqlalchemy.orm import Session
 
 from registry.errors import ConflictError, NotFoundError
@@ -17,6 +18,7 @@ from registry.file_entry import FileEntry
 from registry.models import AdapterRow, AliasRow, TenantRow, VersionFileRow, VersionRow
 from registry.names import AdapterName, AdapterRef
 from registry.principal import Principal
+from registry.verdict import read_verdict
 from registry.version import Version, Visibility
 
 VERSIONS_PER_QUERY = 1000
@@ -55,9 +57,10 @@ def find_version(session: Session, ref: AdapterRef, principal: Principal) -> Ver
     if ref.number is not None:
         query = query.where(VersionRow.number == ref.number)
     elif ref.alias is not None:
-        query = query.join(AliasRow, AliasRow.version_id == VersionRow.id).where(AliasRow.name == ref.alias)
+        query = query.join(AliasRow, AliasRow.version_id == VersionRow.id)
+        query = query.where(AliasRow.adapter_id == adapter.id, AliasRow.name == ref.alias)
     elif ref.digest_hex is not None:
-        query = query.where(VersionRow.digest.startswith(f"sha256:{ref.digest_hex}"))
+        query = query.where(digest_begins(f"sha256:{ref.digest_hex}"))
     rows = session.scalars(query.order_by(VersionRow.number.desc()).limit(2)).all()
     if ref.digest_hex is not None and len(rows) > 1:
         raise ConflictError(f"{str(ref)!r} fits several versions. Give more digits of the digest.")
@@ -65,6 +68,14 @@ def find_version(session: Session, ref: AdapterRef, principal: Principal) -> Ver
         kind = "version" if ref.alias is None else "alias"
         raise NotFoundError(kind, str(ref), f"See its versions and aliases with `loraplex show {ref.adapter}`.")
     return rows[0], adapter, ref.adapter.tenant
+
+
+def digest_begins(prefix: Any) -> ColumnElement[bool]:
+    """The condition on versions whose digest begins so: a range, which an index answers, and LIKE would not.
+
+    Every hexadecimal digit sorts before "g", in every collation.
+    """
+    return and_(VersionRow.digest >= prefix, VersionRow.digest < prefix + "g")
 
 
 def missing_adapter(name: AdapterName) -> NotFoundError:
@@ -86,7 +97,9 @@ def to_versions(session: Session, triples: Iterable[VersionTriple]) -> list[Vers
     """Turn rows into values; their files are asked for many versions at a time."""
     listed = list(triples)
     files = _files_of(session, [row.id for row, _, _ in listed])
-    return [_to_version(row, adapter, tenant, files[row.id]) for row, adapter, tenant in listed]
+    return [
+        to_version(row, adapter.name, adapter.visibility, tenant, files[row.id]) for row, adapter, tenant in listed
+    ]
 
 
 def _find_by_digest(session: Session, ref: AdapterRef, principal: Principal) -> VersionTriple:
@@ -109,10 +122,13 @@ def _files_of(session: Session, version_ids: Sequence[int]) -> dict[int, tuple[F
     return {version_id: tuple(entries) for version_id, entries in files.items()}
 
 
-def _to_version(row: VersionRow, adapter: AdapterRow, tenant: str, files: tuple[FileEntry, ...]) -> Version:
+def to_version(
+    row: VersionRow | Row[Any], name: str, visibility: str, tenant: str, files: tuple[FileEntry, ...]
+) -> Version:
+    """The value of a version's row; `name` and `visibility` are the adapter's."""
     return Version(
         tenant=tenant,
-        adapter=f"{tenant}/{adapter.name}",
+        adapter=f"{tenant}/{name}",
         number=row.number,
         digest=row.digest,
         base_fingerprint=row.base_fingerprint,
@@ -121,9 +137,12 @@ def _to_version(row: VersionRow, adapter: AdapterRow, tenant: str, files: tuple[
         adapter_bytes=row.adapter_bytes,
         rank=row.rank,
         target_modules=tuple(json.loads(row.target_modules)),
-        visibility=Visibility(adapter.visibility),
+        visibility=Visibility(visibility),
         created_at=row.created_at,
         created_by=row.created_by,
         manifest=None if row.manifest is None else json.loads(row.manifest),
         message=row.message,
+        parent_digest=row.parent_digest,
+        data_digest=row.data_digest,
+        serving=read_verdict(row.verdict),
     )

@@ -20,13 +20,16 @@ from registry.catalog import Catalog
 from registry.database import DATABASE_FILE, Database
 from registry.errors import InvalidValueError, NotFoundError, StorageError
 from registry.events import PAGE_EVENTS, EventPage, Feed
+from registry.listing import Listing
 from registry.names import AdapterName, AdapterRef, parse_alias
+from registry.page import PAGE_DEFAULT, Page
 from registry.principal import OPERATOR_ACTOR, Principal, Role
 from registry.promote import promote, roll_back
 from registry.publish import Publication, publish
 from registry.pull import pull
 from registry.quotas import Quotas, Usage
 from registry.resolution import Resolution
+from registry.tenant_policy import TenantPolicies, TenantPolicy
 from registry.tenants import IssuedToken, Tenant, Tenants, Token
 from registry.version import AdapterSummary, AliasMove, Version, Visibility
 
@@ -47,10 +50,12 @@ class Registry:
         self._bases = Bases(self._database)
         self._catalog = Catalog(self._database)
         self._resolution = Resolution(self._database, self._catalog)
+        self._listing = Listing(self._database)
         self._aliases = Aliases(self._database)
         self._tenants = Tenants(self._database)
         self._feed = Feed(self._database)
         self._quotas = Quotas(self._database)
+        self._tenant_policies = TenantPolicies(self._database)
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +82,14 @@ class Registry:
         return self._quotas.set_quota(
             tenant, quota_bytes=quota_bytes, quota_versions=quota_versions, actor=OPERATOR_ACTOR
         )
+
+    def tenant_policy(self, tenant: str) -> TenantPolicy:
+        """What a tenant demands of adapters that enter."""
+        return self._tenant_policies.of(tenant)
+
+    def set_tenant_policy(self, tenant: str, changes: dict[str, Any]) -> TenantPolicy:
+        """Change some fields of a tenant's policy."""
+        return self._tenant_policies.set(tenant, changes, actor=OPERATOR_ACTOR)
 
     def usage(self, tenant: str) -> Usage:
         """What a tenant has and may have. Raises NotFoundError."""
@@ -155,14 +168,16 @@ class Registry:
         message: str = "",
     ) -> Publication:
         """As `publish`, and says whether the version is new."""
+        parsed = AdapterName.parse(name)
         return publish(
             self._catalog,
             self._bases,
             self._blobs,
             self._quotas,
             folder,
-            AdapterName.parse(name),
+            parsed,
             principal=principal,
+            policy=self._tenant_policies.of(parsed.tenant),
             base_fingerprint=base_fingerprint,
             visibility=_parse_visibility(visibility),
             message=message,
@@ -178,11 +193,23 @@ class Registry:
 
     def list_adapters(self, principal: Principal) -> list[AdapterSummary]:
         """The adapters that the caller may read, by name."""
-        return self._catalog.adapters(principal)
+        return self._listing.all_adapters(principal)
+
+    def page_adapters(
+        self, principal: Principal, *, limit: int = PAGE_DEFAULT, cursor: str | None = None, tenant: str | None = None
+    ) -> Page[AdapterSummary]:
+        """Some of the adapters that the caller may read, by name; the page's cursor asks for the next ones."""
+        return self._listing.adapters(principal, limit=limit, cursor=cursor, tenant=tenant)
 
     def list_versions(self, name: str, principal: Principal) -> list[Version]:
         """An adapter's versions, newest first."""
         return self._catalog.versions(AdapterName.parse(name), principal)
+
+    def page_versions(
+        self, name: str, principal: Principal, *, limit: int = PAGE_DEFAULT, cursor: str | None = None
+    ) -> Page[Version]:
+        """Some of an adapter's versions, newest first; the page's cursor asks for the next ones."""
+        return self._listing.versions(AdapterName.parse(name), principal, limit=limit, cursor=cursor)
 
     def aliases(self, name: str, principal: Principal) -> dict[str, int]:
         """Version numbers by alias."""
