@@ -23,6 +23,7 @@ RANK_LIMIT = 1024
 ALPHA_LIMIT = 1_000_000.0
 LIST_LIMIT = 20_000
 PATTERNS_LIMIT = 20_000
+HINT_CHARACTERS = 512
 
 _HARMLESS_INITS = frozenset({"gaussian", "orthogonal", "eva"})
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -54,6 +55,7 @@ class AdapterConfig:
     """What the server needs of a plain LoRA config.
 
     `targets` is None where PEFT was given a pattern; `is_target_list_complete` is False where other fields narrow it.
+    `base_name` and `base_revision` are what the trainer called its base: a hint, never trusted.
     """
 
     rank: int
@@ -64,6 +66,13 @@ class AdapterConfig:
     targets: tuple[str, ...] | None
     excluded: tuple[str, ...]
     is_target_list_complete: bool
+    base_name: str | None
+    base_revision: str | None
+
+    @property
+    def plain_scale(self) -> float:
+        """The factor that `r` and `lora_alpha` alone would give."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     def rank_of(self, module: str) -> int:
         """The rank that PEFT would build for this module."""
@@ -104,6 +113,8 @@ def parse_config(raw: bytes) -> AdapterConfig:
         is_target_list_complete=targets is not None
         and _is_off(document.get("layers_to_transform"))
         and (excluded is not None or _is_off(document.get("exclude_modules"))),
+        base_name=_hint(document.get("base_model_name_or_path")),
+        base_revision=_hint(document.get("revision")),
     )
 
 
@@ -168,6 +179,10 @@ def _name_list(document: Mapping[str, Any], field: str) -> tuple[str, ...] | Non
     if not isinstance(names, list) or len(names) > LIST_LIMIT or not all(isinstance(name, str) for name in names):
         _refuse(RejectReason.BAD_CONFIG, f"`{field}` is not a list of at most {LIST_LIMIT} names", field)
     return tuple(names)
+
+
+def _hint(value: Any) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) <= HINT_CHARACTERS else None
 
 
 def _is_off(value: Any) -> bool:

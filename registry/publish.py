@@ -12,22 +12,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.adapter import AdapterFolder, list_files
-from registry.base import BaseRecord
+from registry.adapter import list_files
+from registry.admission import admit
 from registry.bases import Bases
 from registry.blobs import BlobStore, Staging
 from registry.bounded_text import check_text
 from registry.catalog import Catalog
-from registry.errors import BaseMismatchError, NotFoundError, RegistryError, RejectedAdapterError
-from registry.file_entry import digest_of_files
+from registry.errors import RegistryError
 from registry.names import AdapterName
 from registry.principal import Principal, Role
 from registry.quotas import Quotas
-from registry.reasons import RejectReason
-from registry.version import Version, VersionDraft, Visibility
+from registry.tenant_policy import TenantPolicy
+from registry.version import Version, Visibility
 
 MESSAGE_CHARACTERS = 2_000
-FINGERPRINTS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ def publish(
     name: AdapterName,
     *,
     principal: Principal,
+    policy: TenantPolicy,
     base_fingerprint: str | None,
     visibility: Visibility | None,
     message: str,
@@ -59,22 +58,10 @@ def publish(
     principal.require(Role.PUBLISHER, name, action="publish to")
     check_text("message", message, limit_characters=MESSAGE_CHARACTERS)
     with blobs.staged(folder, list_files(folder)) as staging:
-        adapter = AdapterFolder.open(staging.folder)
-        base = _find_base(adapter, bases, base_fingerprint)
-        verdict = adapter.judge(base)
+        admission = admit(staging.folder, bases, named_base=base_fingerprint, policy=policy)
         with _room_for(staging, quotas, name, principal):
             blobs.keep(staging)
-    draft = VersionDraft(
-        digest=str(digest_of_files(staging.files)),
-        base_fingerprint=base.fingerprint,
-        base_verified=verdict.base_verified,
-        files=staging.files,
-        adapter_bytes=verdict.adapter_bytes,
-        rank=verdict.rank,
-        target_modules=verdict.target_modules,
-        manifest=adapter.manifest_document,
-        message=message,
-    )
+    draft = admission.draft(staging.files, message=message)
     version, is_new = catalog.add_version(name, draft, visibility=visibility, principal=principal)
     return Publication(version, is_new)
 
@@ -90,28 +77,3 @@ def _room_for(staging: Staging, quotas: Quotas, name: AdapterName, principal: Pr
         quotas.release(reservation)
         raise
     quotas.mark_stored(name.tenant, sizes)
-
-
-def _find_base(adapter: AdapterFolder, bases: Bases, named: str | None) -> BaseRecord:
-    """The registered base to judge against: the manifest's, else the one that the caller named."""
-    if adapter.manifest is None:
-        if named is None:
-            raise RejectedAdapterError(RejectReason.BASE_UNKNOWN, _known_bases(bases))
-        return bases.find(named)
-    found = adapter.manifest.base.fingerprint
-    if named is not None:
-        expected = bases.find(named)
-        if expected.fingerprint != found:
-            raise BaseMismatchError(found=found, expected=(expected.fingerprint,))
-        return expected
-    try:
-        return bases.find(found)
-    except NotFoundError as error:
-        known = tuple(base.fingerprint for base in bases.all()[:FINGERPRINTS_SHOWN])
-        raise BaseMismatchError(found=found, expected=known) from error
-
-
-def _known_bases(bases: Bases) -> str:
-    known = [f"{base.name} {base.fingerprint}" for base in bases.all()[:FINGERPRINTS_SHOWN]]
-    listed = f"registered are: {', '.join(known)}" if known else "none is registered"
-    return f"the folder has no loraplex.json that says which base it was trained on; {listed}"

@@ -49,6 +49,8 @@ class RejectReason(StrEnum):
     NOT_FINITE = "not-finite"
     BAD_MANIFEST = "bad-manifest"
     BASE_UNKNOWN = "base-unknown"
+    BASE_AMBIGUOUS = "base-ambiguous"
+    BASE_UNVERIFIED = "base-unverified"
     BASE_MISMATCH = "base-mismatch"
 
 
@@ -191,8 +193,17 @@ ADVICE: Mapping[RejectReason, Advice] = MappingProxyType(
             "--base-fingerprint.",
         ),
         RejectReason.BASE_UNKNOWN: Advice(
-            "There is no manifest, and no base was named.",
-            "Name the base that it was trained on with --base-fingerprint FINGERPRINT.",
+            "There is no manifest, and the shapes fit no registered base.",
+            "Make its base known with `loraplex base register SOURCE`, or name it with --base-fingerprint FINGERPRINT.",
+        ),
+        RejectReason.BASE_AMBIGUOUS: Advice(
+            "There is no manifest, and several registered bases fit.",
+            "Name the base that it was trained on with --base-fingerprint FINGERPRINT, or in adapter_config.json as "
+            "base_model_name_or_path.",
+        ),
+        RejectReason.BASE_UNVERIFIED: Advice(
+            "There is no manifest, and this tenant takes only adapters that record their base.",
+            "Publish the folder as the trainer exported it, with its loraplex.json.",
         ),
         RejectReason.BASE_MISMATCH: Advice(
             "The adapter was trained on another base than the one registered or named.",

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from registry.file_entry import FileEntry
+from registry.verdict import ServingVerdict
 
 
 class Visibility(StrEnum):
@@ -31,7 +32,7 @@ class Version:
 
     `base_verified` is False where the base was only named at publish, not recorded by the trainer. `rank` is the
     largest of any module; `target_modules` are the last parts of the module names. Visibility is the adapter's, as it
-    was when this value was read. Times are UTC.
+    was when this value was read. `serving` says who can serve it, None where an older release made it. Times are UTC.
     """
 
     tenant: str
@@ -49,6 +50,9 @@ class Version:
     created_by: str
     manifest: dict[str, Any] | None
     message: str
+    parent_digest: str | None = None
+    data_digest: str | None = None
+    serving: ServingVerdict | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,9 @@ class VersionDraft:
     target_modules: tuple[str, ...]
     manifest: dict[str, Any] | None
     message: str
+    parent_digest: str | None = None
+    data_digest: str | None = None
+    serving: ServingVerdict | None = None
 
 
 @dataclass(frozen=True)

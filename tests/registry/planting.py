@@ -151,3 +151,10 @@ def many_notes(folder: Path) -> None:
 
 def truncated(count: int) -> Damage:
     return lambda folder: os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - count)
+
+
+def without_a_base(folder: Path) -> None:
+    """Nothing says its base, and its shapes fit none."""
+    (folder / MANIFEST).unlink()
+    config(base_model_name_or_path=None)(folder)
+    reshaped(B0, 65, 4)(folder)

@@ -50,6 +50,7 @@ from tests.registry.planting import (
     reshaped,
     text,
     truncated,
+    without_a_base,
 )
 
 DEEP_JSON = '{"a":' * 100 + "1" + "}" * 100
@@ -214,11 +215,11 @@ DAMAGES: list[tuple[str, RejectReason, Damage]] = [
     ).replace("0.5", "1e999"))),
     ("a negative token", R.BAD_MANIFEST, probe(prompt_token_ids=[-1])),
     ("too many probes", R.BAD_MANIFEST, manifest(probes=manifest_document()["probes"] * 65)),
-    ("no manifest and no base named", R.BASE_UNKNOWN, lambda folder: (folder / MANIFEST).unlink()),
+    ("no manifest and no base that fits", R.BASE_UNKNOWN, without_a_base),
     ("another base", R.BASE_MISMATCH, manifest(base={"name": "other", "fingerprint": OTHER_FINGERPRINT})),
 ]  # fmt: skip
 
-PLANTED_ELSEWHERE = {RejectReason.CHANGED_WHILE_READ}
+PLANTED_ELSEWHERE = {RejectReason.CHANGED_WHILE_READ, RejectReason.BASE_AMBIGUOUS, RejectReason.BASE_UNVERIFIED}
 
 
 @pytest.fixture(scope="module")

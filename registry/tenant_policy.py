@@ -1,0 +1,69 @@
+"""What a tenant demands of adapters that enter: the JSON document in `tenants.policy`, and how it is read and set."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy import select
+
+from registry import audit
+from registry.database import Database
+from registry.errors import InvalidValueError, NotFoundError
+from registry.models import TenantRow
+
+
+class TenantPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`unverified_base`: whether an adapter may enter whose base nobody recorded; only shapes and names suggest it."""
+
+    unverified_base: Literal["allow", "refuse"] = "allow"
+
+
+class TenantPolicies:
+    """The policies of tenants. Holds no state but the database, so threads may share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def of(self, tenant: str) -> TenantPolicy:
+        """The tenant's policy; the default one for a tenant that is only about to be made."""
+        with self._database.reading() as session:
+            document = session.scalar(select(TenantRow.policy).where(TenantRow.name == tenant))
+        return TenantPolicy() if document is None else read_tenant_policy(document)
+
+    def set(self, tenant: str, changes: dict[str, Any], *, actor: str) -> TenantPolicy:
+        """Change some fields of a policy; the others stay. Raises NotFoundError, InvalidValueError."""
+        now = datetime.now(UTC)
+        with self._database.writing() as session:
+            row = session.scalar(select(TenantRow).where(TenantRow.name == tenant).with_for_update())
+            if row is None:
+                raise NotFoundError("tenant", tenant, "List them with `loraplex tenant ls`.")
+            kept = json.loads(row.policy)
+            known = {field: kept[field] for field in TenantPolicy.__struct_fields__ if field in kept}
+            policy = _parse(known | changes)
+            row.policy = json.dumps(kept | msgspec.to_builtins(policy), sort_keys=True)
+            audit.record(
+                session,
+                at=now,
+                actor=actor,
+                action="set_tenant_policy",
+                subject=tenant,
+                unverified_base=policy.unverified_base,
+            )
+        return policy
+
+
+def read_tenant_policy(document: str) -> TenantPolicy:
+    """The policy as the database keeps it; fields of a newer release are left alone."""
+    kept = json.loads(document)
+    known = {field: kept[field] for field in TenantPolicy.__struct_fields__ if field in kept}
+    return msgspec.convert(known, TenantPolicy, strict=True)
+
+
+def _parse(document: dict[str, Any]) -> TenantPolicy:
+    try:
+        return msgspec.convert(document, TenantPolicy, strict=True)
+    except msgspec.ValidationError as error:
+        raise InvalidValueError("policy", str(error)) from error

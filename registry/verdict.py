@@ -1,0 +1,114 @@
+"""Who can serve an accepted adapter: this engine, PEFT, vLLM, each with what it needs or why it cannot.
+
+It does: derive the answer from the adapter's ranks and scales, at admission. It does not: refuse anything; what this
+engine cannot serve never becomes a version (`adapter_config.py`, `lora_tensors.py`), so DoRA, biases and
+modules_to_save do not come this far.
+
+vLLM 0.14 to 0.22: one `max_lora_rank` for all adapters, of a fixed list; one scale per adapter, from `r` and
+`lora_alpha` (with rsLoRA too), with `rank_pattern` and `alpha_pattern` left unread; LoRA on `lm_head` up to a
+vocabulary of 258,048. PEFT: configs of newer releases load from 0.14.0 on, which leaves out the fields that it does
+not know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+VLLM_VOCABULARY_LIMIT = 258_048
+PEFT_MIN_VERSION = "0.14.0"
+MODULES_SHOWN = 3
+
+BaseMatch = Literal["manifest", "named", "name and shapes", "shapes"]
+"""How the base was found: its fingerprint in the manifest, the publisher's word, or what the files themselves say."""
+
+
+class ServerVerdict(msgspec.Struct, frozen=True):
+    """One server's answer. `needs` are settings or versions; `why` are the reasons against, or what to know."""
+
+    is_served: bool
+    needs: dict[str, str | int] = {}
+    why: tuple[str, ...] = ()
+
+
+class ServingVerdict(msgspec.Struct, frozen=True):
+    """The answers of all servers, as they were when the version was made."""
+
+    base_match: BaseMatch
+    loraplex: ServerVerdict
+    peft: ServerVerdict
+    vllm: ServerVerdict
+
+    def sentences(self) -> dict[str, str]:
+        """Each server's answer as one line for people."""
+        answers = {"this engine": self.loraplex, "peft": self.peft, "vllm": self.vllm}
+        return {server: _sentence(answer) for server, answer in answers.items()}
+
+
+def serving_verdict(
+    *,
+    ranks: Mapping[str, int],
+    scales: Mapping[str, float],
+    config_scale: float,
+    vocabulary_size: int,
+    base_name: str,
+    base_match: BaseMatch,
+) -> ServingVerdict:
+    """Judge from the rank and scale of each module, and the scale that `r` and `lora_alpha` alone would give."""
+    largest = max(ranks.values())
+    known = () if base_match == "manifest" else (f"its base is not verified: it was found by {base_match}",)
+    if base_match == "named":
+        known = ("its base is not verified: it was named at publish",)
+    return ServingVerdict(
+        base_match=base_match,
+        loraplex=ServerVerdict(True, {"base": base_name, "rank": largest}, known),
+        peft=ServerVerdict(True, {"min_version": PEFT_MIN_VERSION}),
+        vllm=_vllm(largest, scales, config_scale, has_head=_has_head(ranks), vocabulary_size=vocabulary_size),
+    )
+
+
+def read_verdict(text: str | None) -> ServingVerdict | None:
+    """The verdict as the database keeps it; None for versions of a release that kept none."""
+    return None if text is None else msgspec.json.decode(text.encode(), type=ServingVerdict)
+
+
+def write_verdict(verdict: ServingVerdict) -> str:
+    """The verdict as JSON."""
+    document: Any = msgspec.to_builtins(verdict)
+    return msgspec.json.encode(document, order="sorted").decode()
+
+
+def _vllm(
+    largest: int, scales: Mapping[str, float], config_scale: float, *, has_head: bool, vocabulary_size: int
+) -> ServerVerdict:
+    needed = next((rank for rank in VLLM_RANKS if rank >= largest), None)
+    other = sorted(module for module, scale in scales.items() if not math.isclose(scale, config_scale, rel_tol=1e-6))
+    why = []
+    if needed is None:
+        why.append(f"rank {largest} is larger than its largest max_lora_rank, {VLLM_RANKS[-1]}")
+    if other:
+        named = ", ".join(other[:MODULES_SHOWN]) + (", ..." if len(other) > MODULES_SHOWN else "")
+        why.append(
+            f"it reads neither rank_pattern nor alpha_pattern, so it would scale {len(other)} of {len(scales)} modules "
+            f"wrongly ({named})"
+        )
+    if has_head and vocabulary_size > VLLM_VOCABULARY_LIMIT:
+        why.append(f"it takes LoRA on lm_head for vocabularies up to {VLLM_VOCABULARY_LIMIT} tokens")
+    if why or needed is None:
+        return ServerVerdict(False, {}, tuple(why))
+    return ServerVerdict(True, {"max_lora_rank": needed})
+
+
+def _has_head(ranks: Mapping[str, int]) -> bool:
+    return any(module.rpartition(".")[2] == "lm_head" for module in ranks)
+
+
+def _sentence(answer: ServerVerdict) -> str:
+    needs = ", ".join(f"{name} {value}" for name, value in answer.needs.items())
+    reasons = "; ".join(answer.why)
+    parts = ["yes" if answer.is_served else "no", *([f"({needs})"] if needs else [])]
+    return " ".join(parts) + (f": {reasons}" if reasons else "")
