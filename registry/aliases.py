@@ -7,6 +7,7 @@ Rolling back undoes promotions one by one, as a stack: promote 1, promote 2, pro
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 
@@ -33,7 +34,15 @@ class Expectation(Enum):
 ANY = Expectation.ANY
 """Move the alias wherever it points now."""
 
-Expected = int | None | Expectation
+
+@dataclass(frozen=True)
+class AtSequence:
+    """The alias must not have moved since the move of this number: the strictest expectation, over HTTP its ETag."""
+
+    sequence: int
+
+
+Expected = int | None | AtSequence | Expectation
 """The version number that the alias must point at; None where it must not exist yet."""
 
 
@@ -119,7 +128,11 @@ def _promotions_in_force(moves: list[AliasMoveRow]) -> list[int]:
 
 def _compare(name: AdapterName, alias: str, moves: list[AliasMoveRow], expected: Expected) -> None:
     actual = moves[-1].to_number if moves else None
-    if not isinstance(expected, Expectation) and expected != actual:
+    if isinstance(expected, AtSequence):
+        if expected.sequence != len(moves):
+            seen = moves[: expected.sequence]
+            raise AliasMovedError(str(name), alias, expected=seen[-1].to_number if seen else None, actual=actual)
+    elif not isinstance(expected, Expectation) and expected != actual:
         raise AliasMovedError(str(name), alias, expected=expected, actual=actual)
 
 

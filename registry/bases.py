@@ -13,7 +13,7 @@ from registry.database import Database
 from registry.errors import ConflictError, InvalidNameError, NotFoundError
 from registry.events import EventKind
 from registry.models import BaseRow
-from registry.principal import OPERATOR_ACTOR
+from registry.principal import OPERATOR, Principal
 
 PREFIX_MIN_DIGITS = 8
 
@@ -24,10 +24,11 @@ class Bases:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def register(self, record: BaseRecord) -> BaseRecord:
+    def register(self, record: BaseRecord, *, principal: Principal = OPERATOR) -> BaseRecord:
         """Keep a base. The same fingerprint with the same layers gives the record that is already there.
 
-        Raises ConflictError where the fingerprint is known with other layers: one of the two descriptions is wrong.
+        Only the operator adds one: bases are for all tenants. Raises PermissionDeniedError, and ConflictError where the
+        fingerprint is known with other layers: one of the two descriptions is wrong.
         """
         with self._database.writing() as session:
             row = session.get(BaseRow, record.fingerprint)
@@ -39,13 +40,14 @@ class Bases:
                         "quantization. Prepare the base again: one of the two base.json files was edited."
                     )
                 return known
+            principal.require_operator(action="register the base", subject=record.name)
             now = datetime.now(UTC)
             document = json.dumps(record.to_json(), sort_keys=True)
             session.add(BaseRow(fingerprint=record.fingerprint, name=record.name, document=document, created_at=now))
             audit.record(
                 session,
                 at=now,
-                actor=OPERATOR_ACTOR,
+                actor=principal.actor,
                 action="register_base",
                 subject=record.fingerprint,
                 name=record.name,

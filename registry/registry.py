@@ -23,7 +23,7 @@ from registry.events import PAGE_EVENTS, EventPage, Feed
 from registry.listing import Listing
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.page import PAGE_DEFAULT, Page
-from registry.principal import OPERATOR_ACTOR, Principal, Role
+from registry.principal import OPERATOR, OPERATOR_ACTOR, Principal, Role
 from registry.promote import promote, roll_back
 from registry.publish import Publication, publish
 from registry.pull import pull
@@ -69,13 +69,13 @@ class Registry:
         """Close the database. Using the registry afterwards opens it again."""
         self._database.close()
 
-    def create_tenant(self, name: str) -> Tenant:
+    def create_tenant(self, name: str, *, principal: Principal = OPERATOR) -> Tenant:
         """Make a tenant."""
-        return self._tenants.create(name)
+        return self._tenants.create(name, principal=principal)
 
-    def list_tenants(self) -> list[Tenant]:
-        """Every tenant, by name."""
-        return self._tenants.all()
+    def list_tenants(self, *, principal: Principal = OPERATOR) -> list[Tenant]:
+        """Every tenant, by name; a token's holder sees its own."""
+        return self._tenants.all(principal=principal)
 
     def set_quota(self, tenant: str, *, quota_bytes: int | None, quota_versions: int | None) -> Usage:
         """Bound what a tenant may have; None is no limit."""
@@ -96,22 +96,28 @@ class Registry:
         return self._quotas.usage(tenant)
 
     def create_token(
-        self, tenant: str, role: Role | str, *, label: str = "", expires_at: datetime | None = None
+        self,
+        tenant: str,
+        role: Role | str,
+        *,
+        label: str = "",
+        expires_at: datetime | None = None,
+        principal: Principal = OPERATOR,
     ) -> IssuedToken:
         """Make a token; its secret is in the result and nowhere else."""
         try:
             parsed = Role(role)
         except ValueError as error:
             raise InvalidValueError("role", f"it is one of {', '.join(Role)}") from error
-        return self._tenants.create_token(tenant, parsed, label=label, expires_at=expires_at)
+        return self._tenants.create_token(tenant, parsed, label=label, expires_at=expires_at, principal=principal)
 
-    def revoke_token(self, token_id: str) -> Token:
+    def revoke_token(self, token_id: str, *, principal: Principal = OPERATOR) -> Token:
         """End a token's life."""
-        return self._tenants.revoke_token(token_id)
+        return self._tenants.revoke_token(token_id, principal=principal)
 
-    def list_tokens(self, tenant: str) -> list[Token]:
+    def list_tokens(self, tenant: str, *, principal: Principal = OPERATOR) -> list[Token]:
         """A tenant's tokens, without their secrets."""
-        return self._tenants.tokens(tenant)
+        return self._tenants.tokens(tenant, principal=principal)
 
     def has_tokens(self) -> bool:
         """Whether a token was ever made here; while none was, a server may listen on loopback only."""
@@ -121,9 +127,9 @@ class Registry:
         """The principal whose secret this is. Raises AuthenticationError."""
         return self._tenants.authenticate(secret)
 
-    def register_base(self, base_json: Mapping[str, Any]) -> BaseRecord:
+    def register_base(self, base_json: Mapping[str, Any], *, principal: Principal = OPERATOR) -> BaseRecord:
         """Keep a base so that adapters can be judged against it; doing it again changes nothing."""
-        return self._bases.register(BaseRecord.from_json(base_json))
+        return self._bases.register(BaseRecord.from_json(base_json), principal=principal)
 
     def bases(self) -> list[BaseRecord]:
         """Every registered base, oldest first."""

@@ -10,9 +10,10 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from registry import audit
 from registry.bounded_text import check_text
@@ -20,12 +21,13 @@ from registry.database import Database
 from registry.errors import AuthenticationError, ConflictError, InvalidValueError, NotFoundError
 from registry.models import TenantRow, TokenRow
 from registry.names import parse_tenant
-from registry.principal import OPERATOR_ACTOR, Principal, Role
+from registry.principal import OPERATOR, Principal, Role
 
 SECRET_PREFIX = "lpx_"  # noqa: S105 - the public mark by which secret scanners know a token
 SECRET_BYTES = 32
 SECRET_CHARACTERS_LIMIT = 256
 LABEL_CHARACTERS = 200
+OVERLAP_LIMIT = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,15 @@ class Token:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    scope: tuple[str, ...] | None = None
+    replaced_by: str | None = None
 
 
 @dataclass(frozen=True)
 class IssuedToken(Token):
     """A token just made. Its secret is nowhere else, and not in its repr."""
 
-    secret: str = field(repr=False)
+    secret: str = field(repr=False, kw_only=True)
 
 
 class Tenants:
@@ -62,9 +66,10 @@ class Tenants:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, name: str) -> Tenant:
-        """Make a tenant. Raises InvalidNameError, ConflictError."""
+    def create(self, name: str, *, principal: Principal = OPERATOR) -> Tenant:
+        """Make a tenant. Raises InvalidNameError, ConflictError, PermissionDeniedError."""
         parse_tenant(name)
+        principal.require_operator(action="create the tenant", subject=name)
         now = datetime.now(UTC)
         with self._database.writing() as session:
             if session.scalar(select(TenantRow).where(TenantRow.name == name)) is not None:
@@ -73,28 +78,30 @@ class Tenants:
                     f"Make a token for it with `loraplex token create --tenant {name} --role ROLE`."
                 )
             session.add(TenantRow(name=name, created_at=now))
-            audit.record(session, at=now, actor=OPERATOR_ACTOR, action="create_tenant", subject=name)
+            audit.record(session, at=now, actor=principal.actor, action="create_tenant", subject=name)
         return Tenant(name, now)
 
-    def all(self) -> list[Tenant]:
-        """Every tenant, by name."""
+    def all(self, *, principal: Principal = OPERATOR) -> list[Tenant]:
+        """Every tenant, by name; whoever has a token is shown its own."""
+        query = select(TenantRow).order_by(TenantRow.name)
+        if not principal.is_operator:
+            query = query.where(TenantRow.name == principal.tenant)
         with self._database.reading() as session:
-            return [
-                Tenant(row.name, row.created_at) for row in session.scalars(select(TenantRow).order_by(TenantRow.name))
-            ]
+            return [Tenant(row.name, row.created_at) for row in session.scalars(query)]
 
-    def create_token(self, tenant: str, role: Role, *, label: str, expires_at: datetime | None) -> IssuedToken:
-        """Make a token for an existing tenant. Raises NotFoundError, InvalidValueError."""
+    def create_token(
+        self, tenant: str, role: Role, *, label: str, expires_at: datetime | None, principal: Principal = OPERATOR
+    ) -> IssuedToken:
+        """Make a token for an existing tenant. Raises NotFoundError, InvalidValueError, PermissionDeniedError."""
+        principal.require_tenant(Role.ADMIN, tenant, action="make tokens of")
         now = datetime.now(UTC)
         check_text("label", label, limit_characters=LABEL_CHARACTERS)
         if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now):
             raise InvalidValueError("expires_at", "it is not a moment in the future with its time zone")
-        secret = SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
-        token_id = "tok_" + secrets.token_hex(8)
         with self._database.writing() as session:
             tenant_row = session.scalar(select(TenantRow).where(TenantRow.name == tenant))
             if tenant_row is None:
-                raise _missing_tenant(tenant)
+                raise missing_tenant(tenant)
             row = TokenRow(
                 id=token_id,
                 tenant_id=tenant_row.id,
@@ -107,29 +114,40 @@ class Tenants:
             )
             session.add(row)
             audit.record(
-                session, at=now, actor=OPERATOR_ACTOR, action="create_token", subject=token_id, tenant=tenant, role=role
+                session,
+                at=now,
+                actor=principal.actor,
+                action="create_token",
+                subject=token_id,
+                tenant=tenant,
+                role=role,
             )
         return IssuedToken(token_id, tenant, role, label, now, expires_at, None, secret=secret)
 
-    def revoke_token(self, token_id: str) -> Token:
-        """End a token's life; doing it again changes nothing. Raises NotFoundError."""
+    def revoke_token(self, token_id: str, *, principal: Principal = OPERATOR) -> Token:
+        """End a token's life; doing it again changes nothing. Raises NotFoundError, PermissionDeniedError."""
         now = datetime.now(UTC)
         with self._database.writing() as session:
             row = session.get(TokenRow, token_id, with_for_update=True)
-            if row is None:
+            tenant = None if row is None else session.get_one(TenantRow, row.tenant_id).name
+            if row is None or tenant is None or principal.tenant not in (None, tenant):
                 raise NotFoundError("token", token_id, "List a tenant's tokens with `loraplex token ls`.")
+            principal.require_tenant(Role.ADMIN, tenant, action="revoke tokens of")
             if row.revoked_at is None:
                 row.revoked_at = now
-                audit.record(session, at=now, actor=OPERATOR_ACTOR, action="revoke_token", subject=token_id)
-            tenant = session.get_one(TenantRow, row.tenant_id)
-            return _to_token(row, tenant.name)
+                audit.record(session, at=now, actor=principal.actor, action="revoke_token", subject=token_id)
+            return _to_token(row, tenant)
 
-    def tokens(self, tenant: str) -> list[Token]:
-        """A tenant's tokens, revoked and expired ones too, oldest first. Raises NotFoundError."""
+    def tokens(self, tenant: str, *, principal: Principal = OPERATOR) -> list[Token]:
+        """A tenant's tokens, revoked and expired ones too, oldest first.
+
+        Raises NotFoundError, PermissionDeniedError.
+        """
+        principal.require_tenant(Role.ADMIN, tenant, action="list tokens of")
         with self._database.reading() as session:
             tenant_row = session.scalar(select(TenantRow).where(TenantRow.name == tenant))
             if tenant_row is None:
-                raise _missing_tenant(tenant)
+                raise missing_tenant(tenant)
             query = select(TokenRow).where(TokenRow.tenant_id == tenant_row.id).order_by(TokenRow.created_at)
             return [_to_token(row, tenant) for row in session.scalars(query)]
 
@@ -153,18 +171,43 @@ class Tenants:
             is_over = row.expires_at is not None and row.expires_at <= datetime.now(UTC)
             if not is_equal or is_over or row.revoked_at is not None:
                 raise AuthenticationError
-            return Principal(tenant=tenant, role=Role(row.role), token_id=row.id)
+            return Principal(tenant=tenant, role=Role(row.role), token_id=row.id, scope=Scope.from_json(row.scope))
 
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _to_token(row: TokenRow, tenant: str) -> Token:
-    return Token(row.id, tenant, Role(row.role), row.label, row.created_at, row.expires_at, row.revoked_at)
-
-
-def _missing_tenant(name: str) -> NotFoundError:
-    return NotFoundError(
-        "tenant", name, "List them with `loraplex tenant ls`, or make it with `loraplex tenant create`."
+def _issue(
+    tenant: TenantRow, role: Role, label: str, now: datetime, expires_at: datetime | None, scope: Scope | None
+) -> tuple[IssuedToken, TokenRow]:
+    """A new token with its secret, and its row."""
+    secret = SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+    row = TokenRow(
+        id="tok_" + secrets.token_hex(8),
+        tenant_id=tenant.id,
+        role=role.value,
+        label=label,
+        secret_sha256=_hash(secret),
+        created_at=now,
+        expires_at=expires_at,
+        revoked_at=None,
+        scope=None if scope is None else scope.to_json(),
+        replaced_by=None,
     )
+    patterns = None if scope is None else scope.patterns
+    return IssuedToken(row.id, tenant.name, role, label, now, expires_at, None, patterns, secret=secret), row
+
+
+def _locked_token(session: Session, token_id: str) -> tuple[TokenRow, TenantRow]:
+    row = session.get(TokenRow, token_id, with_for_update=True)
+    if row is None:
+        raise NotFoundError("token", token_id, "List a tenant's tokens with `loraplex token ls`.")
+    return row, session.get_one(TenantRow, row.tenant_id)
+
+
+def _to_token(row: TokenRow, tenant: str) -> Token:
+    scope = Scope.from_json(row.scope)
+    moments = (row.created_at, row.expires_at, row.revoked_at)
+    patterns = None if scope is None else scope.patterns
+    return Token(row.id, tenant, Role(row.role), row.label, *moments, patterns, row.replaced_by)

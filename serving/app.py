@@ -16,7 +16,7 @@ from serving.api.errors import handle_error
 from serving.api.health import livez, readyz, startupz
 from serving.api.metrics import metrics
 from serving.api.models import list_models, show_model
-from serving.api.request_id import send_request_id
+from registry.http.request_id import send_request_id
 from serving.api.service import Service
 from serving.settings import ServingSettings
 

@@ -17,7 +17,7 @@ from litestar.exceptions import HTTPException
 from litestar.routes import HTTPRoute
 
 from serving import errors
-from serving.api.request_id import request_id_of
+from registry.http.request_id import request_id_of
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from serving.api.dialect import Dialect, Document, Head, Usage, WholeChoice
 from serving.api.disconnect import unless_client_leaves
 from serving.api.errors import answer_of
 from serving.api.limits import answer_tokens
-from serving.api.request_id import request_id_of
+from registry.http.request_id import request_id_of
 from serving.api.request_record import RequestRecord
 from serving.api.sampling import includes_usage, sampling_of, stop_strings_of
 from serving.api.service import Service, service_of
