@@ -3,6 +3,7 @@
     RegistryError
     |-- InvalidNameError            a name, reference or digest outside the grammar
     |-- InvalidValueError           an argument out of its bounds
+    |   `-- ForbiddenAddressError   ... a URL that this server will not connect to
     |-- NotFoundError               missing, or another tenant's private adapter: the two are told apart by nobody
     |-- AuthenticationError         a secret that opens nothing
     |   `-- MissingTokenError       ... because there was none
@@ -13,7 +14,9 @@
     |-- UploadMismatchError         uploaded bytes that are not what was announced
     |-- QuotaExceededError          a tenant that has as much as it may have
     |-- ConflictError               the state does not allow the change
-    |   `-- AliasMovedError         ... because somebody else moved the alias first
+    |   |-- AliasMovedError         ... because somebody else moved the alias first
+    |   `-- GateError               ... because the version does not pass the alias's policy
+    |-- UpstreamError               another server did not answer, or not well
     `-- StorageError                the disk or the database failed
         |-- IntegrityError          stored bytes are not what their digest says
         `-- IncompatibleRegistryError   written by a newer release
@@ -55,6 +58,14 @@ class InvalidValueError(RegistryError):
         super().__init__(f"`{field}` cannot be taken: {why}. Correct it and try again.")
         self.field = field
         self.why = why
+
+
+class ForbiddenAddressError(InvalidValueError):
+    """A URL or host that this server will not connect to on anybody's behalf."""
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__("url", f"{why} ({url[:200]!r})")
+        self.url = url
 
 
 class NotFoundError(RegistryError):
@@ -180,6 +191,35 @@ class AliasMovedError(ConflictError):
         self.actual = actual
 
 
+class GateError(ConflictError):
+    """A version that the alias's policy does not let through; nothing was changed.
+
+    `checks` are the failing ones: dictionaries with `name`, `required`, `found` and `next_step`.
+    """
+
+    def __init__(self, adapter: str, alias: str, number: int, checks: tuple[dict[str, str], ...]) -> None:
+        listed = " ".join(
+            f"{check['name']}: required {check['required']}, found {check['found']}. {check['next_step']}".rstrip()
+            for check in checks
+        )
+        super().__init__(
+            f"Version {number} of {adapter!r} does not pass the policy of alias {alias!r}; nothing was changed. {listed}"
+        )
+        self.adapter = adapter
+        self.alias = alias
+        self.number = number
+        self.checks = checks
+
+
+class UpstreamError(RegistryError):
+    """Another server (a webhook's, a mirror's upstream) did not answer, or not as it should."""
+
+    def __init__(self, host: str, why: str) -> None:
+        super().__init__(f"{host} could not be used: {why}.")
+        self.host = host
+        self.why = why
+
+
 class StorageError(RegistryError):
     """The disk or the database failed, or what is there is no registry."""
 
@@ -205,11 +245,10 @@ class IntegrityError(StorageError):
 class IncompatibleRegistryError(StorageError):
     """A registry of a schema that this release does not know."""
 
-    def __init__(self, path: Path, revision: str) -> None:
+    def __init__(self, place: str, revision: str) -> None:
         super().__init__(
-            f"The registry at {path} has schema {revision!r}, which this release does not know: a newer release wrote "
-            "it. Upgrade Loraplex, or open another registry.",
-            path=path,
+            f"The registry at {place} has schema {revision!r}, which this release does not know: a newer release wrote "
+            "it. Upgrade Loraplex, or open another registry."
         )
         self.revision = revision
 
