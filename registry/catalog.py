@@ -9,20 +9,21 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from registry import audit, events
 from registry.database import Database
 from registry.errors import ConflictError
 from registry.events import EventKind
-from registry.lookup import find_adapter, find_version, is_readable, to_versions
-from registry.models import AdapterRow, AliasRow, TenantRow, VersionFileRow, VersionRow
+from registry.lookup import find_adapter, find_version, to_versions
+from registry.models import AdapterRow, TenantRow, VersionFileRow, VersionRow
 from registry.names import AdapterName, AdapterRef
 from registry.principal import Principal, Role
+from registry.trees import DEFAULT_BRANCH, insert_commit, tree_file
 from registry.usage import charge_version, claim, locked_tenant
 from registry.verdict import write_verdict
-from registry.version import AdapterSummary, Version, VersionDraft, Visibility
+from registry.version import Version, VersionDraft, Visibility
 
 
 class Catalog:
@@ -32,40 +33,28 @@ class Catalog:
         self._database = database
 
     def add_version(
-        self, name: AdapterName, draft: VersionDraft, *, visibility: Visibility | None, principal: Principal
+        self,
+        name: AdapterName,
+        draft: VersionDraft,
+        *,
+        visibility: Visibility | None,
+        principal: Principal,
+        git_oids: Mapping[str, str] | None = None,
     ) -> tuple[Version, bool]:
-        """Give the draft the adapter's next number; the flag says whether it is new.
+        """Give the draft the adapter's next number, and put it on the main branch; the flag says whether it is new.
 
         A digest that the adapter already has gives the version that has it. The adapter is made where it does not
         exist, and so is the tenant where the operator publishes. The blobs must be reserved and stored before
-        (`quotas.py`). Raises ConflictError, PermissionDeniedError, QuotaExceededError.
+        (`quotas.py`). `git_oids` are git's names of the small files, by path.
+        Raises ConflictError, PermissionDeniedError, QuotaExceededError.
         """
         now = datetime.now(UTC)
         with self._database.writing() as session:
             tenant = locked_tenant(session, name.tenant, principal, now)
-            adapter = _adapter_for_publish(session, name, tenant, visibility, principal, now)
-            query = select(VersionRow).where(VersionRow.adapter_id == adapter.id, VersionRow.digest == draft.digest)
-            row = session.scalar(query)
-            is_new = row is None
-            if row is None:
-                charge_version(session, tenant)
-                claim(session, tenant, (file.sha256 for file in draft.files))
-                row = _insert_version(session, adapter, draft, principal, now)
-                audit.record(
-                    session,
-                    at=now,
-                    actor=principal.actor,
-                    action="publish",
-                    subject=f"{name}@{row.number}",
-                    digest=row.digest,
-                )
-                _tell(session, name, adapter, EventKind.VERSION_PUBLISHED, principal, now, _facts(row))
-            elif row.base_fingerprint != draft.base_fingerprint:
-                raise ConflictError(
-                    f"The same files are version {row.number} of {str(name)!r} already, for base "
-                    f"{row.base_fingerprint}; you named base {draft.base_fingerprint}. A version never "
-                    "changes: publish under another name."
-                )
+            adapter = adapter_for_publish(session, name, tenant, visibility, principal, now)
+            row, is_new = enter_version(session, name, tenant, adapter, draft, principal, now)
+            if is_new:
+                _commit_version(session, adapter, row, draft, git_oids or {}, principal, now)
             return to_versions(session, [(row, adapter, tenant.name)])[0], is_new
 
     def version(self, ref: AdapterRef, principal: Principal) -> Version:
@@ -80,31 +69,8 @@ class Catalog:
             query = select(VersionRow).where(VersionRow.adapter_id == adapter.id).order_by(VersionRow.number.desc())
             return to_versions(session, [(row, adapter, name.tenant) for row in session.scalars(query)])
 
-    def adapters(self, principal: Principal) -> list[AdapterSummary]:
-        """Every adapter that the caller may read, by name."""
-        with self._database.reading() as session:
-            aliases: dict[int, dict[str, int]] = {}
-            alias_query = select(AliasRow.adapter_id, AliasRow.name, VersionRow.number).join(
-                VersionRow, VersionRow.id == AliasRow.version_id
-            )
-            for adapter_id, alias, number in session.execute(alias_query.order_by(AliasRow.name)):
-                aliases.setdefault(adapter_id, {})[alias] = number
-            candidate = aliased(VersionRow)
-            newest = select(func.max(candidate.number)).where(candidate.adapter_id == AdapterRow.id)
-            query = (
-                select(AdapterRow, TenantRow.name, VersionRow)
-                .join(TenantRow, TenantRow.id == AdapterRow.tenant_id)
-                .join(VersionRow, VersionRow.adapter_id == AdapterRow.id)
-                .where(is_readable(principal), VersionRow.number == newest.scalar_subquery())
-                .order_by(TenantRow.name, AdapterRow.name)
-            )
-            return [
-                _to_summary(adapter, tenant, version, aliases.get(adapter.id, {}))
-                for adapter, tenant, version in session.execute(query)
-            ]
 
-
-def _adapter_for_publish(
+def adapter_for_publish(
     session: Session,
     name: AdapterName,
     tenant: TenantRow,
@@ -112,6 +78,7 @@ def _adapter_for_publish(
     principal: Principal,
     now: datetime,
 ) -> AdapterRow:
+    """The adapter's row, locked; it is made where there is none. The tenant's row is locked by the caller."""
     query = select(AdapterRow).where(AdapterRow.tenant_id == tenant.id, AdapterRow.name == name.name)
     adapter = session.scalar(query.with_for_update())
     if adapter is None:
@@ -134,6 +101,63 @@ def _adapter_for_publish(
             session, at=now, actor=principal.actor, action="visibility", subject=str(name), visibility=visibility.value
         )
     return adapter
+
+
+def enter_version(
+    session: Session,
+    name: AdapterName,
+    tenant: TenantRow,
+    adapter: AdapterRow,
+    draft: VersionDraft,
+    principal: Principal,
+    now: datetime,
+) -> tuple[VersionRow, bool]:
+    """The version of this draft, and whether it is new. The rows of tenant and adapter are locked by the caller.
+
+    Raises ConflictError, QuotaExceededError.
+    """
+    query = select(VersionRow).where(VersionRow.adapter_id == adapter.id, VersionRow.digest == draft.digest)
+    present = session.scalar(query)
+    if present is not None:
+        if present.base_fingerprint != draft.base_fingerprint:
+            raise ConflictError(
+                f"The same files are version {present.number} of {str(name)!r} already, for base "
+                f"{present.base_fingerprint}; you named base {draft.base_fingerprint}. A version never "
+                "changes: publish under another name."
+            )
+        return present, False
+    charge_version(session, tenant)
+    claim(session, tenant, (file.sha256 for file in draft.files))
+    row = _insert_version(session, adapter, draft, principal, now)
+    audit.record(
+        session, at=now, actor=principal.actor, action="publish", subject=f"{name}@{row.number}", digest=row.digest
+    )
+    _tell(session, name, adapter, EventKind.VERSION_PUBLISHED, principal, now, _facts(row))
+    return row, True
+
+
+def _commit_version(
+    session: Session,
+    adapter: AdapterRow,
+    row: VersionRow,
+    draft: VersionDraft,
+    git_oids: Mapping[str, str],
+    principal: Principal,
+    now: datetime,
+) -> None:
+    """The main branch becomes exactly this version's files."""
+    title, _, rest = draft.message.partition("\n")
+    insert_commit(
+        session,
+        adapter,
+        [tree_file(file.path, file.sha256, file.size, git_oids.get(file.path)) for file in draft.files],
+        branch=DEFAULT_BRANCH,
+        title=title.strip() or f"Version {row.number}",
+        message=rest.strip(),
+        author=principal.actor,
+        at=now,
+        version_id=row.id,
+    )
 
 
 def _insert_version(
@@ -191,20 +215,4 @@ def _tell(
         adapter=str(name),
         is_public=was_public or adapter.visibility == Visibility.PUBLIC.value,
         document={"actor": principal.actor, **facts},
-    )
-
-
-def _to_summary(adapter: AdapterRow, tenant: str, version: VersionRow, aliases: dict[str, int]) -> AdapterSummary:
-    return AdapterSummary(
-        tenant=tenant,
-        adapter=f"{tenant}/{adapter.name}",
-        visibility=Visibility(adapter.visibility),
-        newest_number=version.number,
-        newest_digest=version.digest,
-        base_fingerprint=version.base_fingerprint,
-        rank=version.rank,
-        adapter_bytes=version.adapter_bytes,
-        aliases=aliases,
-        created_at=adapter.created_at,
-        updated_at=adapter.updated_at,
     )

@@ -19,7 +19,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, event, func, or_, select, true
+from sqlalchemy import ColumnElement, and_, event, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from registry import outbox
@@ -27,6 +27,7 @@ from registry.database import Database
 from registry.errors import InvalidValueError
 from registry.models import EventRow
 from registry.principal import Principal
+from registry.scope import ESCAPE
 
 PAGE_EVENTS = 100
 PAGE_EVENTS_LIMIT = 1000
@@ -44,6 +45,13 @@ class EventKind(StrEnum):
     VERSION_DELETED = "version.deleted"
     ALIAS_PROMOTED = "alias.promoted"
     ALIAS_ROLLED_BACK = "alias.rolled_back"
+    ALIAS_REFUSED = "alias.refused"
+    ALIAS_POLICY = "alias.policy"
+    CANARY_STARTED = "canary.started"
+    CANARY_CHANGED = "canary.changed"
+    CANARY_ENDED = "canary.ended"
+    VERSION_ATTESTED = "version.attested"
+    ADAPTER_CREATED = "adapter.created"
     ADAPTER_VISIBILITY = "adapter.visibility"
     ADAPTER_DELETED = "adapter.deleted"
     ADAPTER_MOVED = "adapter.moved"
@@ -170,7 +178,11 @@ def _newest(session: Session) -> int:
 def _is_readable(principal: Principal) -> ColumnElement[bool]:
     if principal.is_operator:
         return true()
-    return or_(EventRow.is_public, EventRow.tenant == principal.tenant)
+    own = [EventRow.tenant == principal.tenant]
+    if principal.scope is not None:
+        likes = [f"{principal.tenant}/{like}" for like in principal.scope.like_patterns()]
+        own.append(or_(*(EventRow.adapter.like(like, escape=ESCAPE) for like in likes)))
+    return or_(EventRow.is_public, and_(*own))
 
 
 def _check(field: str, value: float, *, lowest: float, highest: float) -> None:

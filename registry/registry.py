@@ -6,13 +6,14 @@ FOLDER/blobs/            the files of the versions, by digest
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from registry.aliases import ANY, Aliases, Expected
+from registry.audit_log import AuditEntry, AuditLog, AuditVerification
 from registry.base import BaseRecord
 from registry.bases import Bases
 from registry.blobs import BlobStore, LocalBlobs
@@ -28,7 +29,9 @@ from registry.promote import promote, roll_back
 from registry.publish import Publication, publish
 from registry.pull import pull
 from registry.quotas import Quotas, Usage
+from registry.repositories import Repositories
 from registry.resolution import Resolution
+from registry.scope import Scope
 from registry.tenant_policy import TenantPolicies, TenantPolicy
 from registry.tenants import IssuedToken, Tenant, Tenants, Token
 from registry.version import AdapterSummary, AliasMove, Version, Visibility
@@ -49,12 +52,14 @@ class Registry:
         self._database = Database(folder)
         self._bases = Bases(self._database)
         self._catalog = Catalog(self._database)
+        self.repositories = Repositories(self._database)
         self._resolution = Resolution(self._database, self._catalog)
         self._listing = Listing(self._database)
         self._aliases = Aliases(self._database)
         self._tenants = Tenants(self._database)
         self._feed = Feed(self._database)
         self._quotas = Quotas(self._database)
+        self._audit_log = AuditLog(self._database)
         self._tenant_policies = TenantPolicies(self._database)
 
     def __enter__(self) -> Self:
@@ -77,10 +82,12 @@ class Registry:
         """Every tenant, by name; a token's holder sees its own."""
         return self._tenants.all(principal=principal)
 
-    def set_quota(self, tenant: str, *, quota_bytes: int | None, quota_versions: int | None) -> Usage:
+    def set_quota(
+        self, tenant: str, *, quota_bytes: int | None, quota_versions: int | None, principal: Principal = OPERATOR
+    ) -> Usage:
         """Bound what a tenant may have; None is no limit."""
         return self._quotas.set_quota(
-            tenant, quota_bytes=quota_bytes, quota_versions=quota_versions, actor=OPERATOR_ACTOR
+            tenant, quota_bytes=quota_bytes, quota_versions=quota_versions, principal=principal
         )
 
     def tenant_policy(self, tenant: str) -> TenantPolicy:
@@ -91,9 +98,24 @@ class Registry:
         """Change some fields of a tenant's policy."""
         return self._tenant_policies.set(tenant, changes, actor=OPERATOR_ACTOR)
 
-    def usage(self, tenant: str) -> Usage:
-        """What a tenant has and may have. Raises NotFoundError."""
-        return self._quotas.usage(tenant)
+    def usage(self, tenant: str, *, principal: Principal = OPERATOR) -> Usage:
+        """What a tenant has and may have."""
+        return self._quotas.usage(tenant, principal=principal)
+
+    def audit_entries(
+        self,
+        *,
+        tenant: str | None = None,
+        before: int | None = None,
+        limit: int = 100,
+        principal: Principal = OPERATOR,
+    ) -> list[AuditEntry]:
+        """The newest entries of the audit log, of one tenant or (the operator's) of all, with ids below `before`."""
+        return self._audit_log.entries(tenant=tenant, before=before, limit=limit, principal=principal)
+
+    def verify_audit(self, *, expect: str | None = None, principal: Principal = OPERATOR) -> AuditVerification:
+        """Check the audit log's chain of hashes, and that a hash that was kept elsewhere is in it."""
+        return self._audit_log.verify(expect=expect, principal=principal)
 
     def create_token(
         self,
@@ -102,14 +124,27 @@ class Registry:
         *,
         label: str = "",
         expires_at: datetime | None = None,
+        scope: Sequence[str] | None = None,
         principal: Principal = OPERATOR,
     ) -> IssuedToken:
-        """Make a token; its secret is in the result and nowhere else."""
+        """Make a token; its secret is in the result and nowhere else.
+
+        `scope` are the adapters that it is for, named without the tenant (`sql-*` is all that begin so); None is all.
+        """
         try:
             parsed = Role(role)
         except ValueError as error:
             raise InvalidValueError("role", f"it is one of {', '.join(Role)}") from error
-        return self._tenants.create_token(tenant, parsed, label=label, expires_at=expires_at, principal=principal)
+        chosen = None if scope is None else Scope.parse(scope)
+        return self._tenants.create_token(
+            tenant, parsed, label=label, expires_at=expires_at, scope=chosen, principal=principal
+        )
+
+    def rotate_token(
+        self, token_id: str, *, overlap: timedelta = timedelta(0), principal: Principal = OPERATOR
+    ) -> IssuedToken:
+        """Make a token that takes this one's place; the old one ends after the overlap."""
+        return self._tenants.rotate_token(token_id, overlap=overlap, principal=principal)
 
     def revoke_token(self, token_id: str, *, principal: Principal = OPERATOR) -> Token:
         """End a token's life."""

@@ -18,8 +18,8 @@ RejectReason RejectedAdapterError Role StorageError Tenant Token Version Visibil
 """.split()
 METHODS = """
 alias_history aliases authenticate base bases check_integrity close create_tenant create_token folder has_tokens
-list_adapters list_tenants list_tokens list_versions promote publish publish_outcome pull register_base resolve
-revoke_token rollback set_quota usage
+list_adapters list_tenants list_tokens list_versions promote publish publish_outcome pull register_base repositories
+resolve revoke_token rollback set_quota usage
 """.split()
 
 

@@ -1,0 +1,50 @@
+"""What every handler of the Hub face works with: the registry, the settings of this face, and threads of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
+
+from registry.registry import Registry
+from registry.threads import Threads
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+COMMIT_BYTES_LIMIT = 256 << 20
+UPLOAD_BYTES_LIMIT = 8 << 30
+UPLOAD_SECONDS = 24 * 3600
+THREADS = 16
+
+
+@dataclass(frozen=True)
+class HubSettings:
+    """How this face is run.
+
+    `public_url` is the address that clients use, where it is not the one that they name in the Host header.
+    `redirects` sends transfers straight to the blob store, where the store can sign addresses.
+    """
+
+    public_url: str | None = None
+    redirects: bool = False
+    commit_bytes_limit: int = COMMIT_BYTES_LIMIT
+    upload_bytes_limit: int = UPLOAD_BYTES_LIMIT
+    upload_seconds: int = UPLOAD_SECONDS
+
+
+@dataclass(frozen=True)
+class Hub:
+    """The registry as the handlers see it."""
+
+    registry: Registry
+    settings: HubSettings
+    threads: Threads = field(default_factory=lambda: Threads("hub", THREADS))
+
+    async def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run what blocks (the database, files) on a thread of this face."""
+        return await self.threads.run(call, *args, **kwargs)
+
+    def close(self) -> None:
+        """End the threads."""
+        self.threads.close()

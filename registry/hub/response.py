@@ -1,0 +1,40 @@
+"""What a handler answers: a status, headers, and bytes that are there or come in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+JSON_TYPE = "application/json"
+LFS_TYPE = "application/vnd.git-lfs+json"
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer. `pieces` replaces `body` where the content is streamed; its length then stands in `headers`."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    pieces: AsyncIterator[bytes] | None = None
+
+
+def json_response(
+    document: Any, *, status: int = 200, headers: Mapping[str, str] | None = None, media_type: str = JSON_TYPE
+) -> Response:
+    """An answer of JSON."""
+    return Response(status, {"content-type": media_type} | dict(headers or {}), msgspec.json.encode(document))
+
+
+def warning_header(topic: str, text: str) -> dict[str, str]:
+    """The header that Hub clients log, once per topic."""
+    return {"x-hf-warning": f"{topic}; {header_text(text)}"}
+
+
+def header_text(text: str) -> str:
+    """The text as one line that a header can carry."""
+    line = " ".join(text.split())
+    return line[:1000].encode("latin-1", "replace").decode("latin-1")

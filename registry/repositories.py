@@ -1,0 +1,196 @@
+"""Adapters as Hub repositories: made without a version, their settings, pages of them. One method, one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from registry import audit, events
+from registry.catalog import adapter_for_publish
+from registry.database import Database
+from registry.events import EventKind
+from registry.lookup import find_adapter, is_readable
+from registry.models import AdapterRow, RefRow, TenantRow, VersionRow
+from registry.names import AdapterName
+from registry.principal import Principal, Role
+from registry.trees import BRANCH, DEFAULT_BRANCH, head_of, insert_commit
+from registry.usage import locked_tenant
+from registry.version import Visibility
+
+FIRST_COMMIT_TITLE = "initial commit"
+PAGE_LIMIT = 1_000
+SEARCH_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Repository:
+    """An adapter as a repository. `head` is the commit of its main branch; `version` the newest version's number."""
+
+    name: str
+    tenant: str
+    visibility: Visibility
+    created_at: datetime
+    updated_at: datetime
+    head: str | None
+    version: int | None
+
+
+class Repositories:
+    """Holds no state but the database, so threads may share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(
+        self, name: AdapterName, *, visibility: Visibility | None, principal: Principal
+    ) -> tuple[Repository, bool]:
+        """Make an adapter that has no version yet; the flag says whether it is new, and an old one stays as it is.
+
+        Raises PermissionDeniedError, ConflictError.
+        """
+        principal.require(Role.PUBLISHER, name, action="create")
+        now = datetime.now(UTC)
+        with self._database.writing() as session:
+            tenant = locked_tenant(session, name.tenant, principal, now)
+            query = select(AdapterRow).where(AdapterRow.tenant_id == tenant.id, AdapterRow.name == name.name)
+            present = session.scalar(query)
+            if present is not None:
+                return _to_repository(session, present, name.tenant), False
+            adapter = adapter_for_publish(session, name, tenant, visibility, principal, now)
+            insert_commit(
+                session,
+                adapter,
+                (),
+                branch=DEFAULT_BRANCH,
+                title=FIRST_COMMIT_TITLE,
+                message="",
+                author=principal.actor,
+                at=now,
+                version_id=None,
+            )
+            audit.record(session, at=now, actor=principal.actor, action="create_adapter", subject=str(name))
+            _tell(session, EventKind.ADAPTER_CREATED, adapter, name, now, principal)
+            return _to_repository(session, adapter, name.tenant), True
+
+    def find(self, name: AdapterName, principal: Principal) -> Repository:
+        """One repository. Raises NotFoundError."""
+        with self._database.reading() as session:
+            return _to_repository(session, find_adapter(session, name, principal), name.tenant)
+
+    def set_visibility(self, name: AdapterName, visibility: Visibility, principal: Principal) -> Repository:
+        """Make it private or public. Raises NotFoundError, PermissionDeniedError."""
+        now = datetime.now(UTC)
+        with self._database.writing() as session:
+            adapter = find_adapter(session, name, principal, lock=True)
+            principal.require(Role.ADMIN, name, action=f"make {visibility.value}")
+            if adapter.visibility != visibility.value:
+                adapter.visibility = visibility.value
+                adapter.updated_at = now
+                audit.record(
+                    session,
+                    at=now,
+                    actor=principal.actor,
+                    action="visibility",
+                    subject=str(name),
+                    visibility=visibility.value,
+                )
+                _tell(session, EventKind.ADAPTER_VISIBILITY, adapter, name, now, principal, was_public=True)
+            return _to_repository(session, adapter, name.tenant)
+
+    def page(
+        self,
+        principal: Principal,
+        *,
+        limit: int,
+        after: str | None = None,
+        tenant: str | None = None,
+        search: str | None = None,
+    ) -> list[Repository]:
+        """Up to `limit` repositories that the caller may read, by name, from the one after `after` on."""
+        assert 1 <= limit <= PAGE_LIMIT
+        query = (
+            select(AdapterRow, TenantRow.name)
+            .join(TenantRow, TenantRow.id == AdapterRow.tenant_id)
+            .where(is_readable(principal), *_filters(after, tenant, search))
+            .order_by(TenantRow.name, AdapterRow.name)
+            .limit(limit)
+        )
+        with self._database.reading() as session:
+            found = session.execute(query).all()
+            ids = [adapter.id for adapter, _ in found]
+            heads, versions = _heads(session, ids), _newest_versions(session, ids)
+            return [
+                _value(adapter, tenant_name, heads.get(adapter.id), versions.get(adapter.id))
+                for adapter, tenant_name in found
+            ]
+
+
+def _filters(after: str | None, tenant: str | None, search: str | None) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if after is not None:
+        last_tenant, _, last_name = after.partition("/")
+        conditions.append(
+            or_(TenantRow.name > last_tenant, and_(TenantRow.name == last_tenant, AdapterRow.name > last_name))
+        )
+    if tenant is not None:
+        conditions.append(TenantRow.name == tenant)
+    if search:
+        full_name = TenantRow.name + "/" + AdapterRow.name
+        conditions.append(full_name.contains(search.lower(), autoescape=True))
+    return conditions
+
+
+def _heads(session: Session, adapter_ids: Sequence[int]) -> dict[int, str]:
+    query = select(RefRow.adapter_id, RefRow.commit_id).where(
+        RefRow.adapter_id.in_(adapter_ids), RefRow.kind == BRANCH, RefRow.name == DEFAULT_BRANCH
+    )
+    return {row.adapter_id: row.commit_id for row in session.execute(query)}
+
+
+def _newest_versions(session: Session, adapter_ids: Sequence[int]) -> dict[int, int]:
+    newest = func.max(VersionRow.number).label("newest")
+    query = select(VersionRow.adapter_id, newest).where(VersionRow.adapter_id.in_(adapter_ids))
+    return {row.adapter_id: row.newest for row in session.execute(query.group_by(VersionRow.adapter_id))}
+
+
+def _to_repository(session: Session, adapter: AdapterRow, tenant: str) -> Repository:
+    newest = _newest_versions(session, [adapter.id]).get(adapter.id)
+    return _value(adapter, tenant, head_of(session, adapter), newest)
+
+
+def _value(adapter: AdapterRow, tenant: str, head: str | None, version: int | None) -> Repository:
+    return Repository(
+        name=f"{tenant}/{adapter.name}",
+        tenant=tenant,
+        visibility=Visibility(adapter.visibility),
+        created_at=adapter.created_at,
+        updated_at=adapter.updated_at,
+        head=head,
+        version=version,
+    )
+
+
+def _tell(
+    session: Session,
+    kind: EventKind,
+    adapter: AdapterRow,
+    name: AdapterName,
+    at: datetime,
+    principal: Principal,
+    *,
+    was_public: bool = False,
+) -> None:
+    """Record an event. Whoever could read the adapter before the change learns of it: `was_public`."""
+    events.record(
+        session,
+        at=at,
+        kind=kind,
+        tenant=name.tenant,
+        adapter=str(name),
+        is_public=was_public or adapter.visibility == Visibility.PUBLIC.value,
+        document={"visibility": adapter.visibility, "actor": principal.actor},
+    )
