@@ -18,6 +18,7 @@ from registry.file_entry import FileEntry
 from registry.models import AdapterRow, AliasRow, TenantRow, VersionFileRow, VersionRow
 from registry.names import AdapterName, AdapterRef
 from registry.principal import Principal
+from registry.scope import ESCAPE
 from registry.verdict import read_verdict
 from registry.version import Version, Visibility
 
@@ -32,7 +33,10 @@ def is_readable(principal: Principal) -> ColumnElement[bool]:
     """The condition on adapters (joined with tenants) that this caller may read."""
     if principal.is_operator:
         return true()
-    return or_(AdapterRow.visibility == Visibility.PUBLIC.value, TenantRow.name == principal.tenant)
+    own = [TenantRow.name == principal.tenant]
+    if principal.scope is not None:
+        own.append(or_(*(AdapterRow.name.like(like, escape=ESCAPE) for like in principal.scope.like_patterns())))
+    return or_(AdapterRow.visibility == Visibility.PUBLIC.value, and_(*own))
 
 
 def find_adapter(session: Session, name: AdapterName, principal: Principal, *, lock: bool = False) -> AdapterRow:
@@ -97,9 +101,7 @@ def to_versions(session: Session, triples: Iterable[VersionTriple]) -> list[Vers
     """Turn rows into values; their files are asked for many versions at a time."""
     listed = list(triples)
     files = _files_of(session, [row.id for row, _, _ in listed])
-    return [
-        to_version(row, adapter.name, adapter.visibility, tenant, files[row.id]) for row, adapter, tenant in listed
-    ]
+    return [to_version(row, adapter.name, adapter.visibility, tenant, files[row.id]) for row, adapter, tenant in listed]
 
 
 def _find_by_digest(session: Session, ref: AdapterRef, principal: Principal) -> VersionTriple:

@@ -31,8 +31,8 @@ class Principal:
     """The caller. `tenant` is None only for the operator, who owns the machine and may do everything.
 
     `secret` is set where another machine's registry authenticated the caller: asking it on the caller's behalf needs
-    the token itself (`registry.client`). `scope` None is every adapter of the tenant; else the private ones that it does
-    not name are not there for this caller (`registry.scope`).
+    the token itself (`registry.client`). `scope` None is every adapter of the tenant; otherwise the private ones that it
+    does not name are not there for this caller.
     """
 
     tenant: str | None
@@ -69,7 +69,9 @@ class Principal:
             raise PermissionDeniedError(action, str(name), f"{why}; use a token of {name.tenant!r}")
         if not self.covers(name):
             why = f"your token is for {self.scope} only"
-            raise PermissionDeniedError(action, str(name), f"{why}; ask an admin of {name.tenant!r} for one that names it")
+            raise PermissionDeniedError(
+                action, str(name), f"{why}; ask an admin of {name.tenant!r} for one that names it"
+            )
         if not self.role.includes(needed):
             why = f"your token has the role {self.role.value!r}, and this needs {needed.value!r}"
             raise PermissionDeniedError(action, str(name), f"{why}; ask an admin of {name.tenant!r} for one")

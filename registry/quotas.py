@@ -20,7 +20,7 @@ from registry import audit, locks
 from registry.database import Database
 from registry.errors import InvalidValueError, StorageError
 from registry.models import TenantBlobRow, TenantRow
-from registry.principal import Principal
+from registry.principal import Principal, Role
 from registry.usage import (
     blob_rows,
     charge_bytes,
@@ -129,8 +129,14 @@ class Quotas:
             mine = [row.sha256 for row in rows if row.leased_until == reservation.leased_until]
             forget(session, tenant_row, sorted(set(mine) - referenced(session, tenant_row, mine)))
 
-    def set_quota(self, tenant: str, *, quota_bytes: int | None, quota_versions: int | None, actor: str) -> Usage:
-        """Set both quotas; None is no limit. What is there already stays, even where it is more."""
+    def set_quota(
+        self, tenant: str, *, quota_bytes: int | None, quota_versions: int | None, principal: Principal
+    ) -> Usage:
+        """Set both quotas; None is no limit. What is there already stays, even where it is more.
+
+        Raises NotFoundError, InvalidValueError, PermissionDeniedError.
+        """
+        principal.require_operator(action="set the quota of", subject=tenant)
         _check("bytes", quota_bytes, QUOTA_BYTES_LIMIT)
         _check("versions", quota_versions, QUOTA_VERSIONS_LIMIT)
         with self._database.writing() as session:
@@ -139,16 +145,18 @@ class Quotas:
             audit.record(
                 session,
                 at=datetime.now(UTC),
-                actor=actor,
+                actor=principal.actor,
                 action="set_quota",
                 subject=tenant,
+                tenant=tenant,
                 quota_bytes=quota_bytes,
                 quota_versions=quota_versions,
             )
             return _to_usage(row)
 
-    def usage(self, tenant: str) -> Usage:
-        """What a tenant has and may have. Raises NotFoundError."""
+    def usage(self, tenant: str, *, principal: Principal) -> Usage:
+        """What a tenant has and may have. Raises NotFoundError, PermissionDeniedError."""
+        principal.require_tenant(Role.READER, tenant, action="see the usage of")
         with self._database.reading() as session:
             row = session.scalar(select(TenantRow).where(TenantRow.name == tenant))
             if row is None:

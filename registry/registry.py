@@ -18,12 +18,15 @@ from registry.base import BaseRecord
 from registry.bases import Bases
 from registry.blobs import BlobStore, LocalBlobs
 from registry.catalog import Catalog
+from registry.courier import Courier, CourierSettings
 from registry.database import DATABASE_FILE, Database
 from registry.errors import InvalidValueError, NotFoundError, StorageError
 from registry.events import PAGE_EVENTS, EventPage, Feed
 from registry.listing import Listing
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.page import PAGE_DEFAULT, Page
+from registry.outbound import OutboundPolicy
+from registry.outbox import Outbox
 from registry.principal import OPERATOR, OPERATOR_ACTOR, Principal, Role
 from registry.promote import promote, roll_back
 from registry.publish import Publication, publish
@@ -35,6 +38,7 @@ from registry.scope import Scope
 from registry.tenant_policy import TenantPolicies, TenantPolicy
 from registry.tenants import IssuedToken, Tenant, Tenants, Token
 from registry.version import AdapterSummary, AliasMove, Version, Visibility
+from registry.webhooks import Delivery, IssuedWebhook, Webhook, Webhooks
 
 BLOBS_FOLDER = "blobs"
 
@@ -58,6 +62,7 @@ class Registry:
         self._aliases = Aliases(self._database)
         self._tenants = Tenants(self._database)
         self._feed = Feed(self._database)
+        self._webhooks = Webhooks(self._database)
         self._quotas = Quotas(self._database)
         self._audit_log = AuditLog(self._database)
         self._tenant_policies = TenantPolicies(self._database)
@@ -285,6 +290,44 @@ class Registry:
     ) -> EventPage:
         """What happened after the cursor, waiting up to `seconds` for something; `after` None begins now."""
         return self._feed.read(principal, after=after, limit=limit, kinds=kinds, seconds=seconds)
+
+    def create_webhook(
+        self, tenant: str, url: str, *, principal: Principal, kinds: Sequence[str] | None = None
+    ) -> IssuedWebhook:
+        """Tell this address of the tenant's events; the secret that signs them is in the result and not shown again."""
+        return self._webhooks.create(tenant, url, kinds=kinds, principal=principal)
+
+    def list_webhooks(self, tenant: str, principal: Principal) -> list[Webhook]:
+        """A tenant's webhooks, without their secrets."""
+        return self._webhooks.all(tenant, principal)
+
+    def delete_webhook(self, webhook_id: str, principal: Principal) -> Webhook:
+        """Remove a webhook with its deliveries."""
+        return self._webhooks.delete(webhook_id, principal)
+
+    def webhook_deliveries(self, webhook_id: str, principal: Principal) -> list[Delivery]:
+        """The newest deliveries of a webhook, and what became of them."""
+        return self._webhooks.deliveries(webhook_id, principal)
+
+    def replay_webhook(self, webhook_id: str, *, principal: Principal, after: int | None = None) -> int:
+        """Deliver again what was given up, or every event after this number; enables the webhook."""
+        return self._webhooks.replay(webhook_id, after=after, principal=principal)
+
+    def test_webhook(self, webhook_id: str, principal: Principal) -> Delivery:
+        """Send an event of kind `webhook.test` to this webhook alone."""
+        return self._webhooks.test(webhook_id, principal)
+
+    def webhook_policy(self) -> OutboundPolicy:
+        """What webhooks may reach beyond public addresses over https."""
+        return self._webhooks.policy()
+
+    def set_webhook_policy(self, policy: OutboundPolicy, principal: Principal) -> OutboundPolicy:
+        """Allow webhooks to reach more. Only the operator may."""
+        return self._webhooks.set_policy(policy, principal)
+
+    def courier(self, settings: CourierSettings | None = None) -> Courier:
+        """A worker that delivers to webhooks once it is started; any number of processes may run one."""
+        return Courier(Outbox(self._database), self._webhooks.policy, settings or CourierSettings())
 
     def check_integrity(self) -> None:
         """Check that numbers have no gap, and read every blob of every version. Raises StorageError."""

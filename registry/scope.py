@@ -1,4 +1,4 @@
-"""A token's scope: the adapters of its tenant that it is for, by name or by a pattern in which `*` is any characters."""
+"""A token's scope: the adapters of its tenant that it is for, by name or pattern; `*` stands for any characters."""
 
 from __future__ import annotations
 

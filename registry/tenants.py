@@ -22,6 +22,8 @@ from registry.errors import AuthenticationError, ConflictError, InvalidValueErro
 from registry.models import TenantRow, TokenRow
 from registry.names import parse_tenant
 from registry.principal import OPERATOR, Principal, Role
+from registry.scope import Scope
+from registry.usage import missing_tenant
 
 SECRET_PREFIX = "lpx_"  # noqa: S105 - the public mark by which secret scanners know a token
 SECRET_BYTES = 32
@@ -78,7 +80,7 @@ class Tenants:
                     f"Make a token for it with `loraplex token create --tenant {name} --role ROLE`."
                 )
             session.add(TenantRow(name=name, created_at=now))
-            audit.record(session, at=now, actor=principal.actor, action="create_tenant", subject=name)
+            audit.record(session, at=now, actor=principal.actor, action="create_tenant", subject=name, tenant=name)
         return Tenant(name, now)
 
     def all(self, *, principal: Principal = OPERATOR) -> list[Tenant]:
@@ -90,7 +92,14 @@ class Tenants:
             return [Tenant(row.name, row.created_at) for row in session.scalars(query)]
 
     def create_token(
-        self, tenant: str, role: Role, *, label: str, expires_at: datetime | None, principal: Principal = OPERATOR
+        self,
+        tenant: str,
+        role: Role,
+        *,
+        label: str,
+        expires_at: datetime | None,
+        scope: Scope | None = None,
+        principal: Principal = OPERATOR,
     ) -> IssuedToken:
         """Make a token for an existing tenant. Raises NotFoundError, InvalidValueError, PermissionDeniedError."""
         principal.require_tenant(Role.ADMIN, tenant, action="make tokens of")
@@ -102,41 +111,73 @@ class Tenants:
             tenant_row = session.scalar(select(TenantRow).where(TenantRow.name == tenant))
             if tenant_row is None:
                 raise missing_tenant(tenant)
-            row = TokenRow(
-                id=token_id,
-                tenant_id=tenant_row.id,
-                role=role.value,
-                label=label,
-                secret_sha256=_hash(secret),
-                created_at=now,
-                expires_at=expires_at,
-                revoked_at=None,
-            )
+            issued, row = _issue(tenant_row, role, label, now, expires_at, scope)
             session.add(row)
             audit.record(
                 session,
                 at=now,
                 actor=principal.actor,
                 action="create_token",
-                subject=token_id,
+                subject=issued.token_id,
                 tenant=tenant,
                 role=role,
+                scope=row.scope,
             )
-        return IssuedToken(token_id, tenant, role, label, now, expires_at, None, secret=secret)
+        return issued
+
+    def rotate_token(self, token_id: str, *, overlap: timedelta, principal: Principal = OPERATOR) -> IssuedToken:
+        """Make a token that takes this one's place, with the same rights and end; the old one ends after the overlap.
+
+        A token may rotate itself. Raises NotFoundError, PermissionDeniedError, and ConflictError where the token is not
+        valid any more or was rotated before.
+        """
+        if not timedelta(0) <= overlap <= OVERLAP_LIMIT:
+            raise InvalidValueError("overlap", f"it is not between 0 and {OVERLAP_LIMIT.days} days")
+        now = datetime.now(UTC)
+        with self._database.writing() as session:
+            row, tenant = _locked_token(session, token_id, principal)
+            if principal.token_id != token_id:
+                principal.require_tenant(Role.ADMIN, tenant.name, action="rotate tokens of")
+            if row.replaced_by is not None:
+                raise ConflictError(
+                    f"Token {token_id} was rotated already: rotate {row.replaced_by}, which replaced it."
+                )
+            if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
+                raise ConflictError(f"Token {token_id} is revoked or expired. Make one with `loraplex token create`.")
+            scope = Scope.from_json(row.scope)
+            issued, successor = _issue(tenant, Role(row.role), row.label, now, row.expires_at, scope)
+            session.add(successor)
+            row.replaced_by = issued.token_id
+            row.expires_at = min(now + overlap, row.expires_at or now + overlap)
+            audit.record(
+                session,
+                at=now,
+                actor=principal.actor,
+                action="rotate_token",
+                subject=token_id,
+                tenant=tenant.name,
+                replaced_by=issued.token_id,
+                overlap_seconds=int(overlap.total_seconds()),
+            )
+        return issued
 
     def revoke_token(self, token_id: str, *, principal: Principal = OPERATOR) -> Token:
         """End a token's life; doing it again changes nothing. Raises NotFoundError, PermissionDeniedError."""
         now = datetime.now(UTC)
         with self._database.writing() as session:
-            row = session.get(TokenRow, token_id, with_for_update=True)
-            tenant = None if row is None else session.get_one(TenantRow, row.tenant_id).name
-            if row is None or tenant is None or principal.tenant not in (None, tenant):
-                raise NotFoundError("token", token_id, "List a tenant's tokens with `loraplex token ls`.")
-            principal.require_tenant(Role.ADMIN, tenant, action="revoke tokens of")
+            row, tenant = _locked_token(session, token_id, principal)
+            principal.require_tenant(Role.ADMIN, tenant.name, action="revoke tokens of")
             if row.revoked_at is None:
                 row.revoked_at = now
-                audit.record(session, at=now, actor=principal.actor, action="revoke_token", subject=token_id)
-            return _to_token(row, tenant)
+                audit.record(
+                    session,
+                    at=now,
+                    actor=principal.actor,
+                    action="revoke_token",
+                    subject=token_id,
+                    tenant=tenant.name,
+                )
+            return _to_token(row, tenant.name)
 
     def tokens(self, tenant: str, *, principal: Principal = OPERATOR) -> list[Token]:
         """A tenant's tokens, revoked and expired ones too, oldest first.
@@ -199,11 +240,13 @@ def _issue(
     return IssuedToken(row.id, tenant.name, role, label, now, expires_at, None, patterns, secret=secret), row
 
 
-def _locked_token(session: Session, token_id: str) -> tuple[TokenRow, TenantRow]:
+def _locked_token(session: Session, token_id: str, principal: Principal) -> tuple[TokenRow, TenantRow]:
+    """A token of the caller's tenant, which another one's is not told apart from a missing one."""
     row = session.get(TokenRow, token_id, with_for_update=True)
-    if row is None:
+    tenant = None if row is None else session.get_one(TenantRow, row.tenant_id)
+    if row is None or tenant is None or principal.tenant not in (None, tenant.name):
         raise NotFoundError("token", token_id, "List a tenant's tokens with `loraplex token ls`.")
-    return row, session.get_one(TenantRow, row.tenant_id)
+    return row, tenant
 
 
 def _to_token(row: TokenRow, tenant: str) -> Token:

@@ -43,7 +43,7 @@ def locked_tenant(session: Session, name: str, principal: Principal, now: dateti
     row = TenantRow(name=name, created_at=now, used_bytes=0, used_versions=0, policy="{}")
     session.add(row)
     session.flush()
-    audit.record(session, at=now, actor=principal.actor, action="create_tenant", subject=name)
+    audit.record(session, at=now, actor=principal.actor, action="create_tenant", subject=name, tenant=name)
     return row
 
 
