@@ -69,6 +69,29 @@ def test_a_registry_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:
     assert caught.value.revision == "9999"
 
 
+@pytest.mark.parametrize(
+    ("note", "opens"),
+    [("9999 0003", True), ("9999 9998", False), ("9998 0003", False), ("9999", False), ("0003 0003", False)],
+)
+def test_a_newer_schema_is_used_where_it_says_that_this_release_can(tmp_path: Path, note: str, opens: bool) -> None:
+    with registry.open(tmp_path) as reg:
+        reg.create_tenant("acme")
+    with closing(sqlite3.connect(tmp_path / "catalog.sqlite")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("ALTER TABLE tenants ADD COLUMN motto TEXT")
+        connection.execute("UPDATE registry_meta SET value = ? WHERE key = 'oldest_reader'", (note,))
+        connection.commit()
+    if not opens:
+        with pytest.raises(IncompatibleRegistryError):
+            registry.open(tmp_path)
+        return
+    with registry.open(tmp_path) as reg:
+        reg.create_tenant("globex")
+        assert [tenant.name for tenant in reg.list_tenants()] == ["acme", "globex"]
+    with closing(sqlite3.connect(tmp_path / "catalog.sqlite")) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
+
+
 def test_what_is_no_registry(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot be made"):

@@ -1,0 +1,88 @@
+"""The catalog in a SQLite file of the registry's folder.
+
+WAL, synchronous FULL (a commit that returned survives power loss), foreign keys on, and writers that queue instead of
+failing. A network file system is refused: SQLite's locks and its shared memory do not work there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+
+from registry.errors import ConflictError, RegistryError, StorageError
+from registry.file_system import network_file_system
+
+DATABASE_FILE = "catalog.sqlite"
+LOCK_FILE = "open.lock"
+BUSY_TIMEOUT_SECONDS = 30
+_BEGIN_OPTION = "loraplex_begin"
+
+
+class SqliteBackend:
+    """One SQLite file: a `Backend`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path: Path | None = folder / DATABASE_FILE
+        self.place = str(self.path)
+        self._file = folder / DATABASE_FILE
+        self._lock_file = folder / LOCK_FILE
+        self.reading = _create_engine(self._file)
+        self.writing = self.reading.execution_options(**{_BEGIN_OPTION: "BEGIN IMMEDIATE"})
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Held while the database is opened: two processes must not create or migrate it at once."""
+        found = network_file_system(self._file.parent)
+        if found is not None:
+            raise StorageError(
+                f"{self._file.parent} lies on a network file system ({found}), where SQLite loses data. "
+                "Put the registry on a local disk, or use PostgreSQL: --registry postgresql://...",
+                path=self._file.parent,
+            )
+        with self._lock_file.open("ab") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            connection = self.reading.raw_connection()
+            try:
+                connection.cursor().execute("PRAGMA journal_mode=WAL")
+            finally:
+                connection.close()
+            yield
+
+    def begin_writing(self, connection: Connection) -> None:
+        """Nothing to do: BEGIN IMMEDIATE has waited for the other writers."""
+
+    def explain(self, cause: BaseException | None) -> RegistryError:
+        """The registry's error for one of SQLite or of the file system."""
+        if isinstance(cause, sqlite3.IntegrityError):
+            return ConflictError(
+                f"Somebody else changed the same thing at the same moment ({cause}). Nothing was changed: try again."
+            )
+        if isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause):
+            hint = f"another process kept it locked for {BUSY_TIMEOUT_SECONDS} s. Try again"
+        elif isinstance(cause, (sqlite3.OperationalError, OSError)):
+            hint = f"{cause}. Check that the disk has room and that the folder may be written"
+        else:
+            hint = f"it is damaged or no registry ({cause}). Restore it from a backup"
+        return StorageError(f"The catalog at {self.place} cannot be used: {hint}.", path=self.path)
+
+
+def _create_engine(path: Path) -> Engine:
+    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN_OPTION, "BEGIN"))
+
+    return engine
