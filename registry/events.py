@@ -22,9 +22,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, event, func, or_, select, true
 from sqlalchemy.orm import Session
 
-from registry import outbox
+from registry import locks, outbox
 from registry.database import Database
 from registry.errors import InvalidValueError
+from registry.locks import Lock
 from registry.models import EventRow
 from registry.principal import Principal
 from registry.scope import ESCAPE
@@ -34,8 +35,6 @@ PAGE_EVENTS_LIMIT = 1000
 WAIT_SECONDS_LIMIT = 60.0
 POLL_SECONDS = 0.1
 _PENDING = "loraplex_events"
-_ORDER_LOCK = 7_020_511_633
-"""Any number that no other advisory lock of this database uses."""
 
 
 class EventKind(StrEnum):
@@ -163,8 +162,7 @@ def _write_pending(session: Session) -> None:
     if not pending or session.in_nested_transaction():
         return
     session.flush()
-    if session.connection().dialect.name == "postgresql":
-        session.execute(select(func.pg_advisory_xact_lock(_ORDER_LOCK)))
+    locks.hold(session, Lock.EVENTS)
     session.add_all(pending)
     session.flush()
     outbox.queue(session, pending)

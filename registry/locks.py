@@ -15,13 +15,15 @@ from sqlalchemy.orm import Session
 class Lock(IntEnum):
     """What can be locked; the numbers are PostgreSQL's keys and never change.
 
-    Taken in this order, after the rows of tenants and adapters: SWEEP, AUDIT.
+    Taken in this order, after the rows of tenants and adapters: SWEEP, AUDIT, EVENTS.
     """
 
     SWEEP = 0x4C50_0001
     """Shared by whoever reserves room for blobs; held alone by garbage collection while it deletes blobs."""
     AUDIT = 0x4C50_0002
     """Held by whoever appends to the audit log's chain."""
+    EVENTS = 0x4C50_0003
+    """Held while a transaction writes its events, as its last step: their numbers grow in the order of commits."""
 
 
 def hold(session: Session, lock: Lock, *, shared: bool = False) -> None:

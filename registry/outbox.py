@@ -12,7 +12,7 @@ transaction of its own; if it dies, the claim runs out and the delivery is claim
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -69,29 +69,33 @@ class Outbox:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def next_due(self) -> datetime | None:
-        """When the next attempt is to be made; None where nothing waits."""
+    def next_due(self, *, except_for: Collection[str] = ()) -> datetime | None:
+        """When the next attempt is to be made, to none of these webhooks; None where nothing waits."""
         with self._database.reading() as session:
-            return session.scalar(select(func.min(DeliveryRow.due_at)))
+            query = select(func.min(DeliveryRow.due_at))
+            return session.scalar(query.where(DeliveryRow.webhook_id.not_in(list(except_for))))
 
-    def claim(self, now: datetime, *, seconds: float, limit: int) -> list[Claim]:
-        """Take deliveries that are due: nobody else gets them for `seconds`. Each claim counts as an attempt."""
+    def claim(self, now: datetime, *, seconds: float, limit: int, except_for: Collection[str] = ()) -> list[Claim]:
+        """Take what is due, one delivery of each webhook: nobody else gets it for `seconds`. It counts as an attempt.
+
+        A webhook of which another process has a delivery under way may be given a second one.
+        """
         with self._database.writing() as session:
-            query = (
-                select(DeliveryRow)
-                .where(DeliveryRow.due_at <= now)
-                .order_by(DeliveryRow.due_at, DeliveryRow.id)
+            first = (
+                select(func.min(DeliveryRow.id))
+                .where(DeliveryRow.due_at <= now, DeliveryRow.webhook_id.not_in(list(except_for)))
+                .group_by(DeliveryRow.webhook_id)
+                .order_by(func.min(DeliveryRow.due_at))
                 .limit(limit)
-                .with_for_update(skip_locked=True)
             )
-            rows = session.scalars(query).all()
+            ids = list(session.scalars(first))
+            query = select(DeliveryRow).where(DeliveryRow.id.in_(ids), DeliveryRow.due_at <= now)
             claims = []
-            for row in rows:
-                webhook = session.get_one(WebhookRow, row.webhook_id)
-                happened = session.get_one(EventRow, row.event_id)
+            for row in session.scalars(query.order_by(DeliveryRow.id).with_for_update(skip_locked=True)):
                 row.attempts += 1
                 row.due_at = now + timedelta(seconds=seconds)
-                claims.append(_to_claim(row, webhook, happened))
+                webhook = session.get_one(WebhookRow, row.webhook_id)
+                claims.append(_to_claim(row, webhook, session.get_one(EventRow, row.event_id)))
             return claims
 
     def arrived(self, claim: Claim, now: datetime, status: int) -> None:

@@ -24,9 +24,9 @@ from registry.errors import InvalidValueError, NotFoundError, StorageError
 from registry.events import PAGE_EVENTS, EventPage, Feed
 from registry.listing import Listing
 from registry.names import AdapterName, AdapterRef, parse_alias
-from registry.page import PAGE_DEFAULT, Page
 from registry.outbound import OutboundPolicy
 from registry.outbox import Outbox
+from registry.page import PAGE_DEFAULT, Page
 from registry.principal import OPERATOR, OPERATOR_ACTOR, Principal, Role
 from registry.promote import promote, roll_back
 from registry.publish import Publication, publish
@@ -35,6 +35,7 @@ from registry.quotas import Quotas, Usage
 from registry.repositories import Repositories
 from registry.resolution import Resolution
 from registry.scope import Scope
+from registry.signing_secret import SigningSecret
 from registry.tenant_policy import TenantPolicies, TenantPolicy
 from registry.tenants import IssuedToken, Tenant, Tenants, Token
 from registry.version import AdapterSummary, AliasMove, Version, Visibility
@@ -66,6 +67,9 @@ class Registry:
         self._quotas = Quotas(self._database)
         self._audit_log = AuditLog(self._database)
         self._tenant_policies = TenantPolicies(self._database)
+        # What the Hub face streams to, counts and signs with, itself.
+        self.blobs, self.quotas = self._blobs, self._quotas
+        self.signing_secret = SigningSecret(self._database)
 
     def __enter__(self) -> Self:
         return self
