@@ -29,6 +29,7 @@ from registry.locks import Lock
 from registry.models import EventRow
 from registry.principal import Principal
 from registry.scope import ESCAPE
+from registry.scope import ESCAPE
 
 PAGE_EVENTS = 100
 PAGE_EVENTS_LIMIT = 1000

@@ -15,12 +15,13 @@ from datetime import UTC, datetime
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from registry import audit
+from registry import audit, locks
 from registry.database import Database
-from registry.errors import ConflictError, InvalidValueError, NotFoundError, PermissionDeniedError
+from registry.errors import ConflictError, InvalidValueError, NotFoundError
 from registry.events import EventKind
+from registry.locks import Lock
 from registry.models import DeliveryRow, EventRow, MetaRow, TenantRow, WebhookRow
-from registry.names import AdapterName, parse_tenant
+from registry.names import parse_tenant
 from registry.outbound import OutboundPolicy, Target
 from registry.principal import Principal, Role
 from registry.webhook_signature import new_secret
@@ -78,8 +79,7 @@ class Webhooks:
 
     def set_policy(self, policy: OutboundPolicy, principal: Principal) -> OutboundPolicy:
         """Allow http, hosts and networks. Only the operator may."""
-        if not principal.is_operator:
-            raise PermissionDeniedError("change", "the addresses of webhooks", "only the operator may")
+        principal.require_operator(action="change", subject="the addresses of webhooks")
         document = json.dumps(policy.to_json(), sort_keys=True)
         with self._database.writing() as session:
             session.merge(MetaRow(key=POLICY_KEY, value=document))
@@ -183,6 +183,7 @@ class Webhooks:
                 raise ConflictError(
                     f"Webhook {webhook_id} is disabled. Enable it with `loraplex webhook replay {webhook_id}`."
                 )
+            locks.hold(session, Lock.EVENTS)
             document = json.dumps({"webhook": webhook_id, "actor": principal.actor})
             happened = EventRow(
                 at=now, kind=EventKind.WEBHOOK_TEST, tenant=tenant, adapter="", is_public=False, document=document
@@ -227,7 +228,7 @@ def _find(session: Session, webhook_id: str, principal: Principal, *, lock: bool
 
 
 def _require_admin(tenant: str, principal: Principal) -> None:
-    principal.require(Role.ADMIN, AdapterName(parse_tenant(tenant), "*"), action="manage the webhooks of")
+    principal.require_tenant(Role.ADMIN, parse_tenant(tenant), action="manage the webhooks of")
 
 
 def _check_kinds(kinds: Collection[str] | None) -> tuple[str, ...] | None:

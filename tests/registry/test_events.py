@@ -15,6 +15,7 @@ from registry import Principal, Role
 from registry import events as events_module
 from registry.errors import InvalidValueError
 from registry.events import EventKind, Feed
+from registry.scope import Scope
 
 Publish = Callable[..., registry.Version]
 
@@ -93,6 +94,17 @@ def test_another_tenant_sees_only_what_was_public(
     publish("acme/open")
     rival = [(event.adapter, event.kind) for event in reg.events(member("rival"), after=start).events[2:]]
     assert rival == [("acme/open", "adapter.visibility")], "who could read it learns that it is gone, and no more"
+
+
+def test_a_token_with_a_scope_sees_its_adapters_and_public_ones(
+    reg: registry.Registry, operator: Principal, publish: Publish
+) -> None:
+    start = reg.events(operator).cursor
+    for name in ("acme/sql-a", "acme/other", "rival/sql-a"):
+        publish(name)
+    publish("rival/open", visibility="public")
+    scoped = Principal(tenant="acme", role=Role.READER, token_id="tok_x", scope=Scope.parse(["sql-*"]))
+    assert [event.adapter for event in reg.events(scoped, after=start).events] == ["acme/sql-a", "rival/open"]
 
 
 def test_pages_follow_one_another_without_a_gap(reg: registry.Registry, operator: Principal, publish: Publish) -> None:
