@@ -47,17 +47,22 @@ class Changes:
                 status = os.stat(self._path)  # noqa: PTH116 - each resolve pays for it, and Path.stat costs double
                 if (status.st_dev, status.st_ino) != self._file:
                     self._take_up((status.st_dev, status.st_ino))
-            execute = self._execute or self._open()
+            known = self._execute
             try:
-                return (self._opened, execute(self._query).fetchone()[0])
+                return self._ask(known or self._open())
             except Exception:
                 self._close()
-                raise
+                if known is None:
+                    raise
+            return self._ask(self._open())  # the connection was lost: the server was started again
 
     def close(self) -> None:
         """Close the connection. A later question opens another, whose stamps differ from all before."""
         with self._lock:
             self._close()
+
+    def _ask(self, execute: Callable[[str], Any]) -> Stamp:
+        return (self._opened, execute(self._query).fetchone()[0])
 
     def _take_up(self, file: tuple[int, int]) -> None:
         """Another file stands where the database was (it was restored): no connection may go on with the old one."""
@@ -73,8 +78,9 @@ class Changes:
         if self._path is None:
             self._connection.autocommit = True
         self._opened += 1
-        self._execute = self._connection.execute
-        return self._connection.execute
+        execute: Callable[[str], Any] = self._connection.execute
+        self._execute = execute
+        return execute
 
     def _close(self) -> None:
         if self._connection is not None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, exists, func, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, select
 from sqlalchemy.orm import Session
 
 from registry.database import Database
 from registry.errors import InvalidNameError, InvalidValueError
-from registry.lookup import find_adapter, is_readable, to_versions
+from registry.lookup import find_adapter, is_readable, missing_adapter, to_versions
 from registry.models import AdapterRow, AliasRow, TenantRow, VersionRow
 from registry.names import VERSION_NUMBER_DIGITS, AdapterName
 from registry.page import PAGE_DEFAULT, PAGE_LIMIT, Page, check_limit
@@ -29,18 +29,35 @@ class Listing:
         self._database = database
 
     def adapters(
-        self, principal: Principal, *, limit: int = PAGE_DEFAULT, cursor: str | None = None, tenant: str | None = None
+        self,
+        principal: Principal,
+        *,
+        limit: int = PAGE_DEFAULT,
+        cursor: str | None = None,
+        tenant: str | None = None,
+        search: str | None = None,
     ) -> Page[AdapterSummary]:
-        """Adapters that have a version and that the caller may read, by name; of one tenant, where it is given.
+        """Adapters that have a version and that the caller may read, by name.
 
-        Raises InvalidValueError.
+        Of one tenant, where it is given; and those in whose full name the searched text is. Raises InvalidValueError.
         """
         after = None if cursor is None else _parse_adapter_cursor(cursor)
+        query = _adapters_query(principal)
+        if search is not None:
+            query = query.where((TenantRow.name + "/" + AdapterRow.name).contains(search, autoescape=True))
         with self._database.reading() as session:
-            rows = _adapter_rows(session, principal, after, tenant, check_limit(limit) + 1)
+            rows = _adapter_rows(session, query, after, tenant, check_limit(limit) + 1)
             summaries = tuple(_summaries(session, rows[:limit]))
         last = rows[:limit][-1] if len(rows) > limit else None
         return Page(summaries, None if last is None else f"{last.tenant}/{last.name}")
+
+    def adapter(self, name: AdapterName, principal: Principal) -> AdapterSummary:
+        """One adapter that has a version. Raises NotFoundError."""
+        query = _adapters_query(principal).where(TenantRow.name == name.tenant, AdapterRow.name == name.name)
+        with self._database.reading() as session:
+            for summary in _summaries(session, session.execute(query).all()):
+                return summary
+        raise missing_adapter(name)
 
     def all_adapters(self, principal: Principal) -> list[AdapterSummary]:
         """Every adapter with a version that the caller may read, by name."""
@@ -71,13 +88,12 @@ class Listing:
 
 
 def _adapter_rows(
-    session: Session, principal: Principal, after: AdapterName | None, tenant: str | None, limit: int
+    session: Session, query: Select[Any], after: AdapterName | None, tenant: str | None, limit: int
 ) -> Sequence[Row[Any]]:
     """The next adapters in order: first the rest of the cursor's tenant, then the tenants after it.
 
     Two questions, because each is one walk along an index; joined by "or" they would be none.
     """
-    query = _adapters_query(principal)
     if tenant is not None:
         query = query.where(TenantRow.name == tenant)
     if after is None:
@@ -133,15 +149,15 @@ def _summaries(session: Session, rows: Sequence[Row[Any]]) -> Iterator[AdapterSu
 
 def _newest_versions(session: Session, adapter_ids: list[int]) -> dict[int, Row[Any]]:
     newest = (
-        select(VersionRow.adapter_id, func.max(VersionRow.number))
+        select(VersionRow.adapter_id, func.max(VersionRow.number).label("number"))
         .where(VersionRow.adapter_id.in_(adapter_ids))
         .group_by(VersionRow.adapter_id)
+        .subquery()
     )
-    numbers = [tuple(row) for row in session.execute(newest)]
+    is_newest = and_(VersionRow.adapter_id == newest.c.adapter_id, VersionRow.number == newest.c.number)
     columns = (VersionRow.adapter_id, VersionRow.number, VersionRow.digest, VersionRow.base_fingerprint)
-    query = select(*columns, VersionRow.rank, VersionRow.adapter_bytes)
-    keys = tuple_(VersionRow.adapter_id, VersionRow.number)
-    return {row.adapter_id: row for row in session.execute(query.where(keys.in_(numbers)))}
+    query: Select[Any] = select(*columns, VersionRow.rank, VersionRow.adapter_bytes).join(newest, is_newest)
+    return {row.adapter_id: row for row in session.execute(query).all()}
 
 
 def _parse_adapter_cursor(text: str) -> AdapterName:

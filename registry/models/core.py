@@ -115,7 +115,7 @@ class AliasRow(Row):
     __tablename__ = "aliases"
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
     name: Mapped[str] = mapped_column(String(40), primary_key=True)
-    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
     moved_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 

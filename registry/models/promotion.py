@@ -44,7 +44,7 @@ class CanaryRow(Row):
     __tablename__ = "canaries"
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
     alias: Mapped[str] = mapped_column(String(40), primary_key=True)
-    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
     permille: Mapped[int]
     actor: Mapped[str] = mapped_column(String(80))
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
