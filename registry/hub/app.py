@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from registry.errors import AuthenticationError, MissingTokenError, RegistryError
-from registry.hub import account, repos
+from registry.hub import account, cas, repos
 from registry.hub.context import Hub, HubSettings
 from registry.hub.errors import REPO_NOT_FOUND, ClientGoneError, Failure, failure_of
 from registry.hub.request import Receive, Request, Scope, raw_path_of
@@ -35,7 +35,7 @@ from registry.registry import Registry
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Authenticate = Callable[[Scope], Awaitable[Any]]
 
-_MODULES = (account, repos)
+_MODULES = (account, cas, repos)
 _OWN_PREFIXES = (b"/api/", b"/cas/", b"/oauth/")
 _REPO_PATH = re.compile(rb"/[^/]+/(?:[^/]+/(?:resolve|raw|commit|tree|blob)/|[^/]+\.git/|[^/]+/?$)")
 _OTHER_KINDS = re.compile(rb"/(?:api/)?(?:datasets|spaces|kernels)(?:/|$)")

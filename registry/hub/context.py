@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ParamSpec, TypeVar
 
+from registry.hub.xet_grant import XetGrants
+from registry.hub.xet_session import XetLimits, XetSessions
 from registry.registry import Registry
 from registry.threads import Threads
 
@@ -44,6 +47,16 @@ class Hub:
     async def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run what blocks (the database, files) on a thread of this face."""
         return await self.threads.run(call, *args, **kwargs)
+
+    @cached_property
+    def xet_sessions(self) -> XetSessions:
+        """The Xet uploads in progress."""
+        limits = XetLimits(file_bytes=self.settings.upload_bytes_limit)
+        return XetSessions(self.registry.blobs, self.registry.quotas, limits)
+
+    def xet_grants(self) -> XetGrants:
+        """Who signs and checks the tokens of Xet uploads. It reads the registry's secret: call it on a thread."""
+        return XetGrants(self.registry.signing_secret.value())
 
     def close(self) -> None:
         """End the threads."""
