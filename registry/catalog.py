@@ -16,6 +16,7 @@ from registry import audit, events
 from registry.database import Database
 from registry.errors import ConflictError
 from registry.events import EventKind
+from registry.failpoints import reach
 from registry.lookup import find_adapter, find_version, to_versions
 from registry.models import AdapterRow, TenantRow, VersionFileRow, VersionRow
 from registry.names import AdapterName, AdapterRef
@@ -55,6 +56,7 @@ class Catalog:
             row, is_new = enter_version(session, name, tenant, adapter, draft, principal, now)
             if is_new:
                 _commit_version(session, adapter, row, draft, git_oids or {}, principal, now)
+            reach("publish.before_commit")
             return to_versions(session, [(row, adapter, tenant.name)])[0], is_new
 
     def version(self, ref: AdapterRef, principal: Principal) -> Version:

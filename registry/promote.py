@@ -5,6 +5,7 @@ from __future__ import annotations
 from registry.aliases import Aliases, Expected
 from registry.bounded_text import check_text
 from registry.errors import InvalidNameError
+from registry.failpoints import reach
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.principal import Principal, Role
 from registry.version import AliasMove
@@ -20,7 +21,9 @@ def promote(
         raise InvalidNameError("a version to promote", str(ref), "name the adapter too, such as acme/text2sql@3")
     parse_alias(alias)
     _check(aliases, ref.adapter, principal, evidence)
-    return aliases.promote(ref, alias, expected=expected, evidence=evidence, principal=principal)
+    move = aliases.promote(ref, alias, expected=expected, evidence=evidence, principal=principal)
+    reach("promote.after_commit")
+    return move
 
 
 def roll_back(

@@ -19,6 +19,7 @@ from registry.blobs import BlobStore, Staging
 from registry.bounded_text import check_text
 from registry.catalog import Catalog
 from registry.errors import RegistryError
+from registry.failpoints import reach
 from registry.names import AdapterName
 from registry.principal import Principal, Role
 from registry.quotas import Quotas
@@ -58,11 +59,15 @@ def publish(
     principal.require(Role.PUBLISHER, name, action="publish to")
     check_text("message", message, limit_characters=MESSAGE_CHARACTERS)
     with blobs.staged(folder, list_files(folder)) as staging:
+        reach("publish.after_stage")
         admission = admit(staging.folder, bases, named_base=base_fingerprint, policy=policy)
         with _room_for(staging, quotas, name, principal):
+            reach("publish.after_judge")
             blobs.keep(staging)
+            reach("publish.after_keep")
     draft = admission.draft(staging.files, message=message)
     version, is_new = catalog.add_version(name, draft, visibility=visibility, principal=principal)
+    reach("publish.after_commit")
     return Publication(version, is_new)
 
 
