@@ -29,7 +29,6 @@ from registry.locks import Lock
 from registry.models import EventRow
 from registry.principal import Principal
 from registry.scope import ESCAPE
-from registry.scope import ESCAPE
 
 PAGE_EVENTS = 100
 PAGE_EVENTS_LIMIT = 1000
@@ -52,6 +51,7 @@ class EventKind(StrEnum):
     CANARY_ENDED = "canary.ended"
     VERSION_ATTESTED = "version.attested"
     ADAPTER_CREATED = "adapter.created"
+    COMMIT_CREATED = "commit.created"
     ADAPTER_VISIBILITY = "adapter.visibility"
     ADAPTER_DELETED = "adapter.deleted"
     ADAPTER_MOVED = "adapter.moved"
