@@ -3,6 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
+CLIENTS := .venv-clients/.setup-stamp
 PACKAGES := basemodel registry serving trainer loraplex
 
 .DEFAULT_GOAL := help
@@ -15,6 +16,10 @@ $(STAMP): pyproject.toml requirements.lock requirements-dev.lock deploy/setup.sh
 	deploy/setup.sh $(VENV)
 	@touch $@
 
+$(CLIENTS): $(STAMP) deploy/hub_clients.sh $(wildcard deploy/hub_clients/*.txt)
+	deploy/hub_clients.sh $(@D)
+	@touch $@
+
 setup: $(STAMP) ## create .venv and install everything, the torch build that fits this machine included
 
 demo: $(STAMP) ## train three adapters over one 4-bit base, publish them, serve them in one batch (about 6 minutes on 2 cores)
@@ -23,10 +28,10 @@ demo: $(STAMP) ## train three adapters over one 4-bit base, publish them, serve 
 serve: $(STAMP) ## serve the embedded base and the adapters of the local registry
 	$(BIN)/loraplex serve --base embedded $(ARGS)
 
-test: $(STAMP) ## the test suite
+test: $(STAMP) $(CLIENTS) ## the test suite
 	$(BIN)/pytest $(ARGS)
 
-test-long: $(STAMP) ## the tests that take minutes each
+test-long: $(STAMP) $(CLIENTS) ## the tests that take minutes each
 	$(BIN)/pytest -m long --timeout 1800 $(ARGS)
 
 check: $(STAMP) ## ruff, mypy --strict, import-linter
@@ -46,4 +51,4 @@ lock: ## write requirements.lock anew from pyproject.toml (needs uv)
 	deploy/lock.sh $(ARGS)
 
 clean: ## remove what these targets have made
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(dir $(CLIENTS)) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Writes requirements.lock (what runs) and requirements-dev.lock (what tests and checks need besides): every dependency
-# but torch, with its exact version and the hashes of all its files. Run by `make lock`, with uv on the PATH.
+# but torch, with its exact version and the hashes of all its files; and likewise the Hub clients that tests drive.
+# Run by `make lock`, with uv on the PATH.
 # It keeps the present versions where pyproject.toml allows them; `deploy/lock.sh --upgrade` takes the newest.
 #
 # torch and the CUDA packages that it brings stay out: deploy/setup.sh chooses the build that fits the machine.
@@ -33,4 +34,11 @@ note="Written by deploy/lock.sh from pyproject.toml; torch $torch_version is ins
     awk 'NR == FNR { if (/^[A-Za-z0-9]/) { runs[$1] = 1 }; next }
          /^[A-Za-z0-9]/ { keep = !($1 in runs) } keep' "$work/runtime" "$work/everything"
 } > requirements-dev.lock
+
+# The Hub clients that tests drive: each deploy/hub_clients/NAME.in names its releases, NAME.txt pins all they need.
+for input in deploy/hub_clients/*.in; do
+    uv pip compile "$input" --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet \
+        "${UV_OPTIONS[@]}" --output-file "${input%.in}.txt" > /dev/null
+done
+
 echo "$(grep -c == requirements.lock) packages run, $(grep -c == requirements-dev.lock) more test, beside torch $torch_version"
