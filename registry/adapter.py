@@ -122,7 +122,7 @@ def _check_entry(name: str, status: os.stat_result) -> None:
         raise RejectedAdapterError(RejectReason.SUBFOLDER, "it is a folder", file=name)
     if not stat.S_ISREG(status.st_mode):
         raise RejectedAdapterError(RejectReason.NOT_A_PLAIN_FILE, "it is not a plain file", file=name)
-    limit_bytes = _limit_bytes(name)
+    limit_bytes = limit_bytes_of(name)
     if limit_bytes is None:
         raise RejectedAdapterError(RejectReason.FILE_NOT_ALLOWED, "this file is not part of an adapter", file=name)
     if status.st_size > limit_bytes:
@@ -130,8 +130,8 @@ def _check_entry(name: str, status: os.stat_result) -> None:
         raise RejectedAdapterError(RejectReason.FILE_TOO_LARGE, detail, file=name)
 
 
-def _limit_bytes(name: str) -> int | None:
-    """The limit of a file of this name; None where the name is not allowed."""
+def limit_bytes_of(name: str) -> int | None:
+    """The limit of a file of this name; None where the name is not allowed in an adapter."""
     if name in (CONFIG_FILE, MANIFEST_FILE):
         return JSON_BYTES_LIMIT
     if name == WEIGHTS_FILE:

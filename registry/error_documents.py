@@ -1,7 +1,7 @@
 """Errors as documents, and back: what one side raises, a client on the other side raises again, with its fields.
 
-The code of an error is its class's name without `Error`, in snake case (`AliasMovedError`: `alias_moved`); the fields are
-its public attributes. Failures of the disk or the database lose their text and fields: they name local paths.
+The code of an error is its class's name without `Error`, in snake case (`AliasMovedError`: `alias_moved`); the fields
+are its public attributes. Failures of the disk or the database lose their text and fields: they name local paths.
 This module knows no HTTP.
 """
 

@@ -8,7 +8,8 @@ import stat
 from pathlib import Path
 
 from registry.blobs import BlobStore, hash_file
-from registry.errors import ConflictError, StorageError
+from registry.errors import ConflictError, NotFoundError, StorageError
+from registry.file_entry import FileEntry
 from registry.version import Version
 
 
@@ -39,6 +40,15 @@ def pull(blobs: BlobStore, version: Version, destination: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return destination
+
+
+def find_file(version: Version, path: str) -> FileEntry:
+    """The version's file of this name. Raises NotFoundError."""
+    for file in version.files:
+        if file.path == path:
+            return file
+    ref = f"{version.adapter}@{version.number}"
+    raise NotFoundError("file", path, f"See the files of a version with `loraplex show {ref}`.")
 
 
 def _holds(destination: Path, version: Version) -> bool:

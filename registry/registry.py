@@ -1,4 +1,4 @@
-"""The registry as its users see it: one object over one folder.
+"""The registry as its users see it: one object over a catalog and its blobs (`opening.py` opens them).
 
 FOLDER/catalog.sqlite    tenants, tokens, bases, adapters, versions, aliases, audit log
 FOLDER/blobs/            the files of the versions, by digest
@@ -7,66 +7,84 @@ FOLDER/blobs/            the files of the versions, by digest
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from registry.alias_policies import AliasPolicies
 from registry.aliases import ANY, Aliases, Expected
+from registry.attestations import Attestation, Attestations
 from registry.audit_log import AuditEntry, AuditLog, AuditVerification
 from registry.base import BaseRecord
 from registry.bases import Bases
-from registry.blobs import BlobStore, LocalBlobs
+from registry.blobs import BlobReader, BlobStore
+from registry.canaries import Canaries
 from registry.catalog import Catalog
+from registry.commits import Commits
 from registry.courier import Courier, CourierSettings
-from registry.database import DATABASE_FILE, Database
-from registry.errors import InvalidValueError, NotFoundError, StorageError
+from registry.database import Database
+from registry.deletion import Deletion
+from registry.errors import InvalidValueError, StorageError
 from registry.events import PAGE_EVENTS, EventPage, Feed
 from registry.listing import Listing
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.outbound import OutboundPolicy
 from registry.outbox import Outbox
 from registry.page import PAGE_DEFAULT, Page
+from registry.policies import AliasPolicy, GateVerdict, PolicyRecord
 from registry.principal import OPERATOR, OPERATOR_ACTOR, Principal, Role
-from registry.promote import promote, roll_back
+from registry.promote import check_gate, promote, promote_canary, roll_back
 from registry.publish import Publication, publish
-from registry.pull import pull
+from registry.pull import find_file, pull
 from registry.quotas import Quotas, Usage
+from registry.receiving import private_folder
+from registry.refs import Refs
 from registry.repositories import Repositories
 from registry.resolution import Resolution
 from registry.scope import Scope
 from registry.signing_secret import SigningSecret
+from registry.snapshots import Snapshots
 from registry.tenant_policy import TenantPolicies, TenantPolicy
 from registry.tenants import IssuedToken, Tenant, Tenants, Token
-from registry.version import AdapterSummary, AliasMove, Version, Visibility
+from registry.version import AdapterSummary, AliasMove, Canary, Split, Version, Visibility
 from registry.webhooks import Delivery, IssuedWebhook, Webhook, Webhooks
 
 BLOBS_FOLDER = "blobs"
 
 
 class Registry:
-    """An open registry. Threads may share it, and processes may open the same folder.
+    """An open registry. Threads may share it, and processes may open the same place.
+
+    `folder` is where it is, if it is a folder.
 
     Methods without a principal are the operator's: they are for code that runs on the registry's own machine.
     Every method raises errors of `registry.errors` only.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, database: Database, blobs: BlobStore, *, folder: Path | None = None) -> None:
         self.folder = folder
-        self._blobs: BlobStore = LocalBlobs(folder / BLOBS_FOLDER)
-        self._database = Database(folder)
+        self._blobs = blobs
+        self._database = database
         self._bases = Bases(self._database)
         self._catalog = Catalog(self._database)
-        self.repositories = Repositories(self._database)
+        self.repositories, self.refs = Repositories(self._database), Refs(self._database)
+        self.snapshots = Snapshots(self._database)
         self._resolution = Resolution(self._database, self._catalog)
         self._listing = Listing(self._database)
         self._aliases = Aliases(self._database)
+        self._alias_policies = AliasPolicies(self._database)
+        self._attestations = Attestations(self._database)
+        self._canaries = Canaries(self._database, self._aliases)
         self._tenants = Tenants(self._database)
         self._feed = Feed(self._database)
         self._webhooks = Webhooks(self._database)
         self._quotas = Quotas(self._database)
         self._audit_log = AuditLog(self._database)
+        self._deletion = Deletion(self._database)
         self._tenant_policies = TenantPolicies(self._database)
+        self.commits = Commits(self._database, self._bases, self._blobs, self._tenant_policies)
         # What the Hub face streams to, counts and signs with, itself.
         self.blobs, self.quotas = self._blobs, self._quotas
         self.signing_secret = SigningSecret(self._database)
@@ -82,6 +100,7 @@ class Registry:
     def close(self) -> None:
         """Close the database. Using the registry afterwards opens it again."""
         self._database.close()
+        self._blobs.close()
 
     def create_tenant(self, name: str, *, principal: Principal = OPERATOR) -> Tenant:
         """Make a tenant."""
@@ -241,15 +260,33 @@ class Registry:
         """Put the version's files into a folder, verified, all at once. Right to read it: having resolved it."""
         return pull(self._blobs, version, destination)
 
+    def receiving(self) -> AbstractContextManager[Path]:
+        """A private folder of the registry's own disk for an adapter that arrives, removed at the end of the block."""
+        return private_folder(self._blobs.scratch)
+
+    def open_file(self, version: Version, path: str, *, start: int = 0, end: int | None = None) -> BlobReader:
+        """The verified bytes of one of the version's files, or of a range. Right to read it: having resolved it."""
+        return self._blobs.open(find_file(version, path), start=start, end=end)
+
+    def adapter(self, name: str, principal: Principal) -> AdapterSummary:
+        """One adapter that has a version."""
+        return self._listing.adapter(AdapterName.parse(name), principal)
+
     def list_adapters(self, principal: Principal) -> list[AdapterSummary]:
         """The adapters that the caller may read, by name."""
         return self._listing.all_adapters(principal)
 
     def page_adapters(
-        self, principal: Principal, *, limit: int = PAGE_DEFAULT, cursor: str | None = None, tenant: str | None = None
+        self,
+        principal: Principal,
+        *,
+        limit: int = PAGE_DEFAULT,
+        cursor: str | None = None,
+        tenant: str | None = None,
+        search: str | None = None,
     ) -> Page[AdapterSummary]:
         """Some of the adapters that the caller may read, by name; the page's cursor asks for the next ones."""
-        return self._listing.adapters(principal, limit=limit, cursor=cursor, tenant=tenant)
+        return self._listing.adapters(principal, limit=limit, cursor=cursor, tenant=tenant, search=search)
 
     def list_versions(self, name: str, principal: Principal) -> list[Version]:
         """An adapter's versions, newest first."""
@@ -282,6 +319,89 @@ class Registry:
         """Undo an alias's last promotion."""
         parsed = AdapterName.parse(name)
         return roll_back(self._aliases, parsed, alias, principal=principal, expected=expected, evidence=evidence)
+
+    def promote_canary(
+        self, name: str, alias: str, *, principal: Principal, expected: Expected = ANY, evidence: str = ""
+    ) -> AliasMove:
+        """Point an alias at its canary's candidate, through the alias's gate."""
+        parsed = AdapterName.parse(name)
+        return promote_canary(
+            self._aliases, self._canaries, parsed, alias, principal=principal, expected=expected, evidence=evidence
+        )
+
+    def start_canary(self, ref: str, alias: str, *, permille: int, principal: Principal) -> Canary:
+        """Give so many thousandths of the alias's requests to this version."""
+        return self._canaries.start(AdapterRef.parse(ref), alias, permille=permille, principal=principal)
+
+    def change_canary(self, name: str, alias: str, *, permille: int, principal: Principal) -> Canary:
+        """Give the alias's canary another weight."""
+        return self._canaries.change(AdapterName.parse(name), alias, permille=permille, principal=principal)
+
+    def stop_canary(self, name: str, alias: str, *, principal: Principal) -> Canary:
+        """Give every request of the alias to the version that it points at."""
+        return self._canaries.stop(AdapterName.parse(name), alias, principal=principal)
+
+    def canaries(self, name: str, principal: Principal) -> list[Canary]:
+        """The canaries that run on an adapter's aliases."""
+        return self._canaries.all(AdapterName.parse(name), principal)
+
+    def resolve_split(self, ref: str, *, principal: Principal) -> Split:
+        """What the reference means now, with the canary that runs on it."""
+        return self._canaries.resolve_split(ref, principal)
+
+    def set_policy(self, name: str, alias: str, policy: AliasPolicy, *, principal: Principal) -> PolicyRecord:
+        """Set what a version must show before the alias may point at it."""
+        return self._alias_policies.set(AdapterName.parse(name), alias, policy, principal)
+
+    def remove_policy(self, name: str, alias: str, *, principal: Principal) -> None:
+        """Take an alias's policy away."""
+        self._alias_policies.remove(AdapterName.parse(name), alias, principal)
+
+    def policies(self, name: str, principal: Principal) -> list[PolicyRecord]:
+        """The policies of an adapter's aliases."""
+        return self._alias_policies.all(AdapterName.parse(name), principal)
+
+    def policy(self, name: str, alias: str, principal: Principal) -> PolicyRecord:
+        """The policy of an alias."""
+        return self._alias_policies.find(AdapterName.parse(name), alias, principal)
+
+    def check_gate(self, ref: str, alias: str, principal: Principal) -> GateVerdict | None:
+        """How the alias's policy would judge a version now; None where it has none."""
+        return check_gate(self._aliases, AdapterRef.parse(ref), alias, principal)
+
+    def attestations(self, ref: str, principal: Principal) -> list[Attestation]:
+        """What is attested of a version, oldest first."""
+        return self._attestations.of(AdapterRef.parse(ref), principal)
+
+    def attest_evaluation(
+        self,
+        ref: str,
+        name: str,
+        metrics: Mapping[str, float],
+        *,
+        principal: Principal,
+        passed: bool | None = None,
+        note: str = "",
+    ) -> Attestation:
+        """Record figures that somebody measured of a version."""
+        parsed = AdapterRef.parse(ref)
+        return self._attestations.evaluation(parsed, name, metrics, passed=passed, note=note, principal=principal)
+
+    def attest_probes(
+        self, ref: str, *, passed: bool, principal: Principal, name: str = "probes", note: str = ""
+    ) -> Attestation:
+        """Record that the manifest's probes were run."""
+        parsed = AdapterRef.parse(ref)
+        return self._attestations.probes(parsed, name, passed=passed, note=note, principal=principal)
+
+    def attest_scan(self, ref: str, scanner: str, *, passed: bool, principal: Principal, note: str = "") -> Attestation:
+        """Record what a scanner found."""
+        parsed = AdapterRef.parse(ref)
+        return self._attestations.scan(parsed, scanner, passed=passed, note=note, principal=principal)
+
+    def approve(self, ref: str, alias: str, *, principal: Principal, note: str = "") -> Attestation:
+        """Approve a version for an alias."""
+        return self._attestations.approve(AdapterRef.parse(ref), alias, note=note, principal=principal)
 
     def events(
         self,
@@ -333,6 +453,23 @@ class Registry:
         """A worker that delivers to webhooks once it is started; any number of processes may run one."""
         return Courier(Outbox(self._database), self._webhooks.policy, settings or CourierSettings())
 
+    def delete_version(self, ref: str, principal: Principal, *, force: bool = False) -> None:
+        """Delete a version that no alias points at, nobody pinned and (unless `force`) no server has loaded."""
+        self._deletion.delete_version(AdapterRef.parse(ref), principal, force=force)
+
+    def delete_adapter(self, name: str, principal: Principal) -> None:
+        """Delete an adapter with all its versions and aliases. Its name rests for a year."""
+        self._deletion.delete_adapter(AdapterName.parse(name), principal)
+
+    def move_adapter(self, old: str, new: str, principal: Principal) -> None:
+        """Rename an adapter within its tenant. Its old name rests for a year."""
+        self._deletion.move_adapter(AdapterName.parse(old), AdapterName.parse(new), principal)
+
+    def moved_to(self, name: str, principal: Principal) -> str | None:
+        """Where the adapter of this name went, if it was renamed and the caller may read it there."""
+        found = self._deletion.moved_to(AdapterName.parse(name), principal)
+        return None if found is None else str(found)
+
     def check_integrity(self) -> None:
         """Check that numbers have no gap, and read every blob of every version. Raises StorageError."""
         operator = Principal.operator()
@@ -343,26 +480,6 @@ class Registry:
                 raise StorageError(f"{summary.adapter} has the versions {numbers}. Restore the catalog from a backup.")
             for file in {file for version in versions for file in version.files}:
                 self._blobs.verify(file)
-
-
-def open_registry(location: Path | str, *, create: bool = True) -> Registry:
-    """Open the registry in this folder, making it where there is none (unless `create` is False).
-
-    Raises NotFoundError, StorageError.
-    """
-    if "://" in str(location):
-        raise InvalidValueError(
-            "registry", f"{location} is an address; this release opens registries in a local folder"
-        )
-    folder = Path(location)
-    if not create and not (folder / DATABASE_FILE).is_file():
-        raise NotFoundError("registry", str(folder), "Publish an adapter to make one, or name another with --registry.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"{folder} cannot be made ({error.strerror}). Name another folder with --registry."
-        raise StorageError(message, path=folder) from error
-    return Registry(folder)
 
 
 def _parse_visibility(text: str | None) -> Visibility | None:
