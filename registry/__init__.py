@@ -28,11 +28,11 @@ from registry.errors import (
 )
 from registry.file_entry import FileEntry, digest_of_files
 from registry.names import AdapterName, AdapterRef, Digest
+from registry.opening import open_registry as open  # noqa: A004 - `registry.open(...)` is how it is meant to be read
 from registry.principal import Principal, Role
 from registry.publish import Publication
 from registry.reasons import RejectReason
 from registry.registry import Registry
-from registry.registry import open_registry as open  # noqa: A004 - `registry.open(...)` is how it is meant to be read
 from registry.tenants import IssuedToken, Tenant, Token
 from registry.version import AdapterSummary, AliasMove, Version, Visibility
 

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from registry.backend import Backend
 from registry.changes import Changes, Stamp
-from registry.errors import IncompatibleRegistryError, StorageError
+from registry.errors import IncompatibleRegistryError, NotFoundError, StorageError
 from registry.failpoints import reach
 from registry.migrations import OLDEST_READER
 from registry.models import MetaRow
@@ -42,11 +42,12 @@ OLDEST_READER_KEY = "oldest_reader"
 class Database:
     """One open database. Safe to share between threads; each transaction has a connection of its own."""
 
-    def __init__(self, where: Path | str) -> None:
+    def __init__(self, where: Path | str, *, create: bool = True) -> None:
         """Open the database in this folder or at this address, and bring its schema up to date.
 
-        Raises StorageError, InvalidValueError.
+        Raises StorageError, InvalidValueError, and NotFoundError where there is none and it is not to be made.
         """
+        self._create = create
         self._backend: Backend = PostgresBackend(where) if isinstance(where, str) else SqliteBackend(where)
         self._changes = Changes(self._backend.reading)
         try:
@@ -116,6 +117,8 @@ class Database:
         if present == scripts.get_current_head():
             return True
         known = {script.revision for script in scripts.walk_revisions()}
+        if present is None and not self._create:
+            raise NotFoundError("registry", self._backend.place, "Open it once with the right to make it.")
         if present is None or present in known:
             return False
         note = connection.scalar(select(MetaRow.value).where(MetaRow.key == OLDEST_READER_KEY)) or ""

@@ -8,6 +8,7 @@
     |-- AuthenticationError         a secret that opens nothing
     |   `-- MissingTokenError       ... because there was none
     |-- PermissionDeniedError       a role that is too low, or another tenant's adapter
+    |   `-- ReadOnlyRevisionError   ... or a revision that takes no commits
     |-- RejectedAdapterError        an adapter folder that will not be accepted (`reason` is a stable code)
     |   `-- BaseMismatchError       ... because it stands on another base
     |-- InvalidBaseError            a base description that cannot be read
@@ -15,7 +16,9 @@
     |-- QuotaExceededError          a tenant that has as much as it may have
     |-- ConflictError               the state does not allow the change
     |   |-- AliasMovedError         ... because somebody else moved the alias first
+    |   |-- ParentMovedError        ... or the branch
     |   `-- GateError               ... because the version does not pass the alias's policy
+    |-- ArchiveError                a file to import that is damaged, or is no export
     |-- UpstreamError               another server did not answer, or not well
     `-- StorageError                the disk or the database failed
         |-- IntegrityError          stored bytes are not what their digest says
@@ -102,6 +105,16 @@ class PermissionDeniedError(RegistryError):
         self.action = action
         self.subject = subject
         self.why = why
+
+
+class ReadOnlyRevisionError(PermissionDeniedError):
+    """A revision that is no branch: aliases move by promotion, and tags, versions and commits never do."""
+
+    def __init__(self, adapter: str, revision: str) -> None:
+        why = "only branches take commits, and this is an alias, a tag, a version or a commit; commit to 'main'"
+        super().__init__("write to", f"{adapter}@{revision}", why)
+        self.adapter = adapter
+        self.revision = revision
 
 
 class RejectedAdapterError(RegistryError):
@@ -191,6 +204,20 @@ class AliasMovedError(ConflictError):
         self.actual = actual
 
 
+class ParentMovedError(ConflictError):
+    """The branch was not at the commit that the caller built on; nothing was changed."""
+
+    def __init__(self, adapter: str, branch: str, *, expected: str, actual: str | None) -> None:
+        super().__init__(
+            f"Branch {branch!r} of {adapter!r} is at {actual or 'no commit'}, not at {expected}, on which you built: "
+            "somebody committed meanwhile. Nothing was changed: fetch the new head and commit again."
+        )
+        self.adapter = adapter
+        self.branch = branch
+        self.expected = expected
+        self.actual = actual
+
+
 class GateError(ConflictError):
     """A version that the alias's policy does not let through; nothing was changed.
 
@@ -209,6 +236,14 @@ class GateError(ConflictError):
         self.alias = alias
         self.number = number
         self.checks = checks
+
+
+class ArchiveError(RegistryError):
+    """A file or folder to import that is damaged, or that no export has written."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The archive cannot be imported: {why}. Export it again with `loraplex export`.")
+        self.why = why
 
 
 class UpstreamError(RegistryError):
@@ -231,7 +266,7 @@ class StorageError(RegistryError):
 class IntegrityError(StorageError):
     """Stored bytes that do not have their digest. They are never handed out."""
 
-    def __init__(self, path: Path, *, expected: str, found: str | None) -> None:
+    def __init__(self, path: Path | None, *, expected: str, found: str | None) -> None:
         state = "is missing" if found is None else f"is damaged (its bytes hash to {found})"
         super().__init__(
             f"Blob {expected} {state}: nothing was delivered. "

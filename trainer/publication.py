@@ -10,7 +10,7 @@ from pathlib import Path
 
 from registry.names import AdapterName, parse_alias
 from registry.principal import Principal
-from registry.registry import open_registry
+from registry.opening import open_registry
 from registry.version import Version
 from trainer.job import Job
 from trainer.result import TrainingResult

@@ -129,7 +129,7 @@ class BlobStore(Protocol):
     def local_path(self, blob: Blob | FileEntry) -> Path | None:
         """The file that is this blob, verified as by `open`, to be read only; None where the store is not local."""
 
-    def download_url(self, blob: Blob | FileEntry, *, seconds: int, file_name: str | None = None) -> str | None:
+    def download_url(self, blob: Blob | FileEntry, *, seconds: int) -> str | None:
         """A presigned address to read the verified blob from; None where direct transfers are off."""
 
     def upload_url(self, blob: Blob, *, scope: str, seconds: int) -> str | None:

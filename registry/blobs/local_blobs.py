@@ -154,7 +154,7 @@ class LocalBlobs:
         self._open_verified(blob).close()
         return self.path_of(blob.sha256)
 
-    def download_url(self, blob: Blob | FileEntry, *, seconds: int, file_name: str | None = None) -> None:
+    def download_url(self, blob: Blob | FileEntry, *, seconds: int) -> None:
         """None: a folder has no addresses."""
 
     def upload_url(self, blob: Blob, *, scope: str, seconds: int) -> None:

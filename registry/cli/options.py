@@ -10,7 +10,8 @@ import click
 
 from registry.aliases import ANY, Expected
 from registry.errors import RegistryError
-from registry.registry import Registry, open_registry
+from registry.opening import open_registry
+from registry.registry import Registry
 
 REGISTRY_FOLDER = "registry"
 

@@ -103,8 +103,18 @@ def test_what_is_no_registry(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="There is no registry"):
         registry.open(tmp_path / "absent", create=False)
     assert not (tmp_path / "absent").exists()
-    with pytest.raises(InvalidValueError, match="local folder"):
-        registry.open("postgresql://localhost/registry")
+    for address, blobs, why in (
+        ("ftp://localhost/registry", None, "is no registry"),
+        ("postgresql://localhost/registry", None, "has its files elsewhere"),
+        ("postgresql://localhost", tmp_path / "blobs", "not the address of a PostgreSQL database"),
+        (tmp_path / "new", "ftp://bucket", "is no store"),
+        (tmp_path / "new", "s3://key:secret@bucket/prefix", "credentials come from the environment"),
+        (tmp_path / "new", "s3://bucket/prefix?acl=public", "'acl' is not among its options"),
+        (tmp_path / "new", "az://account", "az://account/container"),
+    ):
+        with pytest.raises(InvalidValueError, match=why) as caught:
+            registry.open(address, blobs=blobs)
+        assert "secret" not in str(caught.value)
 
 
 def test_a_registry_opens_again_as_it_was(tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
