@@ -3,6 +3,9 @@
 A move reads the alias, compares it with what the caller expected, and writes, with no other writer in between.
 Rolling back undoes promotions one by one, as a stack: promote 1, promote 2, promote 3, roll back (to 2), roll back
 (to 1); what was rolled back is not returned to.
+
+Where the alias has a policy, a promotion passes its gate in the same transaction (`gates.py`); a rollback is never held
+up. Both end the alias's canary.
 """
 
 from __future__ import annotations
@@ -15,12 +18,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry import audit, events
+from registry.canary_rows import end_canary
 from registry.database import Database
-from registry.errors import AliasMovedError, ConflictError, NotFoundError
+from registry.errors import AliasMovedError, ConflictError, GateError, NotFoundError
 from registry.events import EventKind
+from registry.failpoints import reach
+from registry.gates import Signers, judge, nobody_signed, refuse
 from registry.lookup import find_adapter, find_version
 from registry.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
 from registry.names import AdapterName, AdapterRef
+from registry.policies import GateVerdict, read_gate, write_gate
 from registry.principal import Principal
 from registry.version import AliasMove, MoveKind, Visibility
 
@@ -49,8 +56,9 @@ Expected = int | None | AtSequence | Expectation
 class Aliases:
     """Where aliases point. Holds no state but the database, so threads may share it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, signers: Signers = nobody_signed) -> None:
         self._database = database
+        self._signers = signers
 
     def current(self, name: AdapterName, principal: Principal) -> dict[str, int]:
         """Version numbers by alias. Raises NotFoundError."""
@@ -75,18 +83,33 @@ class Aliases:
         """Point the alias at the version that the reference means now; the reference must name an adapter.
 
         Where it points there already, nothing changes and the move that brought it there is returned.
-        Raises NotFoundError, AliasMovedError.
+        Raises NotFoundError, AliasMovedError, GateError.
         """
         name = ref.adapter
         assert name is not None, "checked by promote.py"
-        with self._database.writing() as session:
-            adapter = find_adapter(session, name, principal, lock=True)
+        try:
+            with self._database.writing() as session:
+                adapter = find_adapter(session, name, principal, lock=True)
+                version, _, _ = find_version(session, ref, principal)
+                moves = _moves(session, adapter, alias)
+                _compare(name, alias, moves, expected)
+                if moves and moves[-1].to_number == version.number:
+                    return _to_move(name, moves[-1])
+                gate = self._pass_gate(session, name, adapter, alias, moves, version)
+                kind = MoveKind.PROMOTE
+                return _move(session, name, adapter, alias, kind, moves, version, evidence, principal, gate)
+        except GateError as error:
+            self._record_refusal(name, error, principal)
+            raise
+
+    def check_gate(self, ref: AdapterRef, alias: str, principal: Principal) -> GateVerdict | None:
+        """How the alias's policy would judge this version now; None where there is no policy. Changes nothing."""
+        name = ref.adapter
+        assert name is not None, "checked by promote.py"
+        with self._database.reading() as session:
+            adapter = find_adapter(session, name, principal)
             version, _, _ = find_version(session, ref, principal)
-            moves = _moves(session, adapter, alias)
-            _compare(name, alias, moves, expected)
-            if moves and moves[-1].to_number == version.number:
-                return _to_move(name, moves[-1])
-            return _move(session, name, adapter, alias, MoveKind.PROMOTE, moves, version, evidence, principal)
+            return self._judge(session, name, adapter, alias, _moves(session, adapter, alias), version)
 
     def roll_back(
         self, name: AdapterName, alias: str, *, expected: Expected, evidence: str, principal: Principal
@@ -106,7 +129,75 @@ class Aliases:
                 )
             query = select(VersionRow).where(VersionRow.adapter_id == adapter.id, VersionRow.number == stack[-2])
             version = session.scalars(query).one()
-            return _move(session, name, adapter, alias, MoveKind.ROLLBACK, moves, version, evidence, principal)
+            return _move(session, name, adapter, alias, MoveKind.ROLLBACK, moves, version, evidence, principal, None)
+
+    def _pass_gate(
+        self,
+        session: Session,
+        name: AdapterName,
+        adapter: AdapterRow,
+        alias: str,
+        moves: list[AliasMoveRow],
+        version: VersionRow,
+    ) -> GateVerdict | None:
+        gate = self._judge(session, name, adapter, alias, moves, version)
+        if gate is not None and not gate.passed:
+            raise refuse(name, alias, gate)
+        return gate
+
+    def _judge(
+        self,
+        session: Session,
+        name: AdapterName,
+        adapter: AdapterRow,
+        alias: str,
+        moves: list[AliasMoveRow],
+        version: VersionRow,
+    ) -> GateVerdict | None:
+        incumbent = None
+        if moves:
+            query = select(VersionRow).where(VersionRow.adapter_id == adapter.id)
+            incumbent = session.scalar(query.where(VersionRow.number == moves[-1].to_number))
+        return judge(
+            session,
+            name,
+            alias,
+            adapter_id=adapter.id,
+            candidate=version,
+            incumbent=incumbent,
+            signers=self._signers,
+            at=datetime.now(UTC),
+        )
+
+    def _record_refusal(self, name: AdapterName, error: GateError, principal: Principal) -> None:
+        """A refused promotion changes nothing, and is remembered: in a transaction of its own."""
+        now = datetime.now(UTC)
+        failing = [check["name"] for check in error.checks]
+        with self._database.writing() as session:
+            adapter = find_adapter(session, name, principal)
+            audit.record(
+                session,
+                at=now,
+                actor=principal.actor,
+                action="promote_refused",
+                subject=f"{name}@{error.alias}",
+                number=error.number,
+                failing=", ".join(failing),
+            )
+            events.record(
+                session,
+                at=now,
+                kind=EventKind.ALIAS_REFUSED,
+                tenant=name.tenant,
+                adapter=str(name),
+                is_public=adapter.visibility == Visibility.PUBLIC.value,
+                document={
+                    "actor": principal.actor,
+                    "alias": error.alias,
+                    "version": error.number,
+                    "failing": failing,
+                },
+            )
 
 
 def _moves(session: Session, adapter: AdapterRow, alias: str) -> list[AliasMoveRow]:
@@ -146,6 +237,7 @@ def _move(
     version: VersionRow,
     evidence: str,
     principal: Principal,
+    gate: GateVerdict | None,
 ) -> AliasMove:
     now = datetime.now(UTC)
     row = AliasMoveRow(
@@ -158,10 +250,12 @@ def _move(
         actor=principal.actor,
         evidence=evidence,
         moved_at=now,
+        gate=write_gate(gate),
     )
     session.add(row)
     session.merge(AliasRow(adapter_id=adapter.id, name=alias, version_id=version.id, moved_at=now))
     session.flush()
+    end_canary(session, name, adapter, alias, actor=principal.actor, why=kind.value, at=now)
     audit.record(
         session,
         at=now,
@@ -188,6 +282,7 @@ def _move(
             "base_fingerprint": version.base_fingerprint,
         },
     )
+    reach("promote.before_commit")
     return _to_move(name, row)
 
 
@@ -202,6 +297,7 @@ def _to_move(name: AdapterName, row: AliasMoveRow) -> AliasMove:
         actor=row.actor,
         evidence=row.evidence,
         moved_at=row.moved_at,
+        gate=read_gate(row.gate),
     )
 
 

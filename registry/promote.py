@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from registry.aliases import Aliases, Expected
 from registry.bounded_text import check_text
+from registry.canaries import Canaries
 from registry.errors import InvalidNameError
 from registry.failpoints import reach
 from registry.names import AdapterName, AdapterRef, parse_alias
+from registry.policies import GateVerdict
 from registry.principal import Principal, Role
 from registry.version import AliasMove
 
@@ -16,7 +18,10 @@ EVIDENCE_CHARACTERS = 10_000
 def promote(
     aliases: Aliases, ref: AdapterRef, alias: str, *, principal: Principal, expected: Expected, evidence: str
 ) -> AliasMove:
-    """Point the alias at a version of its own adapter. Raises NotFoundError, PermissionDeniedError, AliasMovedError."""
+    """Point the alias at a version of its own adapter, through the alias's gate.
+
+    Raises NotFoundError, PermissionDeniedError, AliasMovedError, GateError.
+    """
     if ref.adapter is None:
         raise InvalidNameError("a version to promote", str(ref), "name the adapter too, such as acme/text2sql@3")
     parse_alias(alias)
@@ -24,6 +29,29 @@ def promote(
     move = aliases.promote(ref, alias, expected=expected, evidence=evidence, principal=principal)
     reach("promote.after_commit")
     return move
+
+
+def promote_canary(
+    aliases: Aliases,
+    canaries: Canaries,
+    name: AdapterName,
+    alias: str,
+    *,
+    principal: Principal,
+    expected: Expected,
+    evidence: str,
+) -> AliasMove:
+    """Point the alias at its canary's candidate. Raises as `promote` does, and NotFoundError where no canary runs."""
+    parse_alias(alias)
+    _check(aliases, name, principal, evidence)
+    return canaries.promote(name, alias, expected=expected, evidence=evidence, principal=principal)
+
+
+def check_gate(aliases: Aliases, ref: AdapterRef, alias: str, principal: Principal) -> GateVerdict | None:
+    """How the alias's policy would judge this version now. Raises NotFoundError."""
+    if ref.adapter is None:
+        raise InvalidNameError("a version to judge", str(ref), "name the adapter too, such as acme/text2sql@3")
+    return aliases.check_gate(ref, parse_alias(alias), principal)
 
 
 def roll_back(

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from registry.file_entry import FileEntry
+from registry.policies import GateVerdict
 from registry.verdict import ServingVerdict
 
 
@@ -92,7 +93,11 @@ class AdapterSummary:
 
 @dataclass(frozen=True)
 class AliasMove:
-    """One entry of an alias's history. `from_number` is None where the alias was new."""
+    """One entry of an alias's history. `from_number` is None where the alias was new.
+
+    `gate` is how the alias's policy judged the version; None where there was no policy, and for rollbacks, which no
+    policy holds up.
+    """
 
     adapter: str
     alias: str
@@ -103,3 +108,26 @@ class AliasMove:
     actor: str
     evidence: str
     moved_at: datetime
+    gate: GateVerdict | None = None
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A second version that an alias gives to `permille` thousandths of its requests."""
+
+    adapter: str
+    alias: str
+    number: int
+    digest: str
+    permille: int
+    actor: str
+    started_at: datetime
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a reference means now: one version, and, while a canary runs on its alias, another for some requests."""
+
+    stable: Version
+    canary: Canary | None = None
+    candidate: Version | None = None

@@ -205,6 +205,7 @@ DAMAGES: list[tuple[str, RejectReason, Damage]] = [
     ("manifest without a base", R.BAD_MANIFEST, manifest(base=None)),
     ("a fingerprint that is none", R.BAD_MANIFEST, manifest(base={"name": "embedded", "fingerprint": "x"})),
     ("a parent that is no digest", R.BAD_MANIFEST, manifest(parent="../../etc/passwd")),
+    ("a parent with a line break", R.BAD_MANIFEST, manifest(parent=f"sha256:{'1' * 64}\n")),
     ("metrics as text", R.BAD_MANIFEST, manifest(metrics={"base": {"loss": "low"}})),
     ("a token beyond the vocabulary", R.BAD_MANIFEST, probe(token_ids=[96])),
     ("a probe longer than the context", R.BAD_MANIFEST, probe(prompt_token_ids=[1] * 129)),
