@@ -23,6 +23,7 @@ COMMANDS = {
     "rollback": LazyCommand("registry.cli.adapters:rollback", "Move an alias back to where it was before."),
     "tenant": LazyCommand("registry.cli.tenants:tenant", "Create and list tenants."),
     "token": LazyCommand("registry.cli.tenants:token", "Create, list and revoke access tokens."),
+    "registry": LazyCommand("registry.cli.registry:registry", "Run a registry of its own, and look after it."),
     "serve": LazyCommand("serving.cli:serve", "Serve the base and every published adapter over HTTP."),
     "base": LazyCommand("loraplex.base_cli:base", "Prepare and inspect quantized bases."),
     "demo": LazyCommand("loraplex.demo.cli:demo", "Train three adapters and serve them in one batch."),

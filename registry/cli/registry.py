@@ -1,0 +1,15 @@
+"""`loraplex registry ...`: the commands that run a registry and look after it."""
+
+from __future__ import annotations
+
+import click
+
+from registry.cli.serve import serve
+
+
+@click.group()
+def registry() -> None:
+    """Run a registry, and look after it."""
+
+
+registry.add_command(serve)
