@@ -12,7 +12,7 @@ PACKAGES := basemodel registry serving trainer loraplex
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml requirements.lock requirements-dev.lock deploy/setup.sh
+$(STAMP): pyproject.toml requirements.lock requirements-dev.lock deploy/setup.sh $(wildcard basemodel/kernels/*.cpp basemodel/kernels/*.h)
 	deploy/setup.sh $(VENV)
 	@touch $@
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from basemodel.adapter_weights import AdapterWeights, LoraPair
 from basemodel.description import BaseDescription
 from basemodel.lora_ops import LoraPlan, add_lora
+from basemodel.packed_linear import PackedLinear, can_pack
 
 
 class AdapterSites:
@@ -69,8 +70,9 @@ def rank_row_bytes(base: BaseDescription, dtype: torch.dtype) -> int:
 class AdaptedLinear(nn.Module):
     """A linear layer of the base and its arena. x [..., H] -> [..., O].
 
-    The arena is made when the first adapter needs it, so a layer that none touches costs nothing. `used` names the
-    adapters (by first row) that have factors here: a step whose adapters do not touch this layer skips it.
+    The arena, a [R, H] and b [R, O], is made when the first adapter needs it, so a layer that none touches costs
+    nothing. `used` names the adapters (by first row) that have factors here: a step whose adapters do not touch this
+    layer skips it. Where our CPU kernel can stand in for the base layer it takes over its weights.
     """
 
     def __init__(
@@ -82,17 +84,22 @@ class AdaptedLinear(nn.Module):
         self.out_features = out_features
         self.is_head = is_head
         self.used: set[int] = set()
+        self._packed = PackedLinear(base) if can_pack(base) else None
         self._owner = [sites]  # in a list, so that torch does not look for modules in it
         self._a: torch.Tensor | None = None
         self._b: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base's output, with every token's adapters added."""
-        out: torch.Tensor = self.base(x)
         plan = self._owner[0].head_plan if self.is_head else self._owner[0].plan
-        if plan is not None and self._a is not None and self._b is not None and not self.used.isdisjoint(plan.starts):
+        if plan is not None and self.used.isdisjoint(plan.starts):
+            plan = None
+        if self._packed is not None:
             flat = x.reshape(-1, self.in_features)
-            add_lora(out.view(-1, self.out_features), flat, self._a, self._b, plan)
+            return self._packed(flat, plan, self._a, self._b).view(*x.shape[:-1], self.out_features)
+        out: torch.Tensor = self.base(x)
+        if plan is not None and self._a is not None and self._b is not None:
+            add_lora(out.view(-1, self.out_features), x.reshape(-1, self.in_features), self._a.T, self._b, plan)
         return out
 
     def place(self, start: int, rank: int, pair: LoraPair | None) -> None:
@@ -105,10 +112,10 @@ class AdaptedLinear(nn.Module):
         self.used.discard(start)
         if pair is not None:
             filled = pair.rank
-            self._a[:, start : start + filled].copy_(pair.a, non_blocking=True)
+            self._a[start : start + filled].copy_(pair.a.T, non_blocking=True)
             self._b[start : start + filled].copy_(pair.b, non_blocking=True)
             self.used.add(start)
-        self._a[:, start + filled : start + rank].zero_()
+        self._a[start + filled : start + rank].zero_()
         self._b[start + filled : start + rank].zero_()
 
     @property
@@ -127,6 +134,6 @@ class AdaptedLinear(nn.Module):
 
     def _new_arena(self) -> tuple[torch.Tensor, torch.Tensor]:
         sites, device = self._owner[0], self.weight.device
-        a = torch.zeros(self.in_features, sites.rows, dtype=sites.dtype, device=device)
+        a = torch.zeros(sites.rows, self.in_features, dtype=sites.dtype, device=device)
         b = torch.zeros(sites.rows, self.out_features, dtype=sites.dtype, device=device)
         return a, b

@@ -62,11 +62,29 @@ class LoraGroup:
 
 
 @dataclass(frozen=True)
+class LoraRuns:
+    """The same plan as the CPU kernel reads it: runs of tokens that use the same adapters.
+
+    uses [U, 2] int64: first rank row and rank; weights [U] float32; groups [G, 6] int64: first token, tokens, first
+    use, uses, where the run's hidden values begin in a scratch of `hidden_size` floats, and hidden values per token.
+    """
+
+    uses: torch.Tensor
+    weights: torch.Tensor
+    groups: torch.Tensor
+    hidden_size: int
+
+
+@dataclass(frozen=True)
 class LoraPlan:
-    """What every layer does in one step. `starts` names the adapters that take part by their first rank row."""
+    """What every layer does in one step. `starts` names the adapters that take part by their first rank row.
+
+    `runs` is there where the CPU kernel may be asked (float32 adapters on the CPU).
+    """
 
     groups: tuple[LoraGroup, ...]
     starts: frozenset[int]
+    runs: LoraRuns | None = None
 
 
 def plan_lora(segments: Sequence[Segment], *, device: torch.device, dtype: torch.dtype) -> LoraPlan:
@@ -83,7 +101,8 @@ def plan_lora(segments: Sequence[Segment], *, device: torch.device, dtype: torch
         position += segment.tokens
     groups += _group(shared, device, dtype)
     starts = frozenset(use.start for segment in segments for use in segment.adapters)
-    return LoraPlan(tuple(groups), starts)
+    runs = _runs(segments) if device.type == "cpu" and dtype == torch.float32 else None
+    return LoraPlan(tuple(groups), starts, runs)
 
 
 def add_lora(out: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, plan: LoraPlan) -> None:
@@ -112,6 +131,27 @@ def add_lora_reference(
                 rows = slice(use.start, use.start + use.rank)
                 out[token] += use.weight * (b[rows].T @ (a[:, rows].T @ x[token]))
             token += 1
+
+
+def _runs(segments: Sequence[Segment]) -> LoraRuns | None:
+    uses: list[RankRows] = []
+    groups: list[tuple[int, ...]] = []
+    token = hidden_size = 0
+    for segment in segments:
+        if segment.tokens and segment.adapters:
+            width = sum(use.rank for use in segment.adapters)
+            groups.append((token, segment.tokens, len(uses), len(segment.adapters), hidden_size, width))
+            uses += segment.adapters
+            hidden_size += segment.tokens * width
+        token += segment.tokens
+    if not groups:
+        return None
+    return LoraRuns(
+        uses=torch.tensor([(use.start, use.rank) for use in uses]),
+        weights=torch.tensor([use.weight for use in uses], dtype=torch.float32),
+        groups=torch.tensor(groups),
+        hidden_size=hidden_size,
+    )
 
 
 def _group(members: list[tuple[int, Segment]], device: torch.device, dtype: torch.dtype) -> list[LoraGroup]:

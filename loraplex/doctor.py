@@ -48,6 +48,7 @@ def examine(home: Path, registry_folder: Path, host: str, port: int) -> Iterator
     yield check_cpu()
     yield check_cuda()
     yield check_bitsandbytes()
+    yield check_kernels()
     yield check_memory()
     yield check_home(home)
     yield check_disk(home)
@@ -127,6 +128,22 @@ def check_bitsandbytes() -> Check:
     if mean_error > LARGEST_MEAN_ERROR:
         return Check("bitsandbytes", "failed", f"{version}: NF4 is off by {mean_error:.3f} of 1", "Install it again.")
     return Check("bitsandbytes", "ok", f"{version}, NF4 round trip within {mean_error:.3f} of 1")
+
+
+def check_kernels() -> Check:
+    """Our own CPU kernels: the fast path of the 4-bit layers."""
+    try:
+        library = import_module("basemodel.kernels.library")
+        is_there = library.has_cpu_kernels()
+        is_built = import_module("basemodel.kernels.build").library_path().exists()
+    except (ImportError, OSError, RuntimeError) as error:
+        return Check("kernels", "warning", f"{type(error).__name__}: {error}", "Mend torch first.")
+    if is_there:
+        return Check("kernels", "ok", "4-bit layers run on our own kernel (AVX512-BF16 and AMX)")
+    if is_built:
+        return Check("kernels", "ok", "built, but this CPU lacks AVX512-BF16 or AMX: 4-bit layers run on bitsandbytes")
+    advice = "To serve faster on a CPU, install a C++ compiler (g++) and run `python -m basemodel.kernels.build`."
+    return Check("kernels", "warning", "not built: 4-bit layers run on bitsandbytes", advice)
 
 
 def check_memory() -> Check:

@@ -1,0 +1,94 @@
+// The kernel as a torch operator, over torch's own threads. Compiled for any processor.
+#include "nf4_linear.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t SMALL_WORK = 1 << 16; // values below which a second thread costs more than it brings
+
+template <typename Function> void in_threads(int64_t count, bool is_small, const Function &function) {
+    if (is_small)
+        function(0, count);
+    else
+        at::parallel_for(0, count, 1, function);
+}
+
+// x [T, K] bf16, weight [strips * blocks * UNIT_BYTES] uint8, bias [O] bf16 -> [T, O] bf16.
+// a [R, K] and b [R, O] float; uses [U, 2] int64 (start, rank); weights [U] float; groups [G, 6] int64 (see Group).
+Tensor nf4_linear(const Tensor &x, const Tensor &weight, const std::optional<Tensor> &bias, int64_t out_features,
+                  const std::optional<Tensor> &a, const std::optional<Tensor> &b, const std::optional<Tensor> &uses,
+                  const std::optional<Tensor> &weights, const std::optional<Tensor> &groups, int64_t hidden_size) {
+    const int64_t rows = x.size(0), in_features = x.size(1);
+    const int64_t strips = (out_features + loraplex::STRIP - 1) / loraplex::STRIP;
+    TORCH_CHECK(x.is_contiguous() && x.scalar_type() == at::kBFloat16, "x must be contiguous bfloat16 [T, K]");
+    TORCH_CHECK(in_features % loraplex::BLOCK == 0, "in_features must be a multiple of 64");
+    TORCH_CHECK(weight.numel() >= strips * (in_features / loraplex::BLOCK) * loraplex::UNIT_BYTES, "weight too small");
+    Tensor y = at::empty({rows, out_features}, x.options());
+    if (rows == 0)
+        return y;
+    const auto *source = static_cast<const uint16_t *>(x.data_ptr());
+    const auto *codes = static_cast<const uint8_t *>(weight.data_ptr());
+    const auto *offsets = bias ? static_cast<const uint16_t *>(bias->data_ptr()) : nullptr;
+    auto *target = static_cast<uint16_t *>(y.data_ptr());
+
+    Tensor packed = at::empty({loraplex::packed_size(rows, in_features)}, x.options());
+    auto *tiles = static_cast<uint16_t *>(packed.data_ptr());
+    const int64_t row_groups = (rows + loraplex::TILE_ROWS - 1) / loraplex::TILE_ROWS;
+    in_threads(row_groups, rows * in_features < 4 * SMALL_WORK, [&](int64_t first, int64_t last) {
+        loraplex::pack_rows(source, rows, in_features, first, last, tiles);
+    });
+
+    std::vector<loraplex::Use> use_list;
+    Tensor hidden;
+    loraplex::Adapters adapters{};
+    if (groups) {
+        const auto *pairs = uses->const_data_ptr<int64_t>();
+        const auto *scales = weights->const_data_ptr<float>();
+        for (int64_t use = 0; use < uses->size(0); use++)
+            use_list.push_back({pairs[2 * use], pairs[2 * use + 1], scales[use]});
+        hidden = at::empty({hidden_size}, x.options().dtype(at::kFloat));
+        static_assert(sizeof(loraplex::Group) == 6 * sizeof(int64_t), "Group is six integers");
+        adapters = {a->const_data_ptr<float>(), b->const_data_ptr<float>(), use_list.data(),
+                    reinterpret_cast<const loraplex::Group *>(groups->const_data_ptr<int64_t>()), groups->size(0),
+                    hidden.mutable_data_ptr<float>()};
+        for (int64_t index = 0; index < adapters.group_count; index++)
+            TORCH_CHECK(adapters.groups[index].first_row + adapters.groups[index].rows <= rows, "a group leaves x");
+        std::vector<int64_t> columns{0}; // of all groups, one after the other: what the threads share out
+        for (int64_t index = 0; index < adapters.group_count; index++)
+            columns.push_back(columns.back() + adapters.groups[index].hidden_width);
+        in_threads(columns.back(), hidden_size * in_features < 2 * SMALL_WORK, [&](int64_t first, int64_t last) {
+            for (int64_t index = 0; index < adapters.group_count; index++)
+                loraplex::shrink(source, in_features, adapters, index, first - columns[index], last - columns[index]);
+        });
+    }
+
+    const bool is_small = strips * in_features < SMALL_WORK / 4;
+    in_threads(strips, is_small, [&](int64_t first, int64_t last) {
+        std::vector<uint16_t> room(rows > loraplex::TILE_ROWS ? loraplex::STRIP * in_features + 32 : 0);
+        auto *scratch = reinterpret_cast<uint16_t *>((reinterpret_cast<uintptr_t>(room.data()) + 63) & ~uintptr_t{63});
+        loraplex::multiply_strips(codes, tiles, offsets, groups ? &adapters : nullptr, rows, in_features, out_features,
+                                  first, last, scratch, target);
+    });
+    return y;
+}
+
+bool is_supported() { return loraplex::is_supported(); }
+
+} // namespace
+
+TORCH_LIBRARY(loraplex, library) {
+    library.def("nf4_linear(Tensor x, Tensor weight, Tensor? bias, int out_features, Tensor? a, Tensor? b, "
+                "Tensor? uses, Tensor? weights, Tensor? groups, int hidden_size) -> Tensor");
+    library.def("is_supported() -> bool", &is_supported);
+}
+
+TORCH_LIBRARY_IMPL(loraplex, CPU, library) { library.impl("nf4_linear", &nf4_linear); }

@@ -1,0 +1,84 @@
+"""A 4-bit linear layer in the layout of our CPU kernel, with the adapters of every token added in the same pass.
+
+It does: repack a bitsandbytes layer, whose own copy is then let go, and call the kernel.
+It does not: change a number. A weight is code x scale in float, rounded to bfloat16, as bitsandbytes dequantizes it,
+and sums run in float; results differ by the order of sums alone (tests/basemodel/test_packed_linear.py).
+
+    strip of 16 output features, block of 64 input features: 16 scales (float), then 16 x 32 bytes of codes;
+    byte j of a row holds the code of feature j in its low half and of feature j + 32 in its high half
+
+Letters: T tokens, K input features, O output features, R rank rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+from bitsandbytes import functional
+from torch import nn
+from torch.nn.functional import pad
+
+from basemodel.four_bit import Linear4bit
+from basemodel.kernels.library import has_cpu_kernels
+from basemodel.lora_ops import LoraPlan
+
+STRIP = 16
+BLOCK = 64
+HALF = BLOCK // 2
+
+
+class PackedLinear:
+    """The weights of one layer in the kernel's layout. x [T, K] bfloat16 -> [T, O] bfloat16. Never changed."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        """Takes over the weights of a layer that `can_pack` accepts: the layer keeps an empty one."""
+        assert can_pack(layer)
+        self.out_features, self.in_features = layer.weight.quant_state.shape
+        self._weight = _packed(layer)
+        self._bias = None if layer.bias is None else layer.bias.to(torch.bfloat16).contiguous()
+        layer.weight.data = layer.weight.data.new_empty(0)
+
+    def __call__(
+        self, x: torch.Tensor, plan: LoraPlan | None, a: torch.Tensor | None, b: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The layer's output; with a plan, every token's adapters from the arenas a [R, K] and b [R, O], in float32."""
+        adapters: tuple[object, ...] = (None, None, None, None, None, 0)
+        if plan is not None and plan.runs is not None:
+            runs = plan.runs
+            adapters = (a, b, runs.uses, runs.weights, runs.groups, runs.hidden_size)
+        y: torch.Tensor = torch.ops.loraplex.nf4_linear(x, self._weight, self._bias, self.out_features, *adapters)
+        return y
+
+
+def can_pack(layer: nn.Module) -> TypeGuard[Any]:
+    """Whether the kernel can stand in for this layer, here and on this machine."""
+    if not isinstance(layer, Linear4bit) or layer.weight.device.type != "cpu":
+        return False
+    state: Any = getattr(layer.weight, "quant_state", None)
+    return (
+        state is not None
+        and state.quant_type == "nf4"
+        and state.blocksize == BLOCK
+        and state.shape[1] % BLOCK == 0
+        and layer.compute_dtype == torch.bfloat16
+        and has_cpu_kernels()
+    )
+
+
+def _packed(layer: Any) -> torch.Tensor:
+    state = layer.weight.quant_state
+    out_features, in_features = state.shape
+    blocks, strips = in_features // BLOCK, -(-out_features // STRIP)
+    scales = state.absmax
+    if state.nested:
+        scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    scales = scales.float().view(out_features, blocks)
+    raw = layer.weight.data.view(torch.uint8).reshape(-1)
+    codes = torch.stack([raw >> 4, raw & 15], dim=1).view(out_features, blocks, BLOCK)  # the first one is high
+    pairs = codes[..., :HALF] | (codes[..., HALF:] << 4)
+    missing = strips * STRIP - out_features
+    pairs, scales = pad(pairs, (0, 0, 0, 0, 0, missing)), pad(scales, (0, 0, 0, missing))
+    pairs = pairs.view(strips, STRIP, blocks, HALF).permute(0, 2, 1, 3).reshape(strips, blocks, STRIP * HALF)
+    heads = scales.view(strips, STRIP, blocks).permute(0, 2, 1).contiguous().view(torch.uint8)
+    return torch.cat([heads.view(strips, blocks, STRIP * 4), pairs], dim=2).reshape(-1)
