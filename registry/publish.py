@@ -24,6 +24,7 @@ from registry.names import AdapterName
 from registry.principal import Principal, Role
 from registry.quotas import Quotas
 from registry.tenant_policy import TenantPolicy
+from registry.trees import git_oid, is_large
 from registry.version import Version, Visibility
 
 MESSAGE_CHARACTERS = 2_000
@@ -61,14 +62,21 @@ def publish(
     with blobs.staged(folder, list_files(folder)) as staging:
         reach("publish.after_stage")
         admission = admit(staging.folder, bases, named_base=base_fingerprint, policy=policy)
+        git_oids = _git_oids(staging)
         with _room_for(staging, quotas, name, principal):
             reach("publish.after_judge")
             blobs.keep(staging)
             reach("publish.after_keep")
     draft = admission.draft(staging.files, message=message)
-    version, is_new = catalog.add_version(name, draft, visibility=visibility, principal=principal)
+    version, is_new = catalog.add_version(name, draft, visibility=visibility, principal=principal, git_oids=git_oids)
     reach("publish.after_commit")
     return Publication(version, is_new)
+
+
+def _git_oids(staging: Staging) -> dict[str, str]:
+    """Git's names of the small files, by path."""
+    small = (file for file in staging.files if not is_large(file.path, file.size))
+    return {file.path: git_oid((staging.folder / file.path).read_bytes()) for file in small}
 
 
 @contextmanager

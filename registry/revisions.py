@@ -4,7 +4,8 @@
     any tag             where the tag points                sha256:<64 hex>     the commit of the version of that digest
     any alias           the commit of the alias's version   <7 to 40 hex>       the commit that begins so
 
-They are tried in this order. `refs.py` keeps new branches and tags from taking a name that means something already.
+Branches and tags are tried first, then versions, aliases, digests and commits. `refs.py` keeps new branches and tags
+from taking a name that means something already.
 """
 
 from __future__ import annotations
@@ -66,17 +67,17 @@ def _queries(adapter: AdapterRow, revision: str) -> Iterator[Select[CommitRow]]:
         yield named.where(
             RefRow.adapter_id == adapter.id, RefRow.kind == kind, RefRow.name == revision.removeprefix(prefix)
         )
+    versions = select(VersionRow.id).where(VersionRow.adapter_id == adapter.id)
+    if (number := version_number(revision.removeprefix("refs/tags/"))) is not None:
+        yield _first_commit_of(own, versions.where(VersionRow.number == number))
     yield _first_commit_of(
         own,
         select(AliasRow.version_id).where(AliasRow.adapter_id == adapter.id, AliasRow.name == revision),
     )
-    versions = select(VersionRow.id).where(VersionRow.adapter_id == adapter.id)
-    if (number := version_number(revision.removeprefix("refs/tags/"))) is not None:
-        yield _first_commit_of(own, versions.where(VersionRow.number == number))
     if _DIGEST.fullmatch(revision):
         yield _first_commit_of(own, versions.where(VersionRow.digest == revision))
     if _COMMIT.fullmatch(revision):
-        yield own.where(CommitRow.id.startswith(revision)).limit(2)
+        yield own.where(CommitRow.id >= revision, CommitRow.id < revision + "g").limit(2)  # a range: the index answers
 
 
 def _first_commit_of(own: Select[CommitRow], version_ids: Select[int]) -> Select[CommitRow]:

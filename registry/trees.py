@@ -166,7 +166,12 @@ def to_commit(session: Session, row: CommitRow) -> Commit:
     number = None
     if row.version_id is not None:
         number = session.scalar(select(VersionRow.number).where(VersionRow.id == row.version_id))
-    return Commit(row.id, row.sequence, row.parent_id, row.title, row.message, row.author, row.created_at, number)
+    return commit_value(row, number)
+
+
+def commit_value(row: CommitRow, version: int | None) -> Commit:
+    """The row as a value, where the number of its version is known."""
+    return Commit(row.id, row.sequence, row.parent_id, row.title, row.message, row.author, row.created_at, version)
 
 
 def to_file(row: CommitFileRow) -> TreeFile:

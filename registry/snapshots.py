@@ -1,0 +1,103 @@
+"""Reading an adapter as a repository: the tree and the commits of a revision. One method is one transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from registry.database import Database
+from registry.lookup import find_adapter, to_versions
+from registry.models import AdapterRow, CommitRow, VersionRow
+from registry.names import AdapterName
+from registry.principal import Principal
+from registry.revisions import find_commit
+from registry.trees import Commit, TreeFile, commit_value, file_of, to_commit, tree_of
+from registry.version import Version, Visibility
+
+LOG_PAGE_LIMIT = 1_000
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An adapter at one commit: its whole tree by path, and the version that the tree is, where it is one."""
+
+    name: str
+    visibility: Visibility
+    commit: Commit
+    files: dict[str, TreeFile]
+    version: Version | None
+
+
+@dataclass(frozen=True)
+class FileAt:
+    """A file at one commit; `file` is None where the commit has none of that path."""
+
+    commit_id: str
+    visibility: Visibility
+    file: TreeFile | None
+
+
+class Snapshots:
+    """Holds no state but the database, so threads may share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def at(self, name: AdapterName, revision: str, principal: Principal) -> Snapshot:
+        """The adapter at this revision. Raises NotFoundError (of kind `adapter` or `revision`), ConflictError."""
+        with self._database.reading() as session:
+            adapter = find_adapter(session, name, principal)
+            row = find_commit(session, adapter, name, revision)
+            return Snapshot(
+                name=str(name),
+                visibility=Visibility(adapter.visibility),
+                commit=to_commit(session, row),
+                files=tree_of(session, row.id),
+                version=_version_of(session, adapter, name, row),
+            )
+
+    def file(self, name: AdapterName, revision: str, path: str, principal: Principal) -> FileAt:
+        """One file at this revision. Raises NotFoundError (of kind `adapter` or `revision`), ConflictError."""
+        with self._database.reading() as session:
+            adapter = find_adapter(session, name, principal)
+            row = find_commit(session, adapter, name, revision)
+            return FileAt(row.id, Visibility(adapter.visibility), file_of(session, row.id, path))
+
+    def log(
+        self, name: AdapterName, revision: str, principal: Principal, *, limit: int, below: int | None = None
+    ) -> list[Commit]:
+        """Up to `limit` commits that lead to this revision, newest first; `below` goes on after that sequence number.
+
+        Raises NotFoundError, ConflictError.
+        """
+        assert 1 <= limit <= LOG_PAGE_LIMIT
+        with self._database.reading() as session:
+            adapter = find_adapter(session, name, principal)
+            row = find_commit(session, adapter, name, revision)
+            query = (
+                select(CommitRow, VersionRow.number)
+                .outerjoin(VersionRow, VersionRow.id == CommitRow.version_id)
+                .where(CommitRow.adapter_id == adapter.id, CommitRow.sequence <= row.sequence)
+                .order_by(CommitRow.sequence.desc())
+                .execution_options(yield_per=LOG_PAGE_LIMIT)
+            )
+            found: list[Commit] = []
+            wanted: str | None = row.id
+            for commit, number in session.execute(query):
+                if commit.id != wanted:
+                    continue
+                if below is None or commit.sequence < below:
+                    found.append(commit_value(commit, number))
+                wanted = commit.parent_id
+                if wanted is None or len(found) == limit:
+                    break
+            return found
+
+
+def _version_of(session: Session, adapter: AdapterRow, name: AdapterName, commit: CommitRow) -> Version | None:
+    if commit.version_id is None:
+        return None
+    row = session.get_one(VersionRow, commit.version_id)
+    return to_versions(session, [(row, adapter, name.tenant)])[0]
