@@ -14,7 +14,8 @@ from loraplex import doctor
 from loraplex.cli import main
 
 NAMES = [
-    "python", "torch", "cpu", "cuda", "bitsandbytes", "kernels", "memory", "home", "disk", "registry", "embedded base", "port",
+    "python", "torch", "cpu", "cuda", "bitsandbytes", "kernels", "memory", "home", "disk", "registry", "embedded base",
+    "port",
 ]  # fmt: skip
 
 
