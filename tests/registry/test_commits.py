@@ -151,22 +151,19 @@ def test_blobs_of_other_tenants_cannot_be_named(repo: Repo, make_adapter: Callab
         repo.commit(AddLarge("x.safetensors", theirs.sha256, theirs.size))
 
 
-@pytest.mark.parametrize("path", ["", "/a", "a//b", "../a", "a/./b", "a\\b", "a\nb", "a/.git/b", "x" * 513, "d/" * 40])
-def test_paths_outside_the_grammar_are_refused(repo: Repo, path: str) -> None:
-    with pytest.raises(InvalidNameError):
-        repo.commit(AddFile(TreeFile(path, 1, "a" * 64, False, "b" * 40)))
+def test_paths_outside_the_grammar_are_refused(repo: Repo) -> None:
+    for path in ("", "/a", "a//b", "../a", "a/./b", "a\\b", "a\nb", "a/.git/b", "x" * 513, "d/" * 40):
+        with pytest.raises(InvalidNameError):
+            repo.commit(AddFile(TreeFile(path, 1, "a" * 64, False, "b" * 40)))
 
 
-@pytest.mark.parametrize("path", ["a.bin", "deep/model.PT", "run.py", "x.pkl", "lib.so", "w.tar.gz"])
-def test_code_and_pickles_are_refused_by_name(repo: Repo, path: str) -> None:
-    with pytest.raises(InvalidValueError, match="can hold code"):
-        repo.commit(repo.add(path, b"x"))
-
-
-@pytest.mark.parametrize("content", [b"\x80\x04\x95abc", b"PK\x03\x04abc", b"\x7fELFabc", b"#!/bin/sh"])
-def test_code_and_pickles_are_refused_by_content(repo: Repo, content: bytes) -> None:
-    with pytest.raises(InvalidValueError, match="kept as safetensors"):
-        repo.commit(repo.add("innocent.json", content))
+def test_code_and_pickles_are_refused_by_name_and_by_content(repo: Repo) -> None:
+    for path in ("a.bin", "deep/model.PT", "run.py", "x.pkl", "lib.so", "w.tar.gz"):
+        with pytest.raises(InvalidValueError, match="can hold code"):
+            repo.commit(repo.add(path, b"x"))
+    for content in (b"\x80\x04\x95abc", b"PK\x03\x04abc", b"\x7fELFabc", b"#!/bin/sh"):
+        with pytest.raises(InvalidValueError, match="kept as safetensors"):
+            repo.commit(repo.add("innocent.json", content))
 
 
 def test_a_path_is_a_file_or_a_folder(repo: Repo) -> None:
@@ -237,12 +234,10 @@ def test_tags_are_written_once(repo: Repo) -> None:
     repo.reg.refs.create_tag(NAME, "golden", first, "", OPERATOR)
 
 
-@pytest.mark.parametrize(
-    "name", ["v3", "12", "deadbeef", "a..b", "a//b", "-a", "a b", "HEAD", "refs/heads/x", "é", "a.lock"]
-)
-def test_ref_names_that_mean_something_else_are_refused(repo: Repo, name: str) -> None:
-    with pytest.raises(InvalidNameError):
-        repo.reg.refs.create_branch(NAME, name, None, OPERATOR)
+def test_ref_names_that_mean_something_else_are_refused(repo: Repo) -> None:
+    for name in ("v3", "12", "deadbeef", "a..b", "a//b", "-a", "a b", "HEAD", "refs/heads/x", "é", "a.lock"):
+        with pytest.raises(InvalidNameError):
+            repo.reg.refs.create_branch(NAME, name, None, OPERATOR)
 
 
 def test_refs_show_aliases_and_versions(repo: Repo, make_adapter: Callable[..., Path]) -> None:

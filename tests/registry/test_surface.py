@@ -17,9 +17,9 @@ InvalidValueError IssuedToken NotFoundError PermissionDeniedError Principal Publ
 RejectReason RejectedAdapterError Role StorageError Tenant Token Version Visibility digest_of_files open
 """.split()
 METHODS = """
-alias_history aliases authenticate base bases blobs check_integrity close create_tenant create_token folder has_tokens
-list_adapters list_tenants list_tokens list_versions promote publish publish_outcome pull quotas register_base
-repositories resolve revoke_token rollback set_quota signing_secret usage
+alias_history aliases authenticate base bases blobs check_integrity close commits create_tenant create_token folder
+has_tokens list_adapters list_tenants list_tokens list_versions promote publish publish_outcome pull quotas refs
+register_base repositories resolve revoke_token rollback set_quota signing_secret snapshots usage
 """.split()
 
 
