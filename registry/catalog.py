@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from registry import audit, events
+from registry import audit, events, tombstones
 from registry.database import Database
 from registry.errors import ConflictError
 from registry.events import EventKind
@@ -88,7 +88,7 @@ def adapter_for_publish(
             tenant_id=tenant.id,
             name=name.name,
             visibility=(visibility or Visibility.PRIVATE).value,
-            last_number=0,
+            last_number=tombstones.check_free(session, tenant.id, name, now),
             created_at=now,
             updated_at=now,
         )

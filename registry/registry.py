@@ -26,8 +26,11 @@ from registry.commits import Commits
 from registry.courier import Courier, CourierSettings
 from registry.database import Database
 from registry.deletion import Deletion
-from registry.errors import InvalidValueError, StorageError
+from registry.errors import InvalidValueError
 from registry.events import PAGE_EVENTS, EventPage, Feed
+from registry.fsck import Fsck, FsckReport, OnBlob
+from registry.gc import GRACE, GarbageCollection, GcReport
+from registry.leases import Lease, Leases, Pin
 from registry.listing import Listing
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.outbound import OutboundPolicy
@@ -43,6 +46,7 @@ from registry.receiving import private_folder
 from registry.refs import Refs
 from registry.repositories import Repositories
 from registry.resolution import Resolution
+from registry.retention import Retention, RetentionRule
 from registry.scope import Scope
 from registry.signing_secret import SigningSecret
 from registry.snapshots import Snapshots
@@ -83,6 +87,10 @@ class Registry:
         self._quotas = Quotas(self._database)
         self._audit_log = AuditLog(self._database)
         self._deletion = Deletion(self._database)
+        self._leases = Leases(self._database)
+        self._retention = Retention(self._database)
+        self._gc = GarbageCollection(self._database, self._blobs)
+        self._fsck = Fsck(self._database, self._blobs)
         self._tenant_policies = TenantPolicies(self._database)
         self.commits = Commits(self._database, self._bases, self._blobs, self._tenant_policies)
         # What the Hub face streams to, counts and signs with, itself.
@@ -256,8 +264,11 @@ class Registry:
         """The version that the reference means now; a bare name is the newest."""
         return self._resolution.resolve(ref, principal=principal)
 
-    def pull(self, version: Version, destination: Path) -> Path:
-        """Put the version's files into a folder, verified, all at once. Right to read it: having resolved it."""
+    def pull(self, version: Version, destination: Path, *, principal: Principal = OPERATOR) -> Path:
+        """Put the version's files into a folder, verified, all at once. Right to read it: having resolved it.
+
+        Over HTTP the files are asked for on behalf of the principal.
+        """
         return pull(self._blobs, version, destination)
 
     def receiving(self) -> AbstractContextManager[Path]:
@@ -470,16 +481,61 @@ class Registry:
         found = self._deletion.moved_to(AdapterName.parse(name), principal)
         return None if found is None else str(found)
 
+    def lease(
+        self, refs: Sequence[str], *, holder: str, duration: timedelta, principal: Principal = OPERATOR
+    ) -> list[str]:
+        """Say that a server uses these versions (`TENANT/NAME@NUMBER`) from now on; returns those it may keep."""
+        parsed = [AdapterRef.parse(ref) for ref in refs]
+        return [str(ref) for ref in self._leases.lease(parsed, holder=holder, duration=duration, principal=principal)]
+
+    def release_leases(self, holder: str, *, principal: Principal = OPERATOR) -> int:
+        """Say that a server uses nothing any more."""
+        return self._leases.release(holder, principal)
+
+    def leases(self, name: str, principal: Principal) -> list[Lease]:
+        """Which servers use which versions of an adapter now."""
+        return self._leases.leases(AdapterName.parse(name), principal)
+
+    def pin(self, ref: str, *, reason: str, principal: Principal) -> Pin:
+        """Keep a version until it is unpinned."""
+        return self._leases.pin(AdapterRef.parse(ref), reason=reason, principal=principal)
+
+    def unpin(self, ref: str, *, principal: Principal) -> Pin:
+        """Keep a version no longer; returns the pin that was there."""
+        return self._leases.unpin(AdapterRef.parse(ref), principal=principal)
+
+    def pins(self, name: str, principal: Principal) -> list[Pin]:
+        """The pins of an adapter's versions."""
+        return self._leases.pins(AdapterName.parse(name), principal)
+
+    def retention(self, name: str, principal: Principal) -> RetentionRule | None:
+        """How long an adapter's versions are kept; None is for ever."""
+        return self._retention.rule(AdapterName.parse(name), principal)
+
+    def set_retention(self, name: str, rule: RetentionRule | None, principal: Principal) -> RetentionRule | None:
+        """Set how long an adapter's versions are kept; None is for ever."""
+        return self._retention.set_rule(AdapterName.parse(name), rule, principal)
+
+    def collect_garbage(
+        self,
+        *,
+        grace: timedelta = GRACE,
+        dry_run: bool = False,
+        now: datetime | None = None,
+        principal: Principal = OPERATOR,
+    ) -> GcReport:
+        """Take away what nothing needs any more and free its bytes; a dry run says what that would be."""
+        return self._gc.run(principal=principal, grace=grace, dry_run=dry_run, now=now)
+
+    def fsck(
+        self, *, repair: bool = False, on_blob: OnBlob | None = None, principal: Principal = OPERATOR
+    ) -> FsckReport:
+        """Read and check everything; with `repair`, mend what can be mended without losing anything."""
+        return self._fsck.run(principal=principal, repair=repair, on_blob=on_blob)
+
     def check_integrity(self) -> None:
-        """Check that numbers have no gap, and read every blob of every version. Raises StorageError."""
-        operator = Principal.operator()
-        for summary in self.list_adapters(operator):
-            versions = self.list_versions(summary.adapter, operator)
-            numbers = [version.number for version in versions]
-            if numbers != list(range(summary.newest_number, 0, -1)):
-                raise StorageError(f"{summary.adapter} has the versions {numbers}. Restore the catalog from a backup.")
-            for file in {file for version in versions for file in version.files}:
-                self._blobs.verify(file)
+        """As `fsck`, but raises the first fault that it finds: IntegrityError, StorageError."""
+        self._fsck.check_integrity()
 
 
 def _parse_visibility(text: str | None) -> Visibility | None:
