@@ -22,7 +22,8 @@
     |-- UpstreamError               another server did not answer, or not well
     `-- StorageError                the disk or the database failed
         |-- IntegrityError          stored bytes are not what their digest says
-        `-- IncompatibleRegistryError   written by a newer release
+        |-- IncompatibleRegistryError   written by a newer release
+        `-- UnreachableError        a registry on another machine that cannot be asked
 
 A message says what happened, to which thing, and what to do next; the fields are there for programs. No message holds a
 secret. Those of StorageError name local paths: they are for the operator, and a server does not pass them on.
@@ -286,6 +287,14 @@ class IncompatibleRegistryError(StorageError):
             "it. Upgrade Loraplex, or open another registry."
         )
         self.revision = revision
+
+
+class UnreachableError(StorageError):
+    """A registry on another machine that does not answer, or not as one."""
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(f"The registry at {url} cannot be used: {why.rstrip('.')}. Check the address and the network.")
+        self.url = url
 
 
 def printable(text: str) -> str:

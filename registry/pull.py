@@ -6,14 +6,22 @@ import secrets
 import shutil
 import stat
 from pathlib import Path
+from typing import Protocol
 
-from registry.blobs import BlobStore, hash_file
+from registry.blobs import hash_file
 from registry.errors import ConflictError, NotFoundError, StorageError
 from registry.file_entry import FileEntry
 from registry.version import Version
 
 
-def pull(blobs: BlobStore, version: Version, destination: Path) -> Path:
+class FileSource(Protocol):
+    """Where the files come from: a blob store, or another machine's registry."""
+
+    def copy_to(self, file: FileEntry, destination: Path, /) -> None:
+        """Copy a file to a new one, verifying its bytes on the way. Raises IntegrityError, StorageError."""
+
+
+def pull(blobs: FileSource, version: Version, destination: Path) -> Path:
     """Put the version's files into `destination` and return it.
 
     The folder must not exist, be empty, or hold exactly this version already (which is verified, and left).

@@ -95,6 +95,11 @@ class Authenticator:
         _refuse_foreign_address(host, origin)
         return Principal.operator()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests need no token, as far as is known."""
+        return self._is_loopback and not self._tokens_exist
+
     def forget(self) -> None:
         """Ask the registry again about every token: one was revoked, or changed, through this process."""
         self._known.clear()

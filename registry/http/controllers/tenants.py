@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -11,9 +11,10 @@ from litestar.params import JSONBody, PathParameter
 
 from registry.http.parameters import TenantPart
 from registry.http.service import caller_of, registry_of, service_of
-from registry.names import TENANT_CHARACTERS
+from registry.names import ADAPTER_CHARACTERS, TENANT_CHARACTERS
 from registry.principal import Role
-from registry.tenants import LABEL_CHARACTERS, IssuedToken, Tenant, Token
+from registry.scope import PATTERNS_LIMIT
+from registry.tenants import LABEL_CHARACTERS, OVERLAP_LIMIT, IssuedToken, Tenant, Token
 
 TOKEN_ID_CHARACTERS = 40
 TokenPart = Annotated[str, PathParameter(max_length=TOKEN_ID_CHARACTERS, description="A token's id, `tok_...`.")]
@@ -25,12 +26,22 @@ class NewTenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=TENANT_CHARACTERS)]
 
 
+ScopePattern = Annotated[str, msgspec.Meta(min_length=1, max_length=ADAPTER_CHARACTERS)]
+
+
 class NewToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A token to make. `expires_at` null is never."""
+    """A token to make. `expires_at` null is never; `scope` null is every adapter of the tenant."""
 
     role: Role = Role.READER
     label: Annotated[str, msgspec.Meta(max_length=LABEL_CHARACTERS)] = ""
     expires_at: datetime | None = None
+    scope: Annotated[list[ScopePattern], msgspec.Meta(min_length=1, max_length=PATTERNS_LIMIT)] | None = None
+
+
+class Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long the old token stays valid beside the new one."""
+
+    overlap_seconds: Annotated[float, msgspec.Meta(ge=0, le=OVERLAP_LIMIT.total_seconds())] = 0.0
 
 
 class TenantController(Controller):
@@ -60,7 +71,12 @@ class TenantController(Controller):
     ) -> IssuedToken:
         """Make a token. Its secret is in this answer and nowhere else."""
         return registry_of(request).create_token(
-            tenant, data.role, label=data.label, expires_at=data.expires_at, principal=caller_of(request)
+            tenant,
+            data.role,
+            label=data.label,
+            expires_at=data.expires_at,
+            scope=data.scope,
+            principal=caller_of(request),
         )
 
 
@@ -77,3 +93,16 @@ class TokenController(Controller):
         token = await service.transfers.run(service.registry.revoke_token, token_id, principal=caller_of(request))
         service.authenticator.forget()
         return token
+
+    @post("/{token_id:str}/rotate")
+    async def rotate_token(
+        self, request: Request[Any, Any, Any], data: JSONBody[Rotation], token_id: TokenPart
+    ) -> IssuedToken:
+        """Make a token that takes this one's place. Its secret is in this answer and nowhere else."""
+        service = service_of(request)
+        overlap = timedelta(seconds=data.overlap_seconds)
+        issued = await service.transfers.run(
+            service.registry.rotate_token, token_id, overlap=overlap, principal=caller_of(request)
+        )
+        service.authenticator.forget()
+        return issued

@@ -1,0 +1,1 @@
+"""A registry over HTTP, by subject. `registry.client.RemoteRegistry` puts the parts together."""
