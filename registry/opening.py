@@ -20,6 +20,7 @@ from registry.database import DATABASE_FILE, Database
 from registry.errors import InvalidValueError, NotFoundError, StorageError
 from registry.postgres_backend import SCHEMES as POSTGRES_SCHEMES
 from registry.registry import BLOBS_FOLDER, Registry
+from registry.remote.transfer import Progress
 
 SCRATCH_FOLDER = Path("~/.cache/loraplex/staging")
 HTTP_SCHEMES = ("http", "https")
