@@ -1,7 +1,8 @@
-"""Fixtures of the registry's tests: a real registry in a folder of the test's own, with the tiny base registered."""
+"""Fixtures of the registry's tests: a real registry of the test's own on each backend, which knows the tiny base."""
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,18 @@ import pytest
 
 import registry
 from tests.registry.adapter_folders import base_document, write_adapter
+from tests.registry.backends import (
+    CREDENTIALS,
+    TEMPLATE,
+    FolderPlace,
+    PostgresServer,
+    RegistryPlace,
+    S3Server,
+    ServerPlace,
+    make_template,
+    postgres_server,
+    s3_server,
+)
 
 
 @pytest.fixture(scope="session")
@@ -22,11 +35,68 @@ def new_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of a registry run on both backends, but for those marked `sqlite_only`."""
+    if "backend" in metafunc.fixturenames:
+        is_single = metafunc.definition.get_closest_marker("sqlite_only") is not None
+        metafunc.parametrize("backend", ["sqlite"] if is_single else ["sqlite", "postgres"], scope="session")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL for all tests."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """One S3 for all tests, with its credentials in the environment."""
+    with pytest.MonkeyPatch.context() as patch, s3_server() as server:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres: PostgresServer, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a database that knows the tiny base and nothing else, to be copied."""
+    make_template(postgres, s3, tmp_path_factory.mktemp("scratch"))
+    return TEMPLATE
+
+
 @pytest.fixture
-def reg(tmp_path: Path, new_registry: Path) -> Iterator[registry.Registry]:
-    """An open registry of the test's own, that knows the tiny base."""
+def postgres_place(postgres: PostgresServer, s3: S3Server, new_database: str, tmp_path: Path) -> Iterator[ServerPlace]:
+    """A registry in PostgreSQL and S3 of the test's own, that knows the tiny base."""
+    with postgres.database(new_database) as url:
+        yield ServerPlace(url, s3, secrets.token_hex(8), tmp_path / "scratch")
+
+
+@pytest.fixture
+def sqlite_place(tmp_path: Path, new_registry: Path) -> FolderPlace:
+    """A registry in a folder of the test's own, that knows the tiny base."""
     shutil.copytree(new_registry, tmp_path / "registry")
-    with registry.open(tmp_path / "registry") as opened:
+    return FolderPlace(tmp_path / "registry")
+
+
+@pytest.fixture
+def place(backend: str, request: pytest.FixtureRequest) -> RegistryPlace:
+    """A registry of the test's own on each backend, that knows the tiny base; not open yet."""
+    found: RegistryPlace = request.getfixturevalue(f"{backend}_place")
+    return found
+
+
+@pytest.fixture
+def reg(place: RegistryPlace) -> Iterator[registry.Registry]:
+    """An open registry of the test's own on each backend, that knows the tiny base."""
+    with place.open() as opened:
+        yield opened
+
+
+@pytest.fixture
+def reg_sqlite(sqlite_place: FolderPlace) -> Iterator[registry.Registry]:
+    """As `reg`, in a folder only: for what does not depend on where it is kept."""
+    with sqlite_place.open() as opened:
         yield opened
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 
 import registry
@@ -20,6 +20,7 @@ from registry.errors import (
     PermissionDeniedError,
 )
 from tests.registry.adapter_folders import FINGERPRINT, OTHER_FINGERPRINT, base_document, manifest_document
+from tests.registry.backends import RegistryPlace
 
 Publish = Callable[..., registry.Version]
 MakeAdapter = Callable[..., Path]
@@ -139,20 +140,22 @@ def test_a_version_never_changes(reg: registry.Registry, publish: Publish, opera
 
 
 def test_the_database_refuses_to_change_what_was_published(
-    reg: registry.Registry, publish: Publish, operator: registry.Principal
+    reg: registry.Registry, place: RegistryPlace, publish: Publish, operator: registry.Principal
 ) -> None:
     publish()
     reg.promote("acme/text2sql@1", "prod", principal=operator)
-    with closing(sqlite3.connect(reg.folder / "catalog.sqlite")) as connection:
-        for statement in (
-            "UPDATE versions SET digest = 'x'",
-            "UPDATE version_files SET sha256 = 'x'",
-            "UPDATE alias_moves SET to_number = 1",
-            "UPDATE audit_events SET actor = 'x'",
-            "DELETE FROM audit_events",
-        ):
-            with pytest.raises(sqlite3.IntegrityError, match="never changes"):
-                connection.execute(statement)
+    for statement in (
+        "UPDATE versions SET digest = 'x'",
+        "UPDATE version_files SET sha256 = 'x'",
+        "UPDATE alias_moves SET to_number = 1",
+        "UPDATE audit_events SET actor = 'x'",
+        "DELETE FROM audit_events",
+        "UPDATE commits SET title = 'x'",
+        "UPDATE commit_files SET sha256 = 'x'",
+        "UPDATE events SET kind = 'x'",
+    ):
+        with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError), match="never changes"):
+            place.execute(statement)
 
 
 def test_a_base_without_a_manifest_is_named(
