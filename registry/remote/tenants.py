@@ -71,7 +71,7 @@ class RemoteTenants:
 
     def authenticate(self, secret: str) -> Principal:
         """The principal whose secret this is; it carries the secret, to ask this registry with."""
-        if not secret.isascii() or not secret.isprintable() or " " in secret:
+        if not secret or not secret.isascii() or not secret.isprintable() or " " in secret:
             raise AuthenticationError
         asking = Principal(tenant=None, role=Role.READER, token_id=None, secret=secret)
         found = self._http.get("/whoami", Identity, principal=asking)
