@@ -1,7 +1,7 @@
 """From the `model` of a request to an adapter that the engine can read.
 
-It does: resolve a name through the registry once per request, refuse an adapter of another base, fetch each version
-once into the disk cache, and pin it while a request uses it.
+It does: resolve a name through the registry once per request, choose a side where a canary runs, refuse an adapter of
+another base, fetch each version once into the disk cache, and pin it while a request uses it.
 It does not: load tensors (the engine) or judge an adapter (the registry did, at publish).
 """
 
@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import shutil
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from registry import Registry
+from registry.canary import gets_canary
 from registry.errors import RegistryError, StorageError
 from registry.principal import Principal
 from registry.threads import Threads
-from registry.version import Version
+from registry.version import Split, Version
 from serving.adapter_cache import AdapterCache
 from serving.errors import AdapterBaseMismatchError, ModelNotFoundError, RegistryUnavailableError
 from serving.messages import AdapterUse
@@ -33,12 +36,23 @@ REMEMBERED_NAMES = 4096
 logger = logging.getLogger(__name__)
 
 
+class Side(StrEnum):
+    """Which version of an alias with a canary serves a request."""
+
+    STABLE = "stable"
+    CANARY = "canary"
+
+
 @dataclass(frozen=True)
 class Target:
-    """What will serve a request, fixed from its admission to its end. `version` is None for the base alone."""
+    """What will serve a request, fixed from its admission to its end. `version` is None for the base alone.
+
+    `side` is None where no canary runs on what the client named.
+    """
 
     base: ServedBase
     version: Version | None
+    side: Side | None = None
 
     @property
     def name(self) -> str:
@@ -69,7 +83,7 @@ class AdapterLoader:
         self._fetch_threads = Threads("fetch", FETCH_THREADS)
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._removals: set[asyncio.Task[None]] = set()
-        self._known: OrderedDict[tuple[str | None, str], Version] = OrderedDict()
+        self._known: OrderedDict[tuple[str | None, str], Split] = OrderedDict()
         self.fetched = 0
 
     @property
@@ -88,33 +102,37 @@ class AdapterLoader:
         self._registry_threads.close()
         self._fetch_threads.close()
 
-    async def resolve(self, model: str, principal: Principal, base: ServedBase) -> Target:
+    async def resolve(
+        self, model: str, principal: Principal, base: ServedBase, *, request_key: str | None = None
+    ) -> Target:
         """What `model` means now for this client; while the registry is down, what it meant when it was last asked.
 
+        Where a canary runs, equal keys get the same side; without a key each request is dealt anew.
         Raises ModelNotFoundError (also for another tenant's private adapter), AdapterBaseMismatchError,
         RegistryUnavailableError.
         """
         if base.is_named(model):
             return Target(base, None)
         try:
-            version = await self._registry_threads.run(self._registry.resolve, model, principal=principal)
+            split = await self._registry_threads.run(self._registry.resolve_split, model, principal=principal)
         except StorageError as error:
             logger.error("registry failed while resolving: %s", error)
             if (principal.tenant, model) not in self._known:
                 raise RegistryUnavailableError from error
-            version = self._known[principal.tenant, model]
+            split = self._known[principal.tenant, model]
         except RegistryError:  # unknown, not readable, or no name at all: the client learns no difference
             self._known.pop((principal.tenant, model), None)
             raise ModelNotFoundError(model) from None
-        self._remember(principal, model, version)
+        self._remember(principal, model, split)
+        version, side = _choose(split, request_key)
         if version.base_fingerprint != base.fingerprint:
             raise AdapterBaseMismatchError(
                 f"{version.adapter}@{version.number}", expected=version.base_fingerprint, found=base.fingerprint
             )
-        return Target(base, version)
+        return Target(base, version, side)
 
-    def _remember(self, principal: Principal, model: str, version: Version) -> None:
-        self._known[principal.tenant, model] = version
+    def _remember(self, principal: Principal, model: str, split: Split) -> None:
+        self._known[principal.tenant, model] = split
         self._known.move_to_end((principal.tenant, model))
         if len(self._known) > REMEMBERED_NAMES:
             self._known.popitem(last=False)
@@ -170,6 +188,17 @@ class AdapterLoader:
             removal = asyncio.create_task(self._fetch_threads.run(_remove, out))
             self._removals.add(removal)
             removal.add_done_callback(self._removals.discard)
+
+
+def _choose(split: Split, request_key: str | None) -> tuple[Version, Side | None]:
+    canary, candidate = split.canary, split.candidate
+    if canary is None or candidate is None:
+        return split.stable, None
+    key = secrets.token_hex(8) if request_key is None else request_key
+    alias = f"{canary.adapter}@{canary.alias}"
+    if gets_canary(alias=alias, digest=canary.digest, key=key, permille=canary.permille):
+        return candidate, Side.CANARY
+    return split.stable, Side.STABLE
 
 
 def _remove(folders: list[Path]) -> None:

@@ -20,6 +20,7 @@ from litestar import Request
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 
+from registry.http.request_id import request_id_of
 from registry.principal import Principal
 from serving.adapter_loader import Target
 from serving.api.choices import ChoiceDelta, ChoicePlan, Choices, Finish
@@ -27,7 +28,7 @@ from serving.api.dialect import Dialect, Document, Head, Usage, WholeChoice
 from serving.api.disconnect import unless_client_leaves
 from serving.api.errors import answer_of
 from serving.api.limits import answer_tokens
-from registry.http.request_id import request_id_of
+from serving.api.request_key import REQUEST_KEY_HEADER, request_key_of
 from serving.api.request_record import RequestRecord
 from serving.api.sampling import includes_usage, sampling_of, stop_strings_of
 from serving.api.service import Service, service_of
@@ -48,6 +49,7 @@ class _Walk:
     dialect: Dialect
     record: RequestRecord
     principal: Principal
+    request_key: str | None
     taken: AsyncExitStack = field(default_factory=AsyncExitStack)
 
 
@@ -71,7 +73,8 @@ async def generate(request: Request[Any, Any, Any], read: Callable[[], Awaitable
     taken = AsyncExitStack()
     try:
         dialect = await read()
-        walk = _Walk(service, dialect, record, request.auth, taken)
+        key = request_key_of(request.headers.get(REQUEST_KEY_HEADER), dialect.fields)
+        walk = _Walk(service, dialect, record, request.auth, key, taken)
         if not dialect.fields.stream:
             return await unless_client_leaves(request.receive, _plain(walk))
         return await unless_client_leaves(request.receive, _stream(walk))
@@ -160,7 +163,8 @@ async def _start(walk: _Walk) -> _Running:
     answers_each = fields.n or 1
     count = dialect.prompt_count * answers_each
     walk.taken.enter_context(service.gate.admit(walk.principal.tenant, count, max_running=base.max_running))
-    target = await service.loader.resolve(fields.model, walk.principal, base)
+    key = walk.request_key
+    target = await service.loader.resolve(fields.model, walk.principal, base, request_key=key)
     walk.record.resolved(fields.model, target)
     prompts = await service.tokenizer_threads.run(dialect.encode, base)
     walk.record.prompt_tokens = sum(map(len, prompts))
@@ -193,4 +197,8 @@ def _headers(target: Target) -> dict[str, str]:
     headers = {"x-loraplex-base": target.base.fingerprint}
     if target.digest is not None:
         headers["x-loraplex-adapter"] = target.digest
+    if target.version is not None and not target.version.base_verified:
+        headers["x-loraplex-base-verified"] = "false"
+    if target.side is not None:
+        headers["x-loraplex-side"] = target.side.value
     return headers

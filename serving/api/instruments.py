@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
+from serving.api.canary_instruments import CanaryInstruments
+
 ENGINE = "0"
 LABELS = ("model_name", "engine")
 NAMED_ADAPTERS = 64
@@ -84,6 +86,7 @@ class Instruments:
         self._adapter_tokens = counter(
             "loraplex_adapter_generation_tokens", f"Generated tokens {_BY_ADAPTER}", "adapter"
         )
+        self.canaries = CanaryInstruments(registry, seconds_buckets=REQUEST_BUCKETS)
 
     def first_token(self, seconds: float) -> None:
         """A sequence has its first token, so long after its request arrived."""

@@ -74,9 +74,8 @@ def _adapter_entries(summary: AdapterSummary, base: ServedBase) -> Iterator[Docu
 def _entry_of(name: str, target: Target) -> Document:
     assert target.version is not None, "the base is answered before"
     version = target.version
-    return _adapter_entry(name, target.name, version.tenant, target.base, version.created_at) | {
-        "digest": version.digest
-    }
+    entry = _adapter_entry(name, target.name, version.tenant, target.base, version.created_at)
+    return entry | {"digest": version.digest, "base_verified": version.base_verified}
 
 
 def _adapter_entry(name: str, root: str, tenant: str, base: ServedBase, created_at: datetime) -> Document:

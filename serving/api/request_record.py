@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from serving.adapter_loader import Target
+from serving.adapter_loader import Side, Target
 from serving.api.adapters_in_use import AdaptersInUse
 from serving.api.instruments import Instruments
 
@@ -80,6 +80,7 @@ class RequestRecord:
         self._tenant = "-"
         self._user = "-"
         self._used: tuple[str, str] | None = None
+        self._side: tuple[str, Side] | None = None
         self._sequences: list[SequenceRecord] = []
         self._is_closed = False
 
@@ -104,6 +105,11 @@ class RequestRecord:
         if target.digest is not None:
             self._used = (target.digest, model)
             self._adapters_in_use.enter(*self._used)
+        if target.side is None:
+            self.instruments.canaries.is_over(model)
+        else:
+            self._side = (model, target.side)
+            self.instruments.canaries.began(model)
 
     def sequence(self, prompt_tokens: int) -> SequenceRecord:
         """The record of one more sequence, whose prompt is so long."""
@@ -122,6 +128,11 @@ class RequestRecord:
         self.instruments.request_ended(
             self.route, outcome, seconds=self.seconds, digest=digest, generation_tokens=self.completion_tokens
         )
+        if self._side is not None:
+            tokens = self.completion_tokens
+            self.instruments.canaries.request_ended(
+                *self._side, outcome=outcome, seconds=self.seconds, generation_tokens=tokens
+            )
         logger.info(
             "%s %s %s tenant=%s user=%s adapter=%s prompt_tokens=%d completion_tokens=%d seconds=%.3f",
             self.request_id,

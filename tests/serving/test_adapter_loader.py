@@ -9,7 +9,10 @@ import pytest
 
 import registry
 from registry import Principal, Registry, Version
+from registry.blobs import LocalBlobs
+from registry.database import Database
 from registry.errors import StorageError
+from registry.version import Split
 from serving.adapter_cache import AdapterCache
 from serving.adapter_loader import AdapterLoader, Target
 from serving.errors import AdapterBaseMismatchError, ModelNotFoundError, RegistryUnavailableError
@@ -27,7 +30,8 @@ class CountingRegistry(Registry):
     """A real registry that counts pulls, makes them slow, and fails on demand."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+        folder.mkdir()
+        super().__init__(Database(folder), LocalBlobs(folder / "blobs"), folder=folder)
         self.pulls: list[str] = []
         self.is_down = False
 
@@ -37,10 +41,10 @@ class CountingRegistry(Registry):
             raise StorageError("no disk")
         return super().pull(version, destination)
 
-    def resolve(self, ref: str, *, principal: Principal) -> Version:
+    def resolve_split(self, ref: str, *, principal: Principal) -> Split:
         if self.is_down:
             raise StorageError("no database")
-        return super().resolve(ref, principal=principal)
+        return super().resolve_split(ref, principal=principal)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from serving.api import errors
 from serving.api.schemas import ChatRequest, CompletionRequest
 from serving.app import create_app, create_service
 from serving.settings import ServingSettings
+from tests.serving.conftest import Stocked
 from tests.serving.server import RunningServer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
@@ -60,10 +61,16 @@ def test_errors() -> None:
     assert documented == {(answer.status, answer.code) for answer in answers}
 
 
-def test_metrics(server: RunningServer) -> None:
+def test_metrics(server: RunningServer, stocked: Stocked) -> None:
     server.chat("!say a", model="acme/sql")
+    operator = registry.Principal.operator()
+    with registry.open(stocked.home / "registry") as reg:
+        reg.start_canary("acme/sql@2", "prod", permille=1, principal=operator)
+        server.chat("!say a", model="acme/sql@prod")
     server.client.get("/v1/models", headers={"host": "evil.example"})
     response = server.client.get("/metrics")
+    with registry.open(stocked.home / "registry") as reg:
+        reg.stop_canary("acme/sql", "prod", principal=operator)
     assert response.headers["content-type"].startswith("text/plain; version=")
     found = {}
     for family in text_string_to_metric_families(response.text):
