@@ -93,6 +93,7 @@ def test_files_of_a_shard_become_blobs_of_the_tenant(
     assert staged(acme) == [X1, X2]
 
 
+@pytest.mark.sqlite_only
 def test_a_recorded_upload_is_stored_whole(acme: registry.Registry, sessions: XetSessions) -> None:
     for folder in FOLDER.iterdir():
         session = sessions.find(sessions.begin(), GRANT)
@@ -126,6 +127,7 @@ def test_a_wrong_digest_keeps_nothing_and_frees_the_room(acme: registry.Registry
     assert staged(acme) == [X1]
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize(
     ("terms", "why"),
     [
@@ -162,6 +164,7 @@ def test_a_small_shard_cannot_expand_beyond_the_limits(acme: registry.Registry) 
     assert blob.size == used(acme) == 4 << 20
 
 
+@pytest.mark.sqlite_only
 def test_what_waits_in_sessions_is_bounded_by_bytes_and_by_number(acme: registry.Registry) -> None:
     sessions = XetSessions(acme.blobs, acme.quotas, XetLimits(staged_bytes=5000, staged_xorbs=3))
     session = sessions.find(sessions.begin(), GRANT)
@@ -187,6 +190,7 @@ def test_a_grant_opens_the_sessions_of_its_own_repository_only(acme: registry.Re
     send_shard(another_process.find(session_id, GRANT), data)
 
 
+@pytest.mark.sqlite_only
 def test_stale_sessions_are_removed_and_the_client_can_upload_again(acme: registry.Registry) -> None:
     sessions = XetSessions(acme.blobs, acme.quotas)
     first = sessions.begin()
@@ -204,6 +208,7 @@ def test_stale_sessions_are_removed_and_the_client_can_upload_again(acme: regist
     send_shard(second, data)
 
 
+@pytest.mark.sqlite_only
 def test_a_broken_body_leaves_nothing(acme: registry.Registry, sessions: XetSessions) -> None:
     session = sessions.find(sessions.begin(), GRANT)
     for data in (b"", b"no xorb", xorb([b"cut"])[:-1]):
@@ -212,6 +217,7 @@ def test_a_broken_body_leaves_nothing(acme: registry.Registry, sessions: XetSess
     assert staged(acme) == []
 
 
+@pytest.mark.sqlite_only
 def test_a_full_disk_is_a_storage_error(
     acme: registry.Registry, sessions: XetSessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +328,7 @@ async def test_an_upload_over_http(
     assert again.json() == {"was_inserted": False}
 
 
+@pytest.mark.sqlite_only
 async def test_who_may_upload(http: httpx.AsyncClient, token: Callable[..., str]) -> None:
     publisher = token()
     await create(http, publisher)
@@ -335,6 +342,7 @@ async def test_who_may_upload(http: httpx.AsyncClient, token: Callable[..., str]
     assert (await write_token(http, publisher, "x.at.prod")).status_code == 403
 
 
+@pytest.mark.sqlite_only
 async def test_every_cas_route_wants_its_own_token(
     app: HubApp, http: httpx.AsyncClient, token: Callable[..., str]
 ) -> None:
@@ -354,8 +362,9 @@ async def test_every_cas_route_wants_its_own_token(
         assert answer.status_code == 401, route.pattern
 
 
+@pytest.mark.sqlite_only
 async def test_bodies_are_bounded_and_hashes_are_names_not_paths(
-    acme: registry.Registry, http: httpx.AsyncClient, token: Callable[..., str]
+    acme: registry.Registry, http: httpx.AsyncClient, token: Callable[..., str], tmp_path: Path
 ) -> None:
     secret = token()
     await create(http, secret)
@@ -371,4 +380,4 @@ async def test_bodies_are_bounded_and_hashes_are_names_not_paths(
         answer = await http.post(f"{document['casUrl']}/{path}", headers=headers, content=b"nonsense")
         assert answer.status_code == 400
     assert staged(acme) == []
-    assert not any("evil" in path.name for path in everything_below(acme.folder.parent))
+    assert not any("evil" in path.name for path in everything_below(tmp_path))
