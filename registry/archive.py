@@ -63,7 +63,7 @@ def export_archive(
     partial = destination.with_name(f".{destination.name}.partial")
     try:
         with partial.open("wb") as stream:
-            _write(reg, index, versions, stream, is_compressed=destination.suffix == ".gz")
+            _write(reg, index, versions, stream, principal, is_compressed=destination.suffix == ".gz")
             stream.flush()
             os.fsync(stream.fileno())
         partial.rename(destination)
@@ -100,7 +100,13 @@ def import_archive(
 
 
 def _write(
-    reg: Registry, index: ArchiveIndex, versions: list[Version], stream: BinaryIO, *, is_compressed: bool
+    reg: Registry,
+    index: ArchiveIndex,
+    versions: list[Version],
+    stream: BinaryIO,
+    principal: Principal,
+    *,
+    is_compressed: bool,
 ) -> None:
     with ExitStack() as stack:
         target: IO[bytes] = stream
@@ -116,7 +122,7 @@ def _write(
         for name, content in ((INDEX_NAME, document), (DIGEST_NAME, _digest_line(document))):
             tar.addfile(_header(name, len(content)), BytesIO(content))
         for version in versions:
-            with pulled(reg, version) as folder:
+            with pulled(reg, version, principal) as folder:
                 for file in sorted(version.files):
                     with (folder / file.path).open("rb") as source:
                         tar.addfile(_header(f"versions/{version.number}/{file.path}", file.size), source)
@@ -133,7 +139,7 @@ def _opened(source: Path) -> Iterator[BinaryIO]:
     """The archive's bytes, uncompressed as they are read and never in whole."""
     try:
         with ExitStack() as stack:
-            stream = stack.enter_context(source.open("rb"))
+            stream: BinaryIO = stack.enter_context(source.open("rb"))
             is_compressed = stream.read(2) == GZIP_MAGIC
             stream.seek(0)
             if is_compressed:

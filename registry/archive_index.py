@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import msgspec
 
 from registry.adapter import FILES_LIMIT, WEIGHTS_BYTES_LIMIT, limit_bytes_of
+from registry.attestations import Attestation
 from registry.errors import ArchiveError
 from registry.file_entry import FileEntry, digest_of_files
 from registry.names import AdapterName, parse_alias
@@ -80,13 +81,17 @@ class ArchivedMove(msgspec.Struct, frozen=True):
 
 
 class ArchiveIndex(msgspec.Struct, frozen=True):
-    """All that an export says of itself. `versions` by number; `moves` by alias and sequence."""
+    """All that an export says of itself. `versions` by number; `moves` by alias and sequence.
+
+    `attestations` are for people to read: what another registry believed is not evidence for the gates of this one.
+    """
 
     schema: int
     adapter: _Short
     visibility: Visibility
     versions: Annotated[tuple[ArchivedVersion, ...], msgspec.Meta(min_length=1, max_length=VERSIONS_LIMIT)]
     moves: tuple[ArchivedMove, ...] = ()
+    attestations: tuple[dict[str, Any], ...] = ()
     bases: tuple[dict[str, Any], ...] = ()
 
     def encode(self) -> bytes:
@@ -140,10 +145,13 @@ def describe(
     newest = reg.resolve(ref, principal=principal)
     versions = [newest]
     moves: list[AliasMove] = []
+    attested: list[Attestation] = []
     if all_versions:
         versions = sorted(reg.list_versions(newest.adapter, principal), key=lambda version: version.number)
         for alias in sorted(reg.aliases(newest.adapter, principal)):
             moves += sorted(reg.alias_history(newest.adapter, alias, principal), key=lambda move: move.sequence)
+        for version in versions:
+            attested += reg.attestations(f"{version.adapter}@{version.number}", principal)
     fingerprints = sorted({version.base_fingerprint for version in versions})
     index = ArchiveIndex(
         schema=SCHEMA,
@@ -151,16 +159,17 @@ def describe(
         visibility=newest.visibility,
         versions=tuple(_archived(version) for version in versions),
         moves=tuple(_archived_move(move) for move in moves),
+        attestations=tuple(msgspec.to_builtins(each) for each in attested),
         bases=tuple(reg.base(fingerprint).to_json() for fingerprint in fingerprints),
     )
     return index, versions
 
 
 @contextmanager
-def pulled(reg: Registry, version: Version) -> Iterator[Path]:
+def pulled(reg: Registry, version: Version, principal: Principal) -> Iterator[Path]:
     """The version's files, verified, in a folder that is removed at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="loraplex-export-") as folder:
-        yield reg.pull(version, Path(folder) / "version")
+        yield reg.pull(version, Path(folder) / "version", principal=principal)
 
 
 def write_file(destination: Path, size: int, read: Callable[[int], bytes], *, sha256: str) -> None:

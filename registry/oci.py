@@ -102,7 +102,7 @@ def export_layout(
         aliases = reg.aliases(index.adapter, principal)
         listed: list[Descriptor] = []
         for archived, version in zip(index.versions, versions, strict=True):
-            described = _write_version(reg, index, archived, version, blobs)
+            described = _write_version(reg, index, archived, version, blobs, principal)
             tags = [f"v{version.number}"]
             tags += [alias for alias, number in aliases.items() if number == version.number and not _is_version(alias)]
             listed += [_tagged(described, tag) for tag in tags]
@@ -150,16 +150,18 @@ def import_layout(
 
 
 def _write_version(
-    reg: Registry, index: ArchiveIndex, archived: ArchivedVersion, version: Version, blobs: Path
+    reg: Registry, index: ArchiveIndex, archived: ArchivedVersion, version: Version, blobs: Path, principal: Principal
 ) -> Descriptor:
     """The version's files, config and manifest as blobs, and the manifest's descriptor."""
-    with pulled(reg, version) as folder:
+    with pulled(reg, version, principal) as folder:
         for file in version.files:
             target = blobs / file.sha256
             if not target.exists():
                 shutil.copyfile(folder / file.path, target)
     bases = tuple(base for base in index.bases if base["fingerprint"] == version.base_fingerprint)
-    alone = ArchiveIndex(index.schema, index.adapter, index.visibility, (archived,), (), bases)
+    alone = ArchiveIndex(
+        schema=index.schema, adapter=index.adapter, visibility=index.visibility, versions=(archived,), bases=bases
+    )
     manifest = Manifest(
         schema_version=2,
         media_type=MANIFEST_TYPE,

@@ -32,6 +32,7 @@ from registry.fsck import Fsck, FsckReport, OnBlob
 from registry.gc import GRACE, GarbageCollection, GcReport
 from registry.leases import Lease, Leases, Pin
 from registry.listing import Listing
+from registry.mirror import DEFAULT_REVISION, Mirror, Mirrors, MirrorSync
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.outbound import OutboundPolicy
 from registry.outbox import Outbox
@@ -48,6 +49,7 @@ from registry.repositories import Repositories
 from registry.resolution import Resolution
 from registry.retention import Retention, RetentionRule
 from registry.scope import Scope
+from registry.signatures import Signatures, SigningKey, VersionSignature, verified_keys
 from registry.signing_secret import SigningSecret
 from registry.snapshots import Snapshots
 from registry.tenant_policy import TenantPolicies, TenantPolicy
@@ -77,7 +79,8 @@ class Registry:
         self.snapshots = Snapshots(self._database)
         self._resolution = Resolution(self._database, self._catalog)
         self._listing = Listing(self._database)
-        self._aliases = Aliases(self._database)
+        self._aliases = Aliases(self._database, verified_keys)
+        self._signatures = Signatures(self._database)
         self._alias_policies = AliasPolicies(self._database)
         self._attestations = Attestations(self._database)
         self._canaries = Canaries(self._database, self._aliases)
@@ -92,6 +95,7 @@ class Registry:
         self._gc = GarbageCollection(self._database, self._blobs)
         self._fsck = Fsck(self._database, self._blobs)
         self._tenant_policies = TenantPolicies(self._database)
+        self._mirrors = Mirrors(self._database, self._tenant_policies, self.publish_outcome)
         self.commits = Commits(self._database, self._bases, self._blobs, self._tenant_policies)
         # What the Hub face streams to, counts and signs with, itself.
         self.blobs, self.quotas = self._blobs, self._quotas
@@ -262,7 +266,7 @@ class Registry:
 
     def resolve(self, ref: str, *, principal: Principal) -> Version:
         """The version that the reference means now; a bare name is the newest."""
-        return self._resolution.resolve(ref, principal=principal)
+        return self._mirrors.pulling_through(lambda: self._resolution.resolve(ref, principal=principal), ref, principal)
 
     def pull(self, version: Version, destination: Path, *, principal: Principal = OPERATOR) -> Path:
         """Put the version's files into a folder, verified, all at once. Right to read it: having resolved it.
@@ -460,6 +464,38 @@ class Registry:
         """Allow webhooks to reach more. Only the operator may."""
         return self._webhooks.set_policy(policy, principal)
 
+    def add_mirror(
+        self,
+        name: str,
+        source: str,
+        *,
+        principal: Principal,
+        revision: str = DEFAULT_REVISION,
+        token: str | None = None,
+        base_fingerprint: str | None = None,
+    ) -> MirrorSync:
+        """Pull an adapter in from another Hub, and remember where it came from; `token` is for that Hub."""
+        return self._mirrors.add(
+            AdapterName.parse(name),
+            source,
+            revision=revision,
+            token=token,
+            base_fingerprint=base_fingerprint,
+            principal=principal,
+        )
+
+    def sync_mirror(self, name: str, *, principal: Principal, token: str | None = None) -> MirrorSync:
+        """Pull the upstream's newer commit in, if there is one."""
+        return self._mirrors.sync(AdapterName.parse(name), token=token, principal=principal)
+
+    def list_mirrors(self, principal: Principal) -> list[Mirror]:
+        """Where mirrored adapters come from, as far as the caller may read them."""
+        return self._mirrors.all(principal)
+
+    def remove_mirror(self, name: str, principal: Principal) -> Mirror:
+        """Forget where an adapter came from; its versions stay."""
+        return self._mirrors.remove(AdapterName.parse(name), principal)
+
     def courier(self, settings: CourierSettings | None = None) -> Courier:
         """A worker that delivers to webhooks once it is started; any number of processes may run one."""
         return Courier(Outbox(self._database), self._webhooks.policy, settings or CourierSettings())
@@ -532,6 +568,26 @@ class Registry:
     ) -> FsckReport:
         """Read and check everything; with `repair`, mend what can be mended without losing anything."""
         return self._fsck.run(principal=principal, repair=repair, on_blob=on_blob)
+
+    def add_key(self, tenant: str, public_pem: str, *, label: str, principal: Principal = OPERATOR) -> SigningKey:
+        """Trust a public key: what it signs counts as signed."""
+        return self._signatures.add_key(tenant, public_pem, label=label, principal=principal)
+
+    def list_keys(self, tenant: str, *, principal: Principal = OPERATOR) -> list[SigningKey]:
+        """A tenant's public keys, revoked ones too."""
+        return self._signatures.keys(tenant, principal)
+
+    def revoke_key(self, tenant: str, key: str, *, principal: Principal = OPERATOR) -> SigningKey:
+        """Trust a key no longer: its signatures count for nothing, old ones too."""
+        return self._signatures.revoke_key(tenant, key, principal)
+
+    def attach_signature(self, ref: str, bundle: str, *, principal: Principal) -> VersionSignature:
+        """Keep a signature that somebody made of a version (`registry.model_signature`)."""
+        return self._signatures.attach(AdapterRef.parse(ref), bundle, principal)
+
+    def signatures(self, ref: str, principal: Principal) -> list[VersionSignature]:
+        """The signatures of a version, each verified now."""
+        return self._signatures.of(AdapterRef.parse(ref), principal)
 
     def check_integrity(self) -> None:
         """As `fsck`, but raises the first fault that it finds: IntegrityError, StorageError."""

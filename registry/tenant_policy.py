@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from sqlalchemy import select
@@ -16,9 +16,15 @@ from registry.models import TenantRow
 
 
 class TenantPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`unverified_base`: whether an adapter may enter whose base nobody recorded; only shapes and names suggest it."""
+    """`unverified_base`: whether an adapter may enter whose base nobody recorded; only shapes and names suggest it.
+
+    `require_signature`: whether an alias moves only to a version that a key of the tenant has signed, with or without a
+    policy of its own. `upstream`: where unknown adapters are pulled in from, `https://host/org`, when the tenant first reads them.
+    """
 
     unverified_base: Literal["allow", "refuse"] = "allow"
+    require_signature: bool = False
+    upstream: Annotated[str, msgspec.Meta(max_length=1000, pattern="^https?://[^/@?#]+/[^@?#]+$")] | None = None
 
 
 class TenantPolicies:
@@ -50,7 +56,10 @@ class TenantPolicies:
                 actor=actor,
                 action="set_tenant_policy",
                 subject=tenant,
+                tenant=tenant,
                 unverified_base=policy.unverified_base,
+                require_signature=int(policy.require_signature),
+                upstream=policy.upstream,
             )
         return policy
 

@@ -245,8 +245,17 @@ def _policy(session: Session) -> OutboundPolicy:
     return OutboundPolicy() if row is None else OutboundPolicy.from_json(json.loads(row.value))
 
 
-def _audit(session: Session, principal: Principal, action: str, subject: str, **detail: str | int | None) -> None:
-    audit.record(session, at=datetime.now(UTC), actor=principal.actor, action=action, subject=subject, **detail)
+def _audit(
+    session: Session,
+    principal: Principal,
+    action: str,
+    subject: str,
+    *,
+    tenant: str | None = None,
+    **detail: str | int | None,
+) -> None:
+    now = datetime.now(UTC)
+    audit.record(session, at=now, actor=principal.actor, action=action, subject=subject, tenant=tenant, **detail)
 
 
 def _to_webhook(row: WebhookRow, tenant: str) -> Webhook:
