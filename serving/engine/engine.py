@@ -152,6 +152,8 @@ class Engine:
             step_seconds=counters.step_seconds,
             last_step_rows=counters.last_step_rows,
             adapters=self._adapter_states(),
+            prefix_queries=self.scheduler.prefix_queries,
+            prefix_hits=self.scheduler.prefix_hits,
         )
 
     def check_integrity(self) -> None:
@@ -220,16 +222,18 @@ class Engine:
     def _account(self, row: Row) -> None:
         """The row's tokens are in the KV cache now; those of the prompt count as served, once."""
         request = row.request
-        request.computed += row.count
+        self.scheduler.advance(request, row.count)
         served = min(request.computed, request.prompt_tokens) - request.charged_tokens
         if served > 0:
+            found = max(0, request.cached_tokens - request.charged_tokens)  # in the cache: served, but not computed
             request.charged_tokens += served
             self.counters.prompt_tokens += served
-            self.scheduler.fair.charge(request.tenant, prompt_tokens=served)
+            self.scheduler.fair.charge(request.tenant, prompt_tokens=served - found)
 
     def _publish(self, request: Request, pick: Pick) -> Output:
         """Append the chosen token, and end the request where it ends."""
         if not pick.finite:
+            self.scheduler.blocks.forget(request.blocks)
             fault = Fault(code="internal", message="the model's output for this request is not finite")
             return self._end(request, "error", fault=fault)
         sampling, token = request.sampling, pick.token_id

@@ -1,7 +1,8 @@
 """One request on its way through the engine.
 
 It does: hold a request's tokens and what the engine owns on its behalf.
-It does not: decide anything. `scheduler` sets `computed`, `blocks` and `rank_rows`; `engine` appends tokens.
+It does not: decide anything. `scheduler` sets `computed`, `blocks`, `chain`, `cached_tokens` and `rank_rows`; `engine`
+appends tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from basemodel.lora_ops import RankRows
+from serving.engine.prefix_chain import PrefixChain
 from serving.messages import AdapterUse, Sampling
 
 
@@ -20,6 +22,7 @@ class Request:
     """A request. `tokens` is the prompt and what was generated; the first `computed` of them are in the KV cache.
 
     `arrival` orders requests and never changes, also when a request is preempted and computed again.
+    `cached_tokens` of them were in the cache when it was admitted; `chain` is what the cache knows of its blocks.
     `rank_rows` are the adapters' rows while they are pinned (None: not pinned).
     `skipped_steps` counts the steps in which it could have run, had its adapter or its tokens found room.
     `queue_seconds` is how long it waited until it was first admitted (None: not yet told to the client).
@@ -35,7 +38,9 @@ class Request:
     prompt_tokens: int = 0
     computed: int = 0
     charged_tokens: int = 0
+    cached_tokens: int = 0
     blocks: list[int] = field(default_factory=list)
+    chain: PrefixChain | None = None
     rank_rows: tuple[RankRows, ...] | None = None
     generator: torch.Generator | None = None
     skipped_steps: int = 0
@@ -55,6 +60,11 @@ class Request:
     def pending_tokens(self) -> int:
         """Tokens that the next forward must compute: 1 while decoding, more while the prompt is read."""
         return len(self.tokens) - self.computed
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What its keys and values depend on besides its tokens, and whose they are."""
+        return (self.tenant, *((use.digest, use.weight) for use in self.adapters))
 
     @property
     def digests(self) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []  # in order of arrival
         self.preemptions = 0
+        self.prefix_queries = 0  # tokens of prompts that were looked up, and found
+        self.prefix_hits = 0
 
     def add(self, request: Request) -> None:
         """Queue a request and start to load its adapters at once."""
@@ -51,6 +53,12 @@ class Scheduler:
         self.waiting.append(request)
         for use in request.adapters:
             self.pool.want(use)
+
+    def advance(self, request: Request, count: int) -> None:
+        """Take note that `count` more of a running request's tokens are in the KV cache."""
+        request.computed += count
+        if request.chain is not None:
+            self.blocks.publish(request.chain, request.tokens, request.blocks, request.computed)
 
     def finish(self, request: Request) -> None:
         """Forget a request, wherever it is, and free what it holds."""
@@ -101,18 +109,26 @@ class Scheduler:
         return sorted(ordered, key=lambda request: request.skipped_steps <= patience)
 
     def _admit(self, request: Request) -> bool:
-        """Move a request to running, if there are KV blocks for all its tokens and room for its adapters."""
-        if self.blocks.blocks_for(len(request.tokens) + 1) > self.blocks.free:
-            request.skipped_steps += 1
-            return False
-        rank_rows = self.pool.pin(request.adapters)
+        """Move a request to running, if there are KV blocks for all its tokens and room for its adapters.
+
+        What the cache knows of its prefix is not computed again.
+        """
+        blocks, chain = self.blocks.match(request.identity, request.tokens)
+        rank_rows = None
+        if self.blocks.blocks_for(len(request.tokens) + 1) - len(blocks) <= self.blocks.free:
+            rank_rows = self.pool.pin(request.adapters)
         if rank_rows is None:
+            self.blocks.give_back(blocks)
             request.skipped_steps += 1
             return False
         request.rank_rows = rank_rows
+        request.blocks, request.chain = blocks, chain
+        request.computed = request.cached_tokens = len(blocks) * self.blocks.block_tokens
         request.skipped_steps = 0
         if not request.charged_tokens:  # its first admission, not one after a preemption
             request.queue_seconds = time.monotonic() - request.queued_at
+            self.prefix_queries += len(request.tokens)
+            self.prefix_hits += request.cached_tokens
         self.waiting.remove(request)
         self.running.append(request)
         self.running.sort(key=lambda each: each.arrival)
@@ -150,6 +166,7 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self.blocks.give_back(request.blocks)
+        request.chain = None
         if request.rank_rows is not None:
             self.pool.unpin(request.adapters)
             request.rank_rows = None
