@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 CLIENTS := .venv-clients/.setup-stamp
+SIGNING := .venv-model-signing/.setup-stamp
 PACKAGES := basemodel registry serving trainer loraplex
 
 .DEFAULT_GOAL := help
@@ -20,6 +21,10 @@ $(CLIENTS): $(STAMP) deploy/hub_clients.sh $(wildcard deploy/hub_clients/*.txt)
 	deploy/hub_clients.sh $(@D)
 	@touch $@
 
+$(SIGNING): $(STAMP) deploy/model_signing.sh deploy/model_signing.txt
+	deploy/model_signing.sh $(@D)
+	@touch $@
+
 setup: $(STAMP) ## create .venv and install everything, the torch build that fits this machine included
 
 demo: $(STAMP) ## train three adapters over one 4-bit base, publish them, serve them in one batch (about 6 minutes on 2 cores)
@@ -31,7 +36,7 @@ serve: $(STAMP) ## serve the embedded base and the adapters of the local registr
 test: $(STAMP) $(CLIENTS) ## the test suite
 	$(BIN)/pytest $(ARGS)
 
-test-long: $(STAMP) $(CLIENTS) ## the tests that take minutes each
+test-long: $(STAMP) $(CLIENTS) $(SIGNING) ## the tests that take minutes each
 	$(BIN)/pytest -m long --timeout 1800 $(ARGS)
 
 check: $(STAMP) ## ruff, mypy --strict, import-linter
@@ -51,4 +56,4 @@ lock: ## write requirements.lock anew from pyproject.toml (needs uv)
 	deploy/lock.sh $(ARGS)
 
 clean: ## remove what these targets have made
-	rm -rf $(VENV) $(dir $(CLIENTS)) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(dir $(CLIENTS)) $(dir $(SIGNING)) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

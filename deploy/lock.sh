@@ -35,8 +35,8 @@ note="Written by deploy/lock.sh from pyproject.toml; torch $torch_version is ins
          /^[A-Za-z0-9]/ { keep = !($1 in runs) } keep' "$work/runtime" "$work/everything"
 } > requirements-dev.lock
 
-# The Hub clients that tests drive: each deploy/hub_clients/NAME.in names its releases, NAME.txt pins all they need.
-for input in deploy/hub_clients/*.in; do
+# What tests drive in environments of their own: each NAME.in names its releases, NAME.txt pins all they need.
+for input in deploy/hub_clients/*.in deploy/model_signing.in; do
     uv pip compile "$input" --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet \
         "${UV_OPTIONS[@]}" --output-file "${input%.in}.txt" > /dev/null
 done

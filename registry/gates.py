@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry.errors import GateError
-from registry.models import AliasPolicyRow, AttestationRow, TokenRow, VersionRow
+from registry.models import AliasPolicyRow, AttestationRow, TenantRow, TokenRow, VersionRow
 from registry.names import AdapterName
 from registry.policies import AliasPolicy, GateCheck, GateVerdict, MetricRule, read_policy
 from registry.principal import OPERATOR_ACTOR, Role
@@ -60,11 +61,13 @@ def judge(
     signers: Signers,
     at: datetime,
 ) -> GateVerdict | None:
-    """The verdict over the candidate; None where the alias has no policy."""
+    """The verdict over the candidate; None where neither the alias nor the tenant demands anything."""
     row = session.get(AliasPolicyRow, (adapter_id, alias), populate_existing=True)
-    if row is None:
+    is_signature_required = _requires_signature(session, name.tenant)
+    if row is None and not is_signature_required:
         return None
-    policy = read_policy(row.document)
+    policy = AliasPolicy() if row is None else read_policy(row.document)
+    policy = msgspec.structs.replace(policy, signed=policy.signed or is_signature_required)
     case = _Case(session, name, alias, policy, candidate, incumbent)
     checks = tuple(_checks(case, signers))
     return GateVerdict(
@@ -75,11 +78,6 @@ def judge(
         checks=checks,
         evaluated_at=at,
     )
-
-
-def nobody_signed(session: Session, version: VersionRow) -> Sequence[str]:
-    """Where signatures are not kept, no version has one."""
-    return ()
 
 
 def refuse(name: AdapterName, alias: str, verdict: GateVerdict) -> GateError:
@@ -99,6 +97,12 @@ def holder_of(session: Session, actor: str) -> str:
             break
         actor = token.replaced_by
     return actor
+
+
+def _requires_signature(session: Session, tenant: str) -> bool:
+    """Whether the tenant's policy demands a signature of whatever an alias points at."""
+    document = session.scalar(select(TenantRow.policy).where(TenantRow.name == tenant))
+    return document is not None and bool(json.loads(document).get("require_signature", False))
 
 
 def _checks(case: _Case, signers: Signers) -> Iterator[GateCheck]:

@@ -21,16 +21,19 @@ from registry.base import BaseRecord
 from registry.bases import Bases
 from registry.blobs import BlobReader, BlobStore
 from registry.canaries import Canaries
+from registry.cards import render_card
 from registry.catalog import Catalog
 from registry.commits import Commits
 from registry.courier import Courier, CourierSettings
 from registry.database import Database
 from registry.deletion import Deletion
+from registry.diff import VersionDiff, diff_versions
 from registry.errors import InvalidValueError
 from registry.events import PAGE_EVENTS, EventPage, Feed
 from registry.fsck import Fsck, FsckReport, OnBlob
 from registry.gc import GRACE, GarbageCollection, GcReport
 from registry.leases import Lease, Leases, Pin
+from registry.lineage import DEPTH_LIMIT, Lineage, LineageGraph
 from registry.listing import Listing
 from registry.mirror import DEFAULT_REVISION, Mirror, Mirrors, MirrorSync
 from registry.names import AdapterName, AdapterRef, parse_alias
@@ -84,6 +87,7 @@ class Registry:
         self._alias_policies = AliasPolicies(self._database)
         self._attestations = Attestations(self._database)
         self._canaries = Canaries(self._database, self._aliases)
+        self._lineage = LineageGraph(self._database)
         self._tenants = Tenants(self._database)
         self._feed = Feed(self._database)
         self._webhooks = Webhooks(self._database)
@@ -335,6 +339,29 @@ class Registry:
         parsed = AdapterName.parse(name)
         return roll_back(self._aliases, parsed, alias, principal=principal, expected=expected, evidence=evidence)
 
+    def card(self, ref: str, principal: Principal) -> str:
+        """A version's model card, made from what the registry knows of it: Markdown with YAML front matter."""
+        version = self.resolve(ref, principal=principal)
+        return render_card(
+            version,
+            self.base(version.base_fingerprint),
+            aliases=self.aliases(version.adapter, principal),
+            attestations=self.attestations(f"{version.adapter}@{version.number}", principal),
+        )
+
+    def lineage(self, ref: str, principal: Principal, *, depth: int = DEPTH_LIMIT) -> Lineage:
+        """What a version was made of, and what was made of it."""
+        return self._lineage.of(AdapterRef.parse(ref), principal, depth=depth)
+
+    def base_lineage(self, fingerprint: str, principal: Principal) -> Lineage:
+        """The versions that stand on a base."""
+        return self._lineage.of_base(fingerprint, principal)
+
+    def diff(self, before: str, after: str, principal: Principal, *, with_weights: bool = True) -> VersionDiff:
+        """How two versions differ: files, config, metrics, shapes and weights."""
+        versions = (self.resolve(before, principal=principal), self.resolve(after, principal=principal))
+        return diff_versions(self._blobs, *versions, with_weights=with_weights)
+
     def promote_canary(
         self, name: str, alias: str, *, principal: Principal, expected: Expected = ANY, evidence: str = ""
     ) -> AliasMove:
@@ -456,9 +483,13 @@ class Registry:
         """Send an event of kind `webhook.test` to this webhook alone."""
         return self._webhooks.test(webhook_id, principal)
 
-    def webhook_policy(self) -> OutboundPolicy:
+    def newest_event(self) -> int:
+        """The number of the newest event of anybody."""
+        return self._feed.newest()
+
+    def webhook_policy(self, *, principal: Principal = OPERATOR) -> OutboundPolicy:
         """What webhooks may reach beyond public addresses over https."""
-        return self._webhooks.policy()
+        return self._webhooks.shown_policy(principal)
 
     def set_webhook_policy(self, policy: OutboundPolicy, principal: Principal) -> OutboundPolicy:
         """Allow webhooks to reach more. Only the operator may."""

@@ -19,7 +19,8 @@ class TenantPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`unverified_base`: whether an adapter may enter whose base nobody recorded; only shapes and names suggest it.
 
     `require_signature`: whether an alias moves only to a version that a key of the tenant has signed, with or without a
-    policy of its own. `upstream`: where unknown adapters are pulled in from, `https://host/org`, when the tenant first reads them.
+    policy of its own. `upstream`: where unknown adapters are pulled in from, `https://host/org`, when the tenant first
+    reads them.
     """
 
     unverified_base: Literal["allow", "refuse"] = "allow"
