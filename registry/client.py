@@ -18,15 +18,16 @@ from typing import Self
 
 from registry.remote.adapters import RemoteAdapters
 from registry.remote.aliases import RemoteAliases
+from registry.remote.events import RemoteEvents
 from registry.remote.tenants import RemoteTenants
 from registry.remote.transfer import Progress
 from registry.remote.transport import Transport
 
-LOCAL_ONLY = frozenset({"folder"})
+LOCAL_ONLY = frozenset({"courier", "folder", "newest_event"})
 """What `Registry` has and this class does not."""
 
 
-class RemoteRegistry(RemoteAdapters, RemoteAliases, RemoteTenants):
+class RemoteRegistry(RemoteAdapters, RemoteAliases, RemoteTenants, RemoteEvents):
     """A registry over HTTP. Threads may share it. Every method raises errors of `registry.errors` only.
 
     `progress` is told of the files that pass in uploads and downloads.

@@ -19,6 +19,7 @@
     |   |-- ParentMovedError        ... or the branch
     |   `-- GateError               ... because the version does not pass the alias's policy
     |-- ArchiveError                a file to import that is damaged, or is no export
+    |-- BusyError                   too many at once: later it will be possible
     |-- UpstreamError               another server did not answer, or not well
     `-- StorageError                the disk or the database failed
         |-- IntegrityError          stored bytes are not what their digest says
@@ -244,6 +245,14 @@ class ArchiveError(RegistryError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"The archive cannot be imported: {why}. Export it again with `loraplex export`.")
+        self.why = why
+
+
+class BusyError(RegistryError):
+    """The server has no room for another client of this kind now."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The server is busy: {why}. Try again in a few seconds.")
         self.why = why
 
 

@@ -32,7 +32,7 @@ from registry.scope import ESCAPE
 
 PAGE_EVENTS = 100
 PAGE_EVENTS_LIMIT = 1000
-WAIT_SECONDS_LIMIT = 60.0
+WAIT_SECONDS_LIMIT = 45.0
 POLL_SECONDS = 0.1
 _PENDING = "loraplex_events"
 

@@ -77,6 +77,11 @@ class Webhooks:
         with self._database.reading() as session:
             return _policy(session)
 
+    def shown_policy(self, principal: Principal) -> OutboundPolicy:
+        """As `policy`, for whoever may see it. Raises PermissionDeniedError."""
+        principal.require_operator(action="see", subject="the addresses of webhooks")
+        return self.policy()
+
     def set_policy(self, policy: OutboundPolicy, principal: Principal) -> OutboundPolicy:
         """Allow http, hosts and networks. Only the operator may."""
         principal.require_operator(action="change", subject="the addresses of webhooks")

@@ -38,6 +38,9 @@ STATUSES: Mapping[type[errors.RegistryError], int] = {
     errors.QuotaExceededError: 413,
     errors.ConflictError: 409,
     errors.AliasMovedError: 412,
+    errors.ArchiveError: 400,
+    errors.BusyError: 429,
+    errors.UpstreamError: 502,
     errors.StorageError: 503,
     errors.IntegrityError: 500,
 }
@@ -64,7 +67,7 @@ def handle_error(request: Request[Any, Any, Any], error: Exception) -> Response[
         is_ours = isinstance(error, errors.RegistryError)
         logger.error("request %s failed: %s", request_id, error, exc_info=None if is_ours else error)
     headers = {}
-    if status == 503:
+    if status in (429, 503):
         headers["retry-after"] = str(RETRY_SECONDS)
     if status == 401:
         headers["www-authenticate"] = "Bearer"

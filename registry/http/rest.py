@@ -12,12 +12,19 @@ from registry.http.access import OPEN, require_access
 from registry.http.controllers.adapters import AdapterController
 from registry.http.controllers.aliases import AliasController
 from registry.http.controllers.bases import BaseController
+from registry.http.controllers.events import EventController
 from registry.http.controllers.files import FileController
 from registry.http.controllers.identity import whoami
+from registry.http.controllers.mirrors import MirrorController
 from registry.http.controllers.operations import livez, metrics, readyz
 from registry.http.controllers.publishing import PublishController
 from registry.http.controllers.tenants import TenantController, TokenController
 from registry.http.controllers.versions import ResolveController, VersionController
+from registry.http.controllers.webhooks import (
+    TenantWebhookController,
+    WebhookController,
+    WebhookPolicyController,
+)
 from registry.http.errors import handle_error
 from registry.http.request_id import send_request_id
 from registry.http.service import RegistryService
@@ -36,6 +43,11 @@ CONTROLLERS = (
     BaseController,
     TenantController,
     TokenController,
+    EventController,
+    TenantWebhookController,
+    WebhookController,
+    WebhookPolicyController,
+    MirrorController,
 )
 """Every subject of the API, in the order of its documentation."""
 

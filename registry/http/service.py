@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from registry.http.authenticator import Authenticator
 from registry.http.instruments import Instruments
 from registry.http.settings import HttpSettings
+from registry.http.tide import Tide
 from registry.principal import Principal
 from registry.registry import Registry
 from registry.threads import Threads
@@ -42,11 +43,13 @@ class RegistryService:
         self.instruments = Instruments(self.metrics)
         self.transfers = Threads("transfer", settings.transfer_threads)
         self.draining = asyncio.Event()
+        self.tide = Tide(registry.newest_event, self.draining)
 
     def close(self) -> None:
         """End the threads."""
         self.draining.set()
         self.transfers.close()
+        self.tide.close()
         self.authenticator.close()
 
 
