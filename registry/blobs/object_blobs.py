@@ -4,10 +4,15 @@
     PREFIX/incoming/<random>              on their way in; removed after use, or when a day old
     PREFIX/uploads/<scope>/<64 hex>       what clients put through presigned addresses, until it is adopted
 
-Keeping a file: hash it into the local staging folder, put it to an incoming key, read that back and compare, copy it to
-its digest within the store. So a key of a digest never shows a part of a blob, nor bytes that were changed on the way.
-A crash leaves at most an incoming object. Stores cannot copy more than COPY_BYTES at once: a larger blob is put to its
-digest directly, which stores do all at once too, and read back there.
+Keeping a file: hash it into the local staging folder, then make the key of its digest hold it, read back and compared.
+
+- A sound blob that is there already stays.
+- A small one that is not there is created: put under the condition that nothing is there, all at once, and read back.
+- Otherwise it is put to an incoming key, read back there, and copied to its digest within the store.
+
+So a key of a digest never shows a part of a blob, and a sound blob is never replaced by bytes that were changed on the
+way. A crash leaves at most an incoming object, or a blob that nothing refers to. Stores copy COPY_BYTES at most: what
+is larger is put to its digest directly, which they do all at once too, and read back there.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ from registry.failpoints import reach
 from registry.file_entry import Blob, FileEntry
 
 COPY_BYTES = 5 << 30
+CREATE_BYTES = 8 << 20
 PLACE_ATTEMPTS = 3
 KEY = re.compile(r"blobs/[0-9a-f]{2}/([0-9a-f]{64})")
 SCOPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -53,7 +59,7 @@ class ObjectBlobs:
         self._client = ObjectClient(ObjectAddress.parse(address), patience or Patience())
         self._area = StagingArea(scratch)
         self._verified = VerifiedBlobs()
-        self._remove_stale()
+        self.remove_stale(now=datetime.now(UTC))
 
     @property
     def scratch(self) -> Path:
@@ -190,14 +196,25 @@ class ObjectBlobs:
         """Nothing is open between calls."""
 
     def _place(self, staged: Path, blob: Blob) -> None:
-        """Put, read back, and copy to the digest; what arrived otherwise than it was sent is sent again."""
+        """Make the key of the digest hold these bytes, and have read them back."""
         key = key_of(blob.sha256)
+        state = self._client.head(key)
+        if state is not None and self._verified.mark_of(blob.sha256) == state.mark:
+            return
+        reach("blobs.before_rename")
+        if state is None and blob.size <= CREATE_BYTES:
+            state = self._client.create(key, staged, blob.size) or self._client.head(key)
+        if state is None or not self._is_sound(state, blob):
+            state = self._replace(key, staged, blob)
+        self._verified.add(blob.sha256, state.mark)
+        reach("blobs.after_rename")
+
+    def _replace(self, key: str, staged: Path, blob: Blob) -> ObjectState:
+        """Put aside, read back, and copy to the key; what arrived otherwise than it was sent is sent again."""
         incoming = key if blob.size > COPY_BYTES else _incoming_key()
-        self._verified.forget(blob.sha256)
         for _ in range(PLACE_ATTEMPTS):
-            self._client.put(incoming, staged)
-            state = self._client.head(incoming)
-            if state is not None and self._hashed(state) == blob:
+            state = self._client.put(incoming, staged, blob.size)
+            if self._is_sound(state, blob):
                 break
             self._client.delete(incoming)
         else:
@@ -206,12 +223,15 @@ class ObjectBlobs:
                 f"{PLACE_ATTEMPTS} times. Nothing was kept. Check the store."
             )
         if incoming != key:
-            reach("blobs.before_rename")
-            try:
-                self._client.copy(incoming, key)
-            finally:
-                self._client.delete(incoming)
-            reach("blobs.after_rename")
+            self._client.copy(incoming, key)
+            self._client.delete(incoming)
+        return self._state(blob)
+
+    def _is_sound(self, state: ObjectState, blob: Blob) -> bool:
+        try:
+            return self._hashed(state) == blob
+        except (ObjectReplacedError, FileNotFoundError):
+            return False
 
     def _state(self, blob: Blob | FileEntry) -> ObjectState:
         state = self._client.head(key_of(blob.sha256))
@@ -241,8 +261,9 @@ class ObjectBlobs:
                 take(chunk)
         return Blob(digest.hexdigest(), state.size)
 
-    def _remove_stale(self) -> None:
-        oldest_kept = datetime.now(UTC) - timedelta(seconds=STALE_STAGING_SECONDS)
+    def remove_stale(self, *, now: datetime) -> None:
+        """Remove what crashes and abandoned uploads left behind a day ago. Opening does it."""
+        oldest_kept = now - timedelta(seconds=STALE_STAGING_SECONDS)
         for folder in ("incoming/", "uploads/"):
             for state in list(self._client.all(folder)):
                 if state.modified_at < oldest_kept:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,13 @@ PARTS_AT_ONCE = 4
 LISTED_AT_ONCE = 1000
 SHOWN_CHARACTERS = 300
 T = TypeVar("T")
+_ANSWERS = (
+    FileNotFoundError,
+    exceptions.PreconditionError,
+    exceptions.AlreadyExistsError,
+    exceptions.NotSupportedError,
+)
+"""What a store says that works: the callers here know what it means."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +75,23 @@ class ObjectClient:
         self._patience = patience
         self._store = _open_store(address, patience)
 
-    def put(self, key: str, path: Path) -> None:
+    def put(self, key: str, path: Path, size: int) -> ObjectState:
         """Write a local file to a key, all at once: nobody sees a part of it."""
-        options: Any = {"chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
+        return self._put(key, path, size, {"chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE})
+
+    def create(self, key: str, path: Path, size: int) -> ObjectState | None:
+        """As `put` of a small file, if nothing is there; None where something is, or the store cannot do this."""
         try:
-            self._repeated(lambda: obstore.put(self._store, self._full(key), path, **options))
+            return self._put(key, path, size, {"mode": "create", "use_multipart": False})
+        except (exceptions.AlreadyExistsError, exceptions.NotSupportedError):
+            return None
+
+    def _put(self, key: str, path: Path, size: int, options: Any) -> ObjectState:
+        try:
+            made = self._repeated(lambda: obstore.put(self._store, self._full(key), path, **options))
         except FileNotFoundError as error:
             raise self._failed(error) from error
+        return ObjectState(key, size, datetime.now(UTC), made["e_tag"])
 
     def head(self, key: str) -> ObjectState | None:
         """The state of a key; None where there is no object."""
@@ -147,7 +164,7 @@ class ObjectClient:
     def _explained(self, ask: Callable[[], T]) -> T:
         try:
             return ask()
-        except (FileNotFoundError, exceptions.PreconditionError):
+        except _ANSWERS:
             raise
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise self._failed(error) from error

@@ -1,0 +1,331 @@
+"""The promises of a store of blobs, on the local disk and in S3: whole or absent, verified before a byte is used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import obstore
+import pytest
+
+from registry.blobs import BlobStore, LocalBlobs
+from registry.blobs.object_address import ObjectAddress
+from registry.blobs.object_blobs import ObjectBlobs
+from registry.errors import IntegrityError, InvalidValueError, StorageError, UploadMismatchError
+from registry.file_entry import Blob, FileEntry
+from tests.registry.backends import S3Server
+
+MANY_BYTES = (9 << 20) + 17
+"""More than one range, one part, and one chunk."""
+
+
+@dataclass
+class Kept:
+    """A store and what a test does behind its back."""
+
+    store: BlobStore
+    again: Callable[[], BlobStore]
+    write: Callable[[str, bytes], None]
+    names: Callable[[], list[str]]
+
+
+def local(folder: Path) -> Kept:
+    def write(sha256: str, raw: bytes) -> None:
+        (folder / sha256[:2] / sha256).write_bytes(raw)
+
+    def names() -> list[str]:
+        return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+    return Kept(LocalBlobs(folder), lambda: LocalBlobs(folder), write, names)
+
+
+def objects(s3: S3Server, scratch: Path, **options: str) -> Kept:
+    prefix, bucket = secrets.token_hex(8), s3.bucket()
+
+    def again() -> BlobStore:
+        return ObjectBlobs(s3.url(prefix, **options), scratch)
+
+    def write(sha256: str, raw: bytes) -> None:
+        obstore.put(bucket, f"{prefix}/blobs/{sha256[:2]}/{sha256}", raw)
+
+    def names() -> list[str]:
+        return sorted(meta["path"].rpartition("/")[2] for meta in obstore.list(bucket, prefix=f"{prefix}/").collect())
+
+    return Kept(again(), again, write, names)
+
+
+@pytest.fixture(params=["local", "s3"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+    if request.param == "local":
+        return local(tmp_path / "blobs")
+    return objects(request.getfixturevalue("s3"), tmp_path / "scratch")
+
+
+def blob_of(raw: bytes) -> Blob:
+    return Blob(hashlib.sha256(raw).hexdigest(), len(raw))
+
+
+def receive(store: BlobStore, raw: bytes, *, chunk_bytes: int = 1 << 20) -> Blob:
+    with store.receive() as writer:
+        for start in range(0, len(raw), chunk_bytes):
+            writer.write(memoryview(raw)[start : start + chunk_bytes])
+        assert writer.size == len(raw)
+        return writer.finish()
+
+
+def all_bytes(store: BlobStore, blob: Blob, start: int = 0, end: int | None = None) -> bytes:
+    with store.open(blob, start=start, end=end) as reader:
+        found = b"".join(reader)
+        assert len(found) == reader.size
+        return found
+
+
+def flipped(raw: bytes) -> bytes:
+    return raw[:-1] + bytes([raw[-1] ^ 1])
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, MANY_BYTES])
+def test_what_is_received_is_read_whole_and_in_ranges(kept: Kept, size: int) -> None:
+    raw = os.urandom(size)
+    blob = receive(kept.store, raw)
+    assert blob == blob_of(raw)
+    assert kept.store.size_of(blob.sha256) == size
+    assert kept.names() == [blob.sha256], "nothing else is left"
+    for store in (kept.store, kept.again()):
+        for start, end in ((0, None), (0, 0), (size // 3, size // 2), (size // 2, None), (max(0, size - 1), size)):
+            assert all_bytes(store, blob, start, end) == raw[start:end], (start, end)
+        assert store.read(blob) == raw
+        store.verify(blob)
+    assert not list(kept.store.scratch.iterdir())
+
+
+def test_an_upload_that_is_not_what_was_announced_is_not_kept(kept: Kept) -> None:
+    raw = b"some bytes"
+    for expected in (Blob("0" * 64, len(raw)), Blob(blob_of(raw).sha256, len(raw) + 1)):
+        with kept.store.receive() as writer:
+            writer.write(raw)
+            with pytest.raises(UploadMismatchError, match="announced"):
+                writer.finish(expected)
+    with kept.store.receive(limit_bytes=9) as writer:
+        writer.write(raw[:5])
+        with pytest.raises(UploadMismatchError, match="more than the 9 bytes"):
+            writer.write(raw[5:])
+    with kept.store.receive() as writer:
+        writer.write(raw)
+    path = kept.store.scratch / "mine"
+    path.write_bytes(raw)
+    with pytest.raises(UploadMismatchError):
+        kept.store.put_file(path, Blob("0" * 64, len(raw)))
+    assert path.is_file()
+    path.unlink()
+    assert kept.names() == []
+    assert not list(kept.store.scratch.iterdir())
+
+
+def test_a_file_of_the_scratch_folder_becomes_a_blob(kept: Kept) -> None:
+    path = kept.store.scratch / "mine"
+    path.write_bytes(b"some bytes")
+    blob = kept.store.put_file(path, blob_of(b"some bytes"))
+    assert not path.exists()
+    assert kept.store.read(blob) == b"some bytes"
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda raw: raw[:-1], lambda raw: raw + b"\0", lambda raw: b""])
+def test_damage_is_found_at_the_first_read_before_a_byte_is_used(
+    kept: Kept, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    raw = os.urandom(100_000)
+    blob = receive(kept.store, raw)
+    kept.write(blob.sha256, damage(raw))
+    entry = FileEntry("sub/file.json", blob.size, blob.sha256)
+    reads: list[Callable[[BlobStore], object]] = [
+        lambda store: store.open(blob, start=0, end=1),
+        lambda store: store.read(blob),
+        lambda store: store.verify(blob),
+        lambda store: store.copy_to(blob, tmp_path / "copy"),
+        lambda store: store.laid_out([entry]).__enter__(),
+        lambda store: store.local_path(blob) or store.verify(blob),
+    ]
+    for read in reads:
+        for store in (kept.store, kept.again()):
+            with pytest.raises(IntegrityError) as caught:
+                read(store)
+            assert caught.value.expected == blob.sha256
+            assert caught.value.found == blob_of(damage(raw)).sha256
+    assert not (tmp_path / "copy").exists()
+    assert receive(kept.store, raw) == blob, "writing it again heals it"
+    assert all_bytes(kept.store, blob) == raw
+
+
+def test_damage_after_the_first_read_is_found_at_the_next(kept: Kept) -> None:
+    raw = os.urandom(100_000)
+    blob = receive(kept.store, raw)
+    assert all_bytes(kept.store, blob) == raw
+    time.sleep(0.01)  # a file system's clock is coarse
+    kept.write(blob.sha256, flipped(raw))
+    with pytest.raises(IntegrityError):
+        kept.store.open(blob)
+
+
+def test_a_missing_blob(kept: Kept, tmp_path: Path) -> None:
+    blob = blob_of(b"nobody kept this")
+    assert kept.store.size_of(blob.sha256) is None
+    assert not kept.store.delete(blob.sha256)
+    for read in (kept.store.open, kept.store.read, kept.store.verify):
+        with pytest.raises(IntegrityError, match="is missing"):
+            read(blob)
+    with pytest.raises(IntegrityError, match="is missing"):
+        kept.store.copy_to(blob, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_files_are_laid_out_in_their_folders(kept: Kept) -> None:
+    one, two = receive(kept.store, b"one"), receive(kept.store, b"two")
+    files = [FileEntry("a.json", 3, one.sha256), FileEntry("deep/down/b.md", 3, two.sha256)]
+    with kept.store.laid_out(files) as folder:
+        assert (folder / "a.json").read_bytes() == b"one"
+        assert (folder / "deep" / "down" / "b.md").read_bytes() == b"two"
+    assert not folder.exists()
+    assert kept.store.read(one) == b"one"
+
+
+def test_every_blob_is_listed_with_its_age(kept: Kept) -> None:
+    blobs = {receive(kept.store, bytes([number])) for number in range(20)}
+    found = list(kept.store.all())
+    assert {Blob(stored.sha256, stored.size) for stored in found} == blobs
+    now = datetime.now(UTC)
+    assert all(timedelta(-1) < now - stored.modified_at < timedelta(minutes=5) for stored in found)
+    gone = found[0].sha256
+    assert kept.store.delete(gone)
+    assert not kept.store.delete(gone)
+    assert kept.store.size_of(gone) is None
+    assert len(list(kept.store.all())) == 19
+
+
+def test_one_blob_is_placed_by_many_at_once(kept: Kept) -> None:
+    raw = os.urandom(50_000)
+    stores = [kept.again() for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(lambda store: receive(store, raw), stores)) == {blob_of(raw)}
+    assert kept.names() == [blob_of(raw).sha256]
+    assert all_bytes(kept.store, blob_of(raw)) == raw
+
+
+def test_a_blob_that_is_replaced_while_it_is_read_is_read_rightly_or_not_at_all(kept: Kept) -> None:
+    raw = os.urandom(MANY_BYTES)
+    blob = receive(kept.store, raw)
+    assert kept.store.size_of(blob.sha256) == len(raw)
+    with kept.store.open(blob) as reader:
+        chunks = iter(reader)
+        first = next(chunks)
+        if isinstance(kept.store, LocalBlobs):  # a blob is replaced by renaming, never in place
+            other = kept.store.scratch / "other"
+            other.write_bytes(flipped(raw))
+            other.replace(kept.store.path_of(blob.sha256))
+            assert first + b"".join(chunks) == raw
+        else:
+            kept.write(blob.sha256, flipped(raw))
+            with pytest.raises(IntegrityError):
+                b"".join(chunks)
+
+
+def test_a_blob_that_is_deleted_while_it_is_read(tmp_path: Path) -> None:
+    kept = local(tmp_path / "blobs")
+    raw = os.urandom(MANY_BYTES)
+    blob = receive(kept.store, raw)
+    with kept.store.open(blob) as reader:
+        assert kept.store.delete(blob.sha256)
+        assert b"".join(reader) == raw, "whoever reads, reads on"
+
+
+@pytest.fixture
+def direct(s3: S3Server, tmp_path: Path) -> Kept:
+    return objects(s3, tmp_path / "scratch", direct="true")
+
+
+def put(url: str, raw: bytes) -> None:
+    request = urllib.request.Request(url, data=raw, method="PUT", headers={"Content-Type": "application/octet-stream"})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        assert response.status == 200
+
+
+def test_direct_transfers_are_verified_before_a_blob_is_there(direct: Kept) -> None:
+    raw = os.urandom(10_000)
+    blob = blob_of(raw)
+    url = direct.store.upload_url(blob, scope="tenant-1", seconds=60)
+    assert url is not None
+    assert not direct.store.adopt(blob, scope="tenant-1"), "nothing was put yet"
+    put(url, flipped(raw))
+    assert direct.store.size_of(blob.sha256) is None
+    with pytest.raises(UploadMismatchError):
+        direct.store.adopt(blob, scope="tenant-1")
+    assert direct.names() == [], "the wrong bytes are gone"
+    put(url, raw)
+    assert not direct.store.adopt(blob, scope="tenant-2"), "another tenant has put nothing"
+    assert direct.store.adopt(blob, scope="tenant-1")
+    assert direct.names() == [blob.sha256]
+    put(url, flipped(raw))
+    assert direct.store.read(blob) == raw, "the address reaches no blob that is adopted"
+    read_url = direct.store.download_url(blob, seconds=60)
+    assert read_url is not None
+    with urllib.request.urlopen(read_url, timeout=10) as response:
+        assert response.read() == raw
+    direct.write(blob.sha256, flipped(raw))
+    with pytest.raises(IntegrityError):
+        direct.store.download_url(blob, seconds=60)
+
+
+def test_direct_transfers_are_off_unless_asked_for(kept: Kept) -> None:
+    blob = receive(kept.store, b"some bytes")
+    assert kept.store.upload_url(blob, scope="a", seconds=60) is None
+    assert kept.store.download_url(blob, seconds=60) is None
+    assert not kept.store.adopt(blob, scope="a")
+
+
+def test_what_a_crash_left_in_the_store_is_removed_after_a_day(s3: S3Server, tmp_path: Path) -> None:
+    kept = objects(s3, tmp_path / "scratch", direct="true")
+    blob = blob_of(b"abandoned")
+    url = kept.store.upload_url(blob, scope="a", seconds=60)
+    assert url is not None
+    put(url, b"abandoned")
+    store = kept.again()
+    assert isinstance(store, ObjectBlobs)
+    assert kept.names() == [blob.sha256]
+    store.remove_stale(now=datetime.now(UTC) + timedelta(hours=25))
+    assert kept.names() == []
+
+
+def test_a_store_that_is_not_there(s3: S3Server, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="bucket exists"):
+        ObjectBlobs(f"s3://no-such-bucket/x?endpoint={s3.endpoint}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "root", "prefix"),
+    [
+        ("s3://bucket", "s3://bucket", ""),
+        ("s3://bucket//a///b/", "s3://bucket", "a/b/"),
+        ("gs://bucket/a?direct=true", "gs://bucket", "a/"),
+        ("az://account/container/a/b", "az://account/container", "a/b/"),
+    ],
+)
+def test_addresses(text: str, root: str, prefix: str) -> None:
+    address = ObjectAddress.parse(text)
+    assert (address.root, address.prefix) == (root, prefix)
+    assert address.direct == ("direct=true" in text)
+
+
+@pytest.mark.parametrize(
+    "text", ["s3://", "s3:///x", "file:///x", "s3://b?direct=maybe", "s3://b?nope=1", "s3://b#x", "az://a"]
+)
+def test_addresses_that_are_none(text: str) -> None:
+    with pytest.raises(InvalidValueError, match="blobs"):
+        ObjectAddress.parse(text)
