@@ -92,6 +92,22 @@ class Commits:
         self._blobs = blobs
         self._policies = policies
 
+    def check_writable(self, name: AdapterName, principal: Principal) -> None:
+        """Raises NotFoundError where the caller may not read the adapter, PermissionDeniedError where not write."""
+        with self._database.reading() as session:
+            find_adapter(session, name, principal)
+            principal.require(Role.PUBLISHER, name, action="commit to")
+
+    def tree_to_change(self, name: AdapterName, branch: str, principal: Principal) -> dict[str, TreeFile]:
+        """The files that a commit to this branch would begin with.
+
+        Raises NotFoundError, PermissionDeniedError, ReadOnlyRevisionError.
+        """
+        with self._database.reading() as session:
+            adapter = find_adapter(session, name, principal)
+            principal.require(Role.PUBLISHER, name, action="commit to")
+            return tree_of(session, _head(session, adapter, name, branch, None))
+
     def apply(
         self,
         name: AdapterName,

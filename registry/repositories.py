@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum
 
 from sqlalchemy import ColumnElement, and_, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from registry import audit, events
+from registry.bounded_text import check_text
 from registry.catalog import adapter_for_publish
 from registry.database import Database
+from registry.errors import InvalidValueError
 from registry.events import EventKind
 from registry.lookup import find_adapter, is_readable
 from registry.models import AdapterRow, RefRow, TenantRow, VersionRow
@@ -26,9 +29,25 @@ PAGE_LIMIT = 1_000
 SEARCH_CHARACTERS = 200
 
 
+class Order(Enum):
+    """How a listing is sorted: by name, or by the moment, the latest first, and then by name."""
+
+    NAME = "name"
+    UPDATED = "updated"
+    CREATED = "created"
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a listing: the repository after which the next page begins."""
+
+    name: str
+    moment: datetime | None
+
+
 @dataclass(frozen=True)
 class Repository:
-    """An adapter as a repository. `head` is the commit of its main branch; `version` the newest version's number."""
+    """An adapter as a repository. `head` is the commit of its main branch; `version` and its base are the newest's."""
 
     name: str
     tenant: str
@@ -37,6 +56,12 @@ class Repository:
     updated_at: datetime
     head: str | None
     version: int | None
+    base_fingerprint: str | None
+
+    def position(self, order: Order) -> Position:
+        """Where this repository stands in a listing of this order."""
+        moments = {Order.NAME: None, Order.UPDATED: self.updated_at, Order.CREATED: self.created_at}
+        return Position(self.name, moments[order])
 
 
 class Repositories:
@@ -106,19 +131,27 @@ class Repositories:
         principal: Principal,
         *,
         limit: int,
-        after: str | None = None,
+        order: Order = Order.NAME,
+        after: Position | None = None,
         tenant: str | None = None,
         search: str | None = None,
     ) -> list[Repository]:
-        """Up to `limit` repositories that the caller may read, by name, from the one after `after` on."""
+        """Up to `limit` repositories that the caller may read, from the one after `after` on.
+
+        `search` is a part of the full name, in lower case. Raises InvalidValueError.
+        """
         assert 1 <= limit <= PAGE_LIMIT
+        check_text("search", search or "", limit_characters=SEARCH_CHARACTERS)
         query = (
             select(AdapterRow, TenantRow.name)
             .join(TenantRow, TenantRow.id == AdapterRow.tenant_id)
-            .where(is_readable(principal), *_filters(after, tenant, search))
-            .order_by(TenantRow.name, AdapterRow.name)
-            .limit(limit)
+            .where(is_readable(principal), *_filters(tenant, search))
         )
+        moment = {Order.UPDATED: AdapterRow.updated_at, Order.CREATED: AdapterRow.created_at}.get(order)
+        if after is not None:
+            query = query.where(_is_after(after, moment))
+        by_name = (TenantRow.name, AdapterRow.name)
+        query = query.order_by(*(by_name if moment is None else (moment.desc(), *by_name))).limit(limit)
         with self._database.reading() as session:
             found = session.execute(query).all()
             ids = [adapter.id for adapter, _ in found]
@@ -129,19 +162,24 @@ class Repositories:
             ]
 
 
-def _filters(after: str | None, tenant: str | None, search: str | None) -> list[ColumnElement[bool]]:
+def _filters(tenant: str | None, search: str | None) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
-    if after is not None:
-        last_tenant, _, last_name = after.partition("/")
-        conditions.append(
-            or_(TenantRow.name > last_tenant, and_(TenantRow.name == last_tenant, AdapterRow.name > last_name))
-        )
     if tenant is not None:
         conditions.append(TenantRow.name == tenant)
     if search:
         full_name = TenantRow.name + "/" + AdapterRow.name
         conditions.append(full_name.contains(search.lower(), autoescape=True))
     return conditions
+
+
+def _is_after(after: Position, moment: InstrumentedAttribute[datetime] | None) -> ColumnElement[bool]:
+    tenant, _, name = after.name.partition("/")
+    by_name = or_(TenantRow.name > tenant, and_(TenantRow.name == tenant, AdapterRow.name > name))
+    if moment is None:
+        return by_name
+    if after.moment is None:
+        raise InvalidValueError("cursor", "it is of a listing in another order")
+    return or_(moment < after.moment, and_(moment == after.moment, by_name))
 
 
 def _heads(session: Session, adapter_ids: Sequence[int]) -> dict[int, str]:
@@ -151,10 +189,14 @@ def _heads(session: Session, adapter_ids: Sequence[int]) -> dict[int, str]:
     return {row.adapter_id: row.commit_id for row in session.execute(query)}
 
 
-def _newest_versions(session: Session, adapter_ids: Sequence[int]) -> dict[int, int]:
-    newest = func.max(VersionRow.number).label("newest")
-    query = select(VersionRow.adapter_id, newest).where(VersionRow.adapter_id.in_(adapter_ids))
-    return {row.adapter_id: row.newest for row in session.execute(query.group_by(VersionRow.adapter_id))}
+def _newest_versions(session: Session, adapter_ids: Sequence[int]) -> dict[int, tuple[int, str]]:
+    """Number and base of each adapter's newest version."""
+    candidate = aliased(VersionRow)
+    newest = select(func.max(candidate.number)).where(candidate.adapter_id == VersionRow.adapter_id).scalar_subquery()
+    query = select(VersionRow.adapter_id, VersionRow.number, VersionRow.base_fingerprint).where(
+        VersionRow.adapter_id.in_(adapter_ids), VersionRow.number == newest
+    )
+    return {row.adapter_id: (row.number, row.base_fingerprint) for row in session.execute(query)}
 
 
 def _to_repository(session: Session, adapter: AdapterRow, tenant: str) -> Repository:
@@ -162,7 +204,7 @@ def _to_repository(session: Session, adapter: AdapterRow, tenant: str) -> Reposi
     return _value(adapter, tenant, head_of(session, adapter), newest)
 
 
-def _value(adapter: AdapterRow, tenant: str, head: str | None, version: int | None) -> Repository:
+def _value(adapter: AdapterRow, tenant: str, head: str | None, newest: tuple[int, str] | None) -> Repository:
     return Repository(
         name=f"{tenant}/{adapter.name}",
         tenant=tenant,
@@ -170,7 +212,8 @@ def _value(adapter: AdapterRow, tenant: str, head: str | None, version: int | No
         created_at=adapter.created_at,
         updated_at=adapter.updated_at,
         head=head,
-        version=version,
+        version=None if newest is None else newest[0],
+        base_fingerprint=None if newest is None else newest[1],
     )
 
 

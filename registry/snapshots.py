@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -76,24 +77,34 @@ class Snapshots:
         with self._database.reading() as session:
             adapter = find_adapter(session, name, principal)
             row = find_commit(session, adapter, name, revision)
-            query = (
-                select(CommitRow, VersionRow.number)
-                .outerjoin(VersionRow, VersionRow.id == CommitRow.version_id)
-                .where(CommitRow.adapter_id == adapter.id, CommitRow.sequence <= row.sequence)
-                .order_by(CommitRow.sequence.desc())
-                .execution_options(yield_per=LOG_PAGE_LIMIT)
-            )
             found: list[Commit] = []
             wanted: str | None = row.id
-            for commit, number in session.execute(query):
+            for commit in _commits_down_from(session, adapter, row.sequence):
                 if commit.id != wanted:
                     continue
                 if below is None or commit.sequence < below:
-                    found.append(commit_value(commit, number))
+                    found.append(commit)
                 wanted = commit.parent_id
                 if wanted is None or len(found) == limit:
                     break
             return found
+
+
+def _commits_down_from(session: Session, adapter: AdapterRow, sequence: int) -> Iterator[Commit]:
+    """The adapter's commits of all branches from this one down; a parent comes after its children."""
+    while True:
+        query = (
+            select(CommitRow, VersionRow.number)
+            .outerjoin(VersionRow, VersionRow.id == CommitRow.version_id)
+            .where(CommitRow.adapter_id == adapter.id, CommitRow.sequence <= sequence)
+            .order_by(CommitRow.sequence.desc())
+            .limit(LOG_PAGE_LIMIT)
+        )
+        rows = session.execute(query).all()
+        yield from (commit_value(row, number) for row, number in rows)
+        if len(rows) < LOG_PAGE_LIMIT:
+            return
+        sequence = rows[-1][0].sequence - 1
 
 
 def _version_of(session: Session, adapter: AdapterRow, name: AdapterName, commit: CommitRow) -> Version | None:

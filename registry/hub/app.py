@@ -17,14 +17,16 @@ bearer token that it gave out.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
 from typing import Any
 
 from registry.errors import AuthenticationError, MissingTokenError, RegistryError
-from registry.hub import account, cas, repos
+from registry.hub import account, cas, commit, download, history, info, lfs, preupload, repos, tree
 from registry.hub.context import Hub, HubSettings
 from registry.hub.errors import REPO_NOT_FOUND, ClientGoneError, Failure, failure_of
 from registry.hub.request import Receive, Request, Scope, raw_path_of
@@ -35,7 +37,7 @@ from registry.registry import Registry
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Authenticate = Callable[[Scope], Awaitable[Any]]
 
-_MODULES = (account, cas, repos)
+_MODULES = (account, repos, info, tree, history, preupload, lfs, cas, commit, download)
 _OWN_PREFIXES = (b"/api/", b"/cas/", b"/oauth/")
 _REPO_PATH = re.compile(rb"/[^/]+/(?:[^/]+/(?:resolve|raw|commit|tree|blob)/|[^/]+\.git/|[^/]+/?$)")
 _OTHER_KINDS = re.compile(rb"/(?:api/)?(?:datasets|spaces|kernels)(?:/|$)")
@@ -78,7 +80,7 @@ class HubApp:
             response = await self._respond(scope, receive, request_id)
         except ClientGoneError:
             return
-        await _send(response, send, request_id, is_head=scope["method"] == "HEAD")
+        await _send(response, receive, send, request_id, is_head=scope["method"] == "HEAD")
 
     async def _respond(self, scope: Scope, receive: Receive, request_id: str) -> Response:
         raw_path = raw_path_of(scope)
@@ -149,17 +151,35 @@ def _error_response(failure: Failure) -> Response:
     return json_response({"error": failure.message}, status=failure.status, headers=headers)
 
 
-async def _send(response: Response, send: Send, request_id: str, *, is_head: bool) -> None:
+async def _send(response: Response, receive: Receive, send: Send, request_id: str, *, is_head: bool) -> None:
     headers = dict(response.headers) | {"x-request-id": request_id}
     if response.pieces is None:
         headers.setdefault("content-length", str(len(response.body)))
     encoded = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": response.status, "headers": encoded})
-    if response.pieces is not None and not is_head:
-        async for piece in response.pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-    body = b"" if is_head or response.pieces is not None else response.body
-    await send({"type": "http.response.body", "body": body})
+    if response.pieces is not None:
+        await _send_pieces(response.pieces, receive, send)
+    else:
+        await send({"type": "http.response.body", "body": b"" if is_head else response.body})
+
+
+async def _send_pieces(pieces: AsyncGenerator[bytes, None], receive: Receive, send: Send) -> None:
+    """Send until the end, or until the client is gone: nothing is read for nobody."""
+    gone = asyncio.ensure_future(_wait_until_gone(receive))
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if gone.done():
+                    return
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        gone.cancel()
+
+
+async def _wait_until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 __all__ = ["Authenticate", "HubApp", "Route", "create_hub_app"]

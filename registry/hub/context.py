@@ -17,7 +17,10 @@ R = TypeVar("R")
 
 COMMIT_BYTES_LIMIT = 256 << 20
 UPLOAD_BYTES_LIMIT = 8 << 30
-UPLOAD_SECONDS = 24 * 3600
+UPLOAD_SECONDS = 23 * 3600
+"""A little less than the lease that a reservation has."""
+PART_BYTES = 5_000_000
+"""Larger files go in parts, where the client can."""
 THREADS = 16
 
 
@@ -26,14 +29,13 @@ class HubSettings:
     """How this face is run.
 
     `public_url` is the address that clients use, where it is not the one that they name in the Host header.
-    `redirects` sends transfers straight to the blob store, where the store can sign addresses.
     """
 
     public_url: str | None = None
-    redirects: bool = False
     commit_bytes_limit: int = COMMIT_BYTES_LIMIT
     upload_bytes_limit: int = UPLOAD_BYTES_LIMIT
     upload_seconds: int = UPLOAD_SECONDS
+    part_bytes: int = PART_BYTES
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
     RegistryError
     |-- BodyTooLargeError       a body over its limit
     |-- ClientGoneError         the client left before its body was read
+    |-- NotFoundError
+    |   `-- EntryNotFoundError  ... of a file, with the commit that does not have it
     `-- HubError                anything else, with its status
 
 Clients map errors by the header X-Error-Code, which follows from the `kind` of a NotFoundError: `adapter`, `revision`
@@ -20,6 +22,7 @@ from registry.errors import (
     InvalidNameError,
     InvalidValueError,
     NotFoundError,
+    ParentMovedError,
     PermissionDeniedError,
     QuotaExceededError,
     RegistryError,
@@ -45,6 +48,14 @@ class ClientGoneError(RegistryError):
 
     def __init__(self) -> None:
         super().__init__("The client closed the connection before its request was read.")
+
+
+class EntryNotFoundError(NotFoundError):
+    """A commit without this file; clients remember it by the commit."""
+
+    def __init__(self, path: str, *, commit_id: str) -> None:
+        super().__init__("entry", path[:200], "List the repository's files to see those it has.")
+        self.commit_id = commit_id
 
 
 class HubError(RegistryError):
@@ -78,6 +89,8 @@ def failure_of(error: RegistryError) -> Failure:
         return Failure(401, error.message, headers={"www-authenticate": "Bearer"})
     if isinstance(error, (PermissionDeniedError, QuotaExceededError)):
         return Failure(403, error.message)
+    if isinstance(error, ParentMovedError):
+        return Failure(412, error.message)
     if isinstance(error, ConflictError):
         return Failure(409, error.message)
     if isinstance(error, (InvalidNameError, InvalidValueError, RejectedAdapterError, UploadMismatchError)):
@@ -93,5 +106,6 @@ def _not_found(error: NotFoundError) -> Failure:
     if error.kind == "revision":
         return Failure(404, error.message, "RevisionNotFound")
     if error.kind == "entry":
-        return Failure(404, error.message, "EntryNotFound")
+        known = {"x-repo-commit": error.commit_id} if isinstance(error, EntryNotFoundError) else {}
+        return Failure(404, error.message, "EntryNotFound", known)
     return Failure(404, error.message)

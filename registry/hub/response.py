@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
+
+from registry.hub.request import Request
 
 JSON_TYPE = "application/json"
 LFS_TYPE = "application/vnd.git-lfs+json"
@@ -19,7 +22,7 @@ class Response:
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
-    pieces: AsyncIterator[bytes] | None = None
+    pieces: AsyncGenerator[bytes, None] | None = None
 
 
 def json_response(
@@ -38,3 +41,10 @@ def header_text(text: str) -> str:
     """The text as one line that a header can carry."""
     line = " ".join(text.split())
     return line[:1000].encode("latin-1", "replace").decode("latin-1")
+
+
+def next_link(request: Request, changes: Mapping[str, str]) -> dict[str, str]:
+    """The header that says where the next page is: the same address with these fields of the query changed."""
+    kept = [(key, value) for key, value in request.query() if key not in changes]
+    query = urlencode(kept + list(changes.items()))
+    return {"link": f'<{request.base_url}{request.raw_path.decode("latin-1")}?{query}>; rel="next"'}
