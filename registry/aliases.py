@@ -23,7 +23,7 @@ from registry.database import Database
 from registry.errors import AliasMovedError, ConflictError, GateError, NotFoundError
 from registry.events import EventKind
 from registry.failpoints import reach
-from registry.gates import Signers, judge, nobody_signed, refuse
+from registry.gates import Signers, judge, refuse
 from registry.lookup import find_adapter, find_version
 from registry.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
 from registry.names import AdapterName, AdapterRef
@@ -56,7 +56,7 @@ Expected = int | None | AtSequence | Expectation
 class Aliases:
     """Where aliases point. Holds no state but the database, so threads may share it."""
 
-    def __init__(self, database: Database, signers: Signers = nobody_signed) -> None:
+    def __init__(self, database: Database, signers: Signers) -> None:
         self._database = database
         self._signers = signers
 
@@ -128,7 +128,12 @@ class Aliases:
                     f"Promote the version that you want: `loraplex promote {name}@NUMBER --alias {alias}`."
                 )
             query = select(VersionRow).where(VersionRow.adapter_id == adapter.id, VersionRow.number == stack[-2])
-            version = session.scalars(query).one()
+            version = session.scalar(query)
+            if version is None:
+                raise ConflictError(
+                    f"Alias {alias!r} of {str(name)!r} pointed before at version {stack[-2]}, which was deleted. "
+                    f"Promote the version that you want: `loraplex promote {name}@NUMBER --alias {alias}`."
+                )
             return _move(session, name, adapter, alias, MoveKind.ROLLBACK, moves, version, evidence, principal, None)
 
     def _pass_gate(

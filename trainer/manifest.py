@@ -22,7 +22,7 @@ from trainer.job import Job
 from trainer.probes import Probe
 
 SCHEMA = 1
-RECORDED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
+RECORDED_PACKAGES = ("loraplex", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 
 
 @dataclass(frozen=True)

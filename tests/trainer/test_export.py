@@ -117,7 +117,7 @@ def test_the_manifest_is_complete_and_the_registry_reads_it(trained: TrainingRes
     assert training["seconds"] > 0
     assert "cores" in training["hardware"]
     assert set(training["versions"]) == {
-        "python", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers"
+        "python", "loraplex", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers"
     }  # fmt: skip
     assert training["data"]["digest"].startswith("sha256:")
     assert (training["data"]["train_rows"], training["data"]["validation_rows"]) == (96, 16)
