@@ -23,7 +23,6 @@ from registry.hub.xet_grant import GRANT_SECONDS, XetGrant
 from registry.hub.xet_session import Part, XetSession
 from registry.principal import Role
 
-WRITE_BYTES = 1 << 20
 _SESSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _XORB_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -92,16 +91,8 @@ def _announced(request: Request, limit_bytes: int) -> int:
 
 
 async def _fill(hub: Hub, request: Request, part: Part, *, limit_bytes: int) -> None:
-    """Write the body to the disk in large pieces, so that few of them change threads."""
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in request.pieces(limit_bytes=limit_bytes):
-        pieces.append(piece)
-        size += len(piece)
-        if size >= WRITE_BYTES:
-            await hub.run(part.write, b"".join(pieces))
-            pieces, size = [], 0
-    await hub.run(part.write, b"".join(pieces))
+    async for piece in request.large_pieces(limit_bytes=limit_bytes):
+        await hub.run(part.write, piece)
 
 
 ROUTES = (

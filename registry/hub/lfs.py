@@ -77,13 +77,14 @@ async def batch(hub: Hub, request: Request) -> Response:
         raise HubError(413, f"A file may have {hub.settings.upload_bytes_limit:,} bytes at most.")
     present = await hub.run(_reserve, hub, repo, sizes, request)
     secret = await hub.run(hub.registry.signing_secret.value)
+    transfer = "xet" if "xet" in body.transfers else "basic"  # before 1.0, clients ask here how to upload
     objects = []
     for oid, size in sizes.items():
         document: dict[str, Any] = {"oid": oid, "size": size}
-        if oid not in present:
+        if oid not in present and transfer != "xet":
             document["actions"] = await _actions(hub, request, repo, Blob(oid, size), body.transfers, secret)
         objects.append(document)
-    return json_response({"transfer": "basic", "objects": objects, "hash_algo": "sha256"}, media_type=LFS_TYPE)
+    return json_response({"transfer": transfer, "objects": objects, "hash_algo": "sha256"}, media_type=LFS_TYPE)
 
 
 async def upload(hub: Hub, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Making repositories, and their settings."""
+"""Making, moving and deleting repositories, and their settings."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import msgspec
 
 from registry.errors import InvalidValueError
 from registry.hub.context import Hub
-from registry.hub.errors import HubError
+from registry.hub.errors import REPO_NOT_FOUND, HubError
 from registry.hub.repo import Repo
 from registry.hub.request import Request
 from registry.hub.response import Response, json_response
 from registry.hub.routing import Route
 from registry.names import AdapterName
+from registry.principal import Principal
 from registry.version import Visibility
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -29,6 +30,38 @@ class NewRepo(msgspec.Struct, frozen=True):
     private: bool | None = None
 
 
+class NamedRepo(msgspec.Struct, frozen=True):
+    """Body of delete."""
+
+    name: _Name
+    organization: _Name | None = None
+    type: str | None = None
+
+
+class Move(msgspec.Struct, frozen=True, rename={"from_repo": "fromRepo", "to_repo": "toRepo"}):
+    """Body of move."""
+
+    from_repo: _Name
+    to_repo: _Name
+    type: str | None = None
+
+
+class NamedRepo(msgspec.Struct, frozen=True):
+    """Body of delete."""
+
+    name: _Name
+    organization: _Name | None = None
+    type: str | None = None
+
+
+class Move(msgspec.Struct, frozen=True, rename={"old": "fromRepo", "new": "toRepo"}):
+    """Body of move."""
+
+    old: _Name
+    new: _Name
+    type: str | None = None
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of settings."""
 
@@ -40,12 +73,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def create(hub: Hub, request: Request) -> Response:
     """POST /api/repos/create. A repository that is there already is a 409 with its address."""
     body = await request.json(NewRepo)
-    if body.type not in (None, "model"):
-        raise HubError(400, f"This registry keeps models only, not repositories of type {body.type[:40]!r}.")
-    tenant = body.organization or request.principal.tenant
-    if tenant is None:
-        raise HubError(400, "The operator has no namespace: name the tenant, as in TENANT/NAME.")
-    name = AdapterName.parse(f"{tenant}/{body.name}")
+    name = AdapterName.parse(_full_name(request, body))
     visibility = _visibility(body.visibility, body.private)
     created, is_new = await hub.run(
         hub.registry.repositories.create, name, visibility=visibility, principal=request.principal
@@ -55,6 +83,49 @@ async def create(hub: Hub, request: Request) -> Response:
         return json_response(document)
     message = f"You already created this model repo: {created.name}"
     return json_response(document | {"error": message}, status=409, headers={"x-error-message": message})
+
+
+async def delete(hub: Hub, request: Request) -> Response:
+    """DELETE /api/repos/delete: the adapter with all its versions; its name rests for a year."""
+    body = await request.json(NamedRepo)
+    repo = Repo.parse(_full_name(request, body))
+    repo.require_whole("delete")
+    await hub.run(hub.registry.delete_adapter, str(repo.name), request.principal)
+    return json_response({})
+
+
+async def move(hub: Hub, request: Request) -> Response:
+    """POST /api/repos/move: another name in the same tenant."""
+    body = await request.json(Move)
+    old = Repo.parse(body.from_repo)
+    await hub.run(hub.registry.repositories.find, old.name, request.principal)
+    old.require_whole("rename")
+    new = AdapterName.parse(body.to_repo)
+    await hub.run(hub.registry.move_adapter, str(old.name), str(new), request.principal)
+    return json_response({"url": f"{request.base_url}/{new}"})
+
+
+async def delete(hub: Hub, request: Request) -> Response:
+    """DELETE /api/repos/delete."""
+    body = await request.json(NamedRepo)
+    _require_model(body.type)
+    repo = Repo.parse(_full_name(body.name, body.organization, request.principal))
+    await hub.run(hub.registry.repositories.find, repo.name, request.principal)
+    repo.require_whole("delete")
+    await hub.run(hub.registry.delete_adapter, str(repo.name), request.principal)
+    return json_response({})
+
+
+async def move(hub: Hub, request: Request) -> Response:
+    """POST /api/repos/move. The old name leads to the new one."""
+    body = await request.json(Move)
+    _require_model(body.type)
+    repo = Repo.parse(body.old)
+    await hub.run(hub.registry.repositories.find, repo.name, request.principal)
+    repo.require_whole("move")
+    new = str(AdapterName.parse(body.new))
+    await hub.run(hub.registry.move_adapter, str(repo.name), new, request.principal)
+    return json_response({"url": f"{request.base_url}/{new}"})
 
 
 async def change_settings(hub: Hub, request: Request) -> Response:
@@ -72,6 +143,28 @@ async def change_settings(hub: Hub, request: Request) -> Response:
     return json_response({"visibility": found.visibility.value, "private": found.visibility is Visibility.PRIVATE})
 
 
+def _full_name(request: Request, body: NewRepo | NamedRepo) -> str:
+    if body.type not in (None, "model"):
+        raise HubError(400, f"This registry keeps models only, not repositories of type {body.type[:40]!r}.")
+    tenant = body.organization or request.principal.tenant
+    if tenant is None:
+        raise HubError(400, "The operator has no namespace: name the tenant, as in TENANT/NAME.")
+    return f"{tenant}/{body.name}"
+
+
+def _full_name(name: str, organization: str | None, principal: Principal) -> str:
+    """The repository that a body names; without a namespace it is the caller's own."""
+    tenant = organization or principal.tenant
+    if tenant is None:
+        raise HubError(400, "The operator has no namespace: name the tenant, as in TENANT/NAME.")
+    return f"{tenant}/{name}"
+
+
+def _require_model(kind: str | None) -> None:
+    if kind not in (None, "model"):
+        raise HubError(404, REPO_NOT_FOUND, code="RepoNotFound")
+
+
 def _visibility(visibility: str | None, is_private: bool | None) -> Visibility | None:
     said = None if is_private is None else (Visibility.PRIVATE if is_private else Visibility.PUBLIC)
     if visibility is None:
@@ -83,5 +176,9 @@ def _visibility(visibility: str | None, is_private: bool | None) -> Visibility |
 
 ROUTES = (
     Route("POST", "/api/repos/create", create),
+    Route("DELETE", "/api/repos/delete", delete),
+    Route("POST", "/api/repos/move", move),
+    Route("DELETE", "/api/repos/delete", delete),
+    Route("POST", "/api/repos/move", move),
     Route("PUT", "/api/models/{tenant}/{name}/settings", change_settings),
 )
