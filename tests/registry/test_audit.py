@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 import registry
 from registry.errors import InvalidValueError, PermissionDeniedError
+from tests.registry.backends import RegistryPlace
 
 Publish = Callable[..., registry.Version]
+Tamper = Callable[..., None]
 OPERATOR = registry.Principal.operator()
 
 
-def tamper(reg: registry.Registry, *statements: str) -> None:
-    """Change the database as somebody who owns the file can: without the triggers."""
-    connection = sqlite3.connect(reg.folder / "catalog.sqlite")
-    for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-        connection.execute(f"DROP TRIGGER {name}")
-    for statement in statements:
-        connection.execute(statement)
-    connection.commit()
-    connection.close()
+@pytest.fixture
+def tamper(place: RegistryPlace) -> Callable[..., None]:
+    """Changes the database as somebody who owns it can: without the triggers."""
+
+    def run(*statements: str) -> None:
+        for statement in statements:
+            place.execute(statement, triggers=False)
+
+    return run
 
 
 @pytest.fixture
@@ -74,6 +74,7 @@ def test_a_whole_chain(busy: registry.Registry) -> None:
         busy.verify_audit(expect="f")
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize(
     ("statement", "fault"),
     [
@@ -92,29 +93,29 @@ def test_a_whole_chain(busy: registry.Registry) -> None:
         ("DELETE FROM audit_events", "7 of 7 rows are missing at the end"),
         ("DELETE FROM registry_meta WHERE key = 'audit_head'", "the end of the chain is not written down"),
         (
-            "INSERT INTO audit_events SELECT 99, at, actor, action, subject, detail, tenant, previous_hash, row_hash "
+            "INSERT INTO audit_events (id, at, actor, action, subject, detail, tenant, previous_hash, row_hash) "
+            "SELECT 99, at, actor, action, subject, detail, tenant, previous_hash, row_hash "
             "FROM audit_events WHERE id = 7",
             "row 99 does not follow",
         ),
     ],
 )
-def test_tampering_is_found(busy: registry.Registry, statement: str, fault: str) -> None:
-    tamper(busy, statement)
+def test_tampering_is_found(busy: registry.Registry, tamper: Tamper, statement: str, fault: str) -> None:
+    tamper(statement)
     faults = busy.verify_audit().faults
     assert faults
     assert faults[0].startswith(fault)
 
 
-def test_rows_that_changed_places_are_found(busy: registry.Registry) -> None:
+def test_rows_that_changed_places_are_found(busy: registry.Registry, tamper: Tamper) -> None:
     swap = "UPDATE audit_events SET id = {} WHERE id = {}"
-    tamper(busy, swap.format(99, 3), swap.format(3, 4), swap.format(4, 99))
+    tamper(swap.format(99, 3), swap.format(3, 4), swap.format(4, 99))
     assert busy.verify_audit().faults[0].startswith("row 3 does not follow")
 
 
-def test_a_chain_made_anew_is_found_with_a_hash_kept_elsewhere(busy: registry.Registry) -> None:
+def test_a_chain_made_anew_is_found_with_a_hash_kept_elsewhere(busy: registry.Registry, tamper: Tamper) -> None:
     kept = busy.verify_audit().row_hash
     tamper(
-        busy,
         "UPDATE audit_events SET actor = 'nobody', row_hash = NULL, previous_hash = NULL",
         "DELETE FROM registry_meta WHERE key = 'audit_head'",
     )
@@ -125,9 +126,8 @@ def test_a_chain_made_anew_is_found_with_a_hash_kept_elsewhere(busy: registry.Re
     )
 
 
-def test_rows_from_before_the_chain_are_covered_by_its_first_link(busy: registry.Registry) -> None:
+def test_rows_from_before_the_chain_are_covered_by_its_first_link(busy: registry.Registry, tamper: Tamper) -> None:
     tamper(
-        busy,
         "UPDATE audit_events SET row_hash = NULL, previous_hash = NULL, tenant = NULL",
         "DELETE FROM registry_meta WHERE key = 'audit_head'",
     )
@@ -135,7 +135,7 @@ def test_rows_from_before_the_chain_are_covered_by_its_first_link(busy: registry
     busy.create_tenant("initech")
     assert busy.verify_audit().is_whole
     assert [entry.row_hash is None for entry in busy.audit_entries()] == [False] + [True] * 7
-    tamper(busy, "UPDATE audit_events SET actor = 'nobody' WHERE id = 2")
+    tamper("UPDATE audit_events SET actor = 'nobody' WHERE id = 2")
     assert busy.verify_audit().faults[0].startswith("row 8 does not follow")
 
 
@@ -145,9 +145,9 @@ def test_the_database_refuses_to_change_rows(busy: registry.Registry) -> None:
             session.connection().exec_driver_sql(statement)
 
 
-def test_writers_at_once_make_one_chain(reg: registry.Registry, tmp_path: Path) -> None:
+def test_writers_at_once_make_one_chain(reg: registry.Registry, place: RegistryPlace) -> None:
     def write(number: int) -> None:
-        with registry.open(reg.folder) as mine:
+        with place.open() as mine:
             for step in range(5):
                 mine.create_tenant(f"t{number}-{step}")
 
