@@ -126,20 +126,20 @@ def _compare(before: _Weights, after: _Weights) -> Iterator[ModuleDiff]:
 def _compare_module(
     module: str, one: tuple[Matrix, Matrix, float] | None, two: tuple[Matrix, Matrix, float] | None
 ) -> ModuleDiff:
-    norm_one, norm_two = _norm(one), _norm(two)
+    square_one, square_two = _square(one), _square(two)
     distance = cosine = cosine_a = cosine_b = None
-    if one is not None and two is not None and norm_one is not None and norm_two is not None:
+    if one is not None and two is not None:
         if one[0].shape[1] == two[0].shape[1] and one[1].shape[0] == two[1].shape[0]:
             inner = _inner(one, two)
-            distance = math.sqrt(max(0.0, norm_one**2 + norm_two**2 - 2 * inner))
-            cosine = _cosine(inner, norm_one, norm_two)
+            distance = math.sqrt(max(0.0, square_one + square_two - 2 * inner))
+            cosine = _cosine(inner, math.sqrt(square_one), math.sqrt(square_two))
         cosine_a, cosine_b = _cosine_of(one[0], two[0]), _cosine_of(one[1], two[1])
     return ModuleDiff(
         module=module,
         rank_before=None if one is None else one[0].shape[0],
         rank_after=None if two is None else two[0].shape[0],
-        norm_before=norm_one,
-        norm_after=norm_two,
+        norm_before=None if one is None else math.sqrt(square_one),
+        norm_after=None if two is None else math.sqrt(square_two),
         distance=distance,
         cosine=cosine,
         cosine_a=cosine_a,
@@ -147,8 +147,9 @@ def _compare_module(
     )
 
 
-def _norm(factors: tuple[Matrix, Matrix, float] | None) -> float | None:
-    return None if factors is None else math.sqrt(max(0.0, _inner(factors, factors)))
+def _square(factors: tuple[Matrix, Matrix, float] | None) -> float:
+    """|s B A|^2; nothing is zero."""
+    return 0.0 if factors is None else max(0.0, _inner(factors, factors))
 
 
 def _inner(one: tuple[Matrix, Matrix, float], two: tuple[Matrix, Matrix, float]) -> float:

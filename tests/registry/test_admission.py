@@ -113,6 +113,7 @@ def test_a_tenant_may_refuse_unverified_bases(reg: registry.Registry, make_adapt
     assert not reg.publish(folder, "globex/sql", principal=registry.Principal.operator()).base_verified
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize("changes", [{"unverified_base": "perhaps"}, {"unverified": "refuse"}, {"unverified_base": 1}])
 def test_a_tenants_policy_is_strict(reg: registry.Registry, changes: dict[str, Any]) -> None:
     reg.create_tenant("acme")

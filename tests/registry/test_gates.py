@@ -84,6 +84,7 @@ def test_the_verdict_is_kept_check_by_check(reg: registry.Registry, put: Callabl
     assert reg.alias_history(NAME, "prod", OPERATOR)[0].gate == gate
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize(
     ("better", "bound", "value", "passes"),
     [
@@ -107,6 +108,7 @@ def test_bounds(
         assert "metric exact_match" in refused(reg, 1)
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize(
     ("better", "value", "wanted", "passes"),
     [
@@ -363,6 +365,7 @@ def test_only_an_admin_sets_a_policy_and_only_readers_see_it(reg: registry.Regis
         reg.remove_policy(NAME, "staging", principal=OPERATOR)
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize(
     ("role", "allowed"), [("reader", set()), ("publisher", {"evaluation", "probe", "scan"}), ("promoter", {"all"})]
 )
@@ -384,6 +387,7 @@ def test_roles_of_attestations(reg: registry.Registry, put: Callable[..., Any], 
                 act()
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize(
     "metrics",
     [
@@ -408,6 +412,7 @@ def test_metrics_of_evaluations_are_bounded(
     assert reg.attestations(f"{NAME}@1", OPERATOR) == []
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize("name", ["", "a b", "../x", "a\n", "-a", "a" * 129])
 def test_names_of_evaluations_are_strict(reg: registry.Registry, put: Callable[..., Any], name: str) -> None:
     put(0.5)
