@@ -14,8 +14,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-import registry as adapter_registry
-from loraplex.home import home_option, registry_folder, registry_option
+from loraplex.home import home_option
+from registry.cli.place import REGISTRY_FOLDER, Place, open_place, place_options
 
 MODES = ("nf4", "bf16", "fp32")
 MIB = 1 << 20
@@ -82,15 +82,14 @@ def list_bases(home: Path, *, as_json: bool) -> None:
 @base.command()
 @source_argument
 @mode_option
-@home_option
-@registry_option
-def register(source: str, mode: str, home: Path, registry: Path | None) -> None:
+@place_options
+def register(source: str, mode: str, home: Path, registry: Place | None) -> None:
     """Make SOURCE known to the registry, so that adapters for it can be published from elsewhere."""
     _, description = _prepare(source, mode, home)
-    folder = registry_folder(home, registry)
-    with adapter_registry.open(folder) as opened:
+    with open_place(home, registry, create=True) as opened:
         opened.register_base(description)
-    click.echo(f"{description['name']} ({mode}, {description['fingerprint'][:12]}) is registered in {folder}")
+    place = registry or home / REGISTRY_FOLDER
+    click.echo(f"{description['name']} ({mode}, {description['fingerprint'][:12]}) is registered in {place}")
 
 
 def _prepare(source: str, mode: str, home: Path) -> tuple[Path, dict[str, Any]]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from registry.errors import ConflictError, InvalidBaseError
+from registry.errors import ConflictError, InvalidBaseError, PermissionDeniedError
 from registry.registry import Registry
 
 BASE_FILES = "bases/*/base.json"
@@ -21,7 +21,7 @@ def register_all(registry: Registry, home: Path, *, warn: Callable[[str], None])
             document = _read(path)
             if document.get("fingerprint") not in known:
                 registry.register_base(document)
-        except (OSError, ValueError, InvalidBaseError, ConflictError) as error:
+        except (OSError, ValueError, InvalidBaseError, ConflictError, PermissionDeniedError) as error:
             warn(f"{path} is left out: {error}")
 
 

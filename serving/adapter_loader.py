@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import shutil
-from collections import OrderedDict
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ from pathlib import Path
 from registry import Registry
 from registry.canary import gets_canary
 from registry.errors import RegistryError, StorageError
-from registry.principal import Principal
+from registry.principal import OPERATOR, Principal
 from registry.threads import Threads
 from registry.version import Split, Version
 from serving.adapter_cache import AdapterCache
 from serving.errors import AdapterBaseMismatchError, ModelNotFoundError, RegistryUnavailableError
 from serving.messages import AdapterUse
+from serving.resolved_names import ResolvedNames
 from serving.served_base import SHORT_DIGITS, ServedBase
 
 REGISTRY_THREADS = 4
 FETCH_THREADS = 4
-REMEMBERED_NAMES = 4096
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,14 @@ class Side(StrEnum):
 class Target:
     """What will serve a request, fixed from its admission to its end. `version` is None for the base alone.
 
-    `side` is None where no canary runs on what the client named.
+    `side` is None where no canary runs on what the client named. `principal` is who may read the version: a registry
+    over HTTP is asked for the files on its behalf.
     """
 
     base: ServedBase
     version: Version | None
     side: Side | None = None
+    principal: Principal = OPERATOR
 
     @property
     def name(self) -> str:
@@ -76,14 +78,14 @@ class Target:
 class AdapterLoader:
     """Resolves and fetches. Used on one event loop; what blocks runs in its threads."""
 
-    def __init__(self, registry: Registry, cache: AdapterCache) -> None:
+    def __init__(self, registry: Registry, cache: AdapterCache, names: ResolvedNames | None = None) -> None:
         self._registry = registry
         self._cache = cache
+        self._names = names or ResolvedNames(asks_always=True)
         self._registry_threads = Threads("resolve", REGISTRY_THREADS)
         self._fetch_threads = Threads("fetch", FETCH_THREADS)
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._removals: set[asyncio.Task[None]] = set()
-        self._known: OrderedDict[tuple[str | None, str], Split] = OrderedDict()
         self.fetched = 0
 
     @property
@@ -113,29 +115,29 @@ class AdapterLoader:
         """
         if base.is_named(model):
             return Target(base, None)
-        try:
-            split = await self._registry_threads.run(self._registry.resolve_split, model, principal=principal)
-        except StorageError as error:
-            logger.error("registry failed while resolving: %s", error)
-            if (principal.tenant, model) not in self._known:
-                raise RegistryUnavailableError from error
-            split = self._known[principal.tenant, model]
-        except RegistryError:  # unknown, not readable, or no name at all: the client learns no difference
-            self._known.pop((principal.tenant, model), None)
-            raise ModelNotFoundError(model) from None
-        self._remember(principal, model, split)
+        split = self._names.current(principal, model) or await self._ask(model, principal)
         version, side = _choose(split, request_key)
         if version.base_fingerprint != base.fingerprint:
             raise AdapterBaseMismatchError(
                 f"{version.adapter}@{version.number}", expected=version.base_fingerprint, found=base.fingerprint
             )
-        return Target(base, version, side)
+        return Target(base, version, side, principal)
 
-    def _remember(self, principal: Principal, model: str, split: Split) -> None:
-        self._known[principal.tenant, model] = split
-        self._known.move_to_end((principal.tenant, model))
-        if len(self._known) > REMEMBERED_NAMES:
-            self._known.popitem(last=False)
+    async def _ask(self, model: str, principal: Principal) -> Split:
+        """What the registry says now, or said last if it cannot be asked."""
+        asked_at, changes = time.monotonic(), self._names.changes
+        try:
+            split = await self._registry_threads.run(self._registry.resolve_split, model, principal=principal)
+        except StorageError as error:
+            logger.error("registry failed while resolving: %s", error)
+            if (known := self._names.last(principal, model)) is None:
+                raise RegistryUnavailableError from error
+            return known
+        except RegistryError:  # unknown, not readable, or no name at all: the client learns no difference
+            self._names.forget(principal, model)
+            raise ModelNotFoundError(model) from None
+        self._names.remember(principal, model, split, asked_at=asked_at, changes=changes)
+        return split
 
     @asynccontextmanager
     async def hold(self, target: Target) -> AsyncIterator[tuple[AdapterUse, ...]]:
@@ -145,7 +147,7 @@ class AdapterLoader:
             yield ()
             return
         while not self._cache.has(version):
-            await self._fetch_once(version)
+            await self._fetch_once(version, target.principal)
         self._cache.pin(version)
         try:
             yield (AdapterUse(digest=version.digest, folder=str(self._cache.folder_of(version))),)
@@ -153,11 +155,11 @@ class AdapterLoader:
             self._cache.unpin(version)
             self._make_room()
 
-    async def _fetch_once(self, version: Version) -> None:
+    async def _fetch_once(self, version: Version, principal: Principal) -> None:
         """Everybody who waits for a version waits for the same fetch; one who leaves does not end it."""
         fetch = self._fetches.get(version.digest)
         if fetch is None:
-            fetch = asyncio.create_task(self._fetch(version), name=f"fetch-{version.digest[:20]}")
+            fetch = asyncio.create_task(self._fetch(version, principal), name=f"fetch-{version.digest[:20]}")
             self._fetches[version.digest] = fetch
             fetch.add_done_callback(lambda done: self._forget(version.digest, done))
         await asyncio.shield(fetch)
@@ -167,11 +169,11 @@ class AdapterLoader:
         if not fetch.cancelled():
             fetch.exception()  # seen, although everybody who waited may have left
 
-    async def _fetch(self, version: Version) -> None:
+    async def _fetch(self, version: Version, principal: Principal) -> None:
         folder = self._cache.folder_of(version)
         if not await self._fetch_threads.run(self._cache.is_whole, version):
             try:
-                await self._fetch_threads.run(self._registry.pull, version, folder)
+                await self._fetch_threads.run(self._registry.pull, version, folder, principal=principal)
             except (RegistryError, OSError) as error:
                 logger.error("adapter %s could not be fetched: %s", version.digest, error)
                 raise RegistryUnavailableError from error

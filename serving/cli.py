@@ -16,6 +16,7 @@ import uvloop
 import registry
 from registry import Principal, Registry
 from registry.errors import RegistryError
+from registry.version import AdapterSummary
 from serving.api.service import Service
 from serving.errors import ServingError
 from serving.server import open_port, run_server
@@ -48,7 +49,19 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
     show_default=True,
     help="Where bases, adapters and the registry lie.",
 )
-@click.option("--registry", "registry_place", default=None, help="Folder of the registry.  [default: HOME/registry]")
+@click.option(
+    "--registry",
+    "registry_place",
+    default=None,
+    help="The registry: a folder, or http://HOST:PORT.  [default: HOME/registry]",
+)
+@click.option(
+    "--token",
+    envvar="LORAPLEX_TOKEN",
+    default=None,
+    hide_input=True,
+    help="What the server itself asks a registry over HTTP with; clients are asked for with their own tokens.",
+)
 @click.option("--device", default="cpu", show_default=True, help="Device of the engine: cpu or cuda.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=None, help="CPU threads of the engine.")
 @click.option(
@@ -130,6 +143,7 @@ def serve(
     port: int,
     home: Path,
     registry_place: str | None,
+    token: str | None,
     device: str,
     threads: int | None,
     adapter_slots: int,
@@ -151,6 +165,7 @@ def serve(
     settings = ServingSettings(
         home=home,
         registry=registry_place or str(home / "registry"),
+        registry_token=token,
         host=host,
         port=port,
         base=base,
@@ -181,7 +196,7 @@ def serve(
 
 def serve_settings(settings: ServingSettings) -> None:
     """Serve until a signal. Raises ServingError or RegistryError with a message for the terminal."""
-    with registry.open(settings.registry) as opened:
+    with registry.open(settings.registry, token=settings.registry_token) as opened:
         settings.refuse_open_server(has_tokens=opened.has_tokens())
         with open_port(settings.host, settings.port) as listener:
             click.echo(f"Loading the base {settings.base} ({settings.mode}) on {settings.device} ...")
@@ -196,11 +211,7 @@ def _announce(service: Service, opened: Registry, listener: socket.socket) -> No
     settings = service.settings
     port = listener.getsockname()[1]
     url = f"http://{EXAMPLE_HOST.get(settings.host, settings.host)}:{port}"
-    adapters = [
-        summary
-        for summary in opened.list_adapters(Principal.operator())
-        if summary.base_fingerprint == base.fingerprint
-    ]
+    adapters = [summary for summary in _adapters(opened) if summary.base_fingerprint == base.fingerprint]
     model = adapters[0].adapter if adapters else base.name
     token = '  -H "Authorization: Bearer $LORAPLEX_TOKEN" \\\n' if opened.has_tokens() else ""
     click.echo(
@@ -215,3 +226,12 @@ def _announce(service: Service, opened: Registry, listener: socket.socket) -> No
         f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n{token}"
         f'  -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
     )
+
+
+def _adapters(opened: Registry) -> list[AdapterSummary]:
+    """What the registry has; a registry over HTTP shows what this server's own token may read, which may be nothing."""
+    try:
+        return opened.list_adapters(Principal.operator())
+    except RegistryError as error:
+        click.echo(f"Warning: {error}", err=True)
+        return []

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from serving.api.service import Service
-from serving.app import create_app
+from serving.app import ServerApp, create_server_app
 from serving.errors import SettingsError
 from serving.messages import Ready
 
@@ -50,8 +50,9 @@ async def run_server(service: Service, listener: socket.socket, *, on_ready: Cal
 
     Raises EngineError when the engine could not be started, at first or again.
     """
+    app = create_server_app(service)
     config = uvicorn.Config(
-        create_app(service),
+        app,
         http="httptools",
         lifespan="on",
         log_config=None,
@@ -62,7 +63,7 @@ async def run_server(service: Service, listener: socket.socket, *, on_ready: Cal
         backlog=BACKLOG,
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )
-    server = _Server(config, service)
+    server = _Server(config, service, app)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     watching = asyncio.create_task(_watch(service, server, on_ready), name="watch")
     try:
@@ -89,9 +90,10 @@ async def _watch(service: Service, server: _Server, on_ready: Callable[[Ready], 
 class _Server(uvicorn.Server):
     """uvicorn with our signals: it would close the port before the requests inside have finished."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, app: ServerApp) -> None:
         super().__init__(config)
         self._service = service
+        self._app = app
         self._draining: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -115,6 +117,12 @@ class _Server(uvicorn.Server):
             self.should_exit = True
 
     async def _drain(self) -> None:
-        if not await self._service.drain(self._service.settings.grace_seconds):
+        grace_seconds = self._service.settings.grace_seconds
+        self._app.begin_drain()
+        transfers = asyncio.create_task(self._app.wait_idle(), name="transfers")
+        if not await self._service.drain(grace_seconds):
             self._service.engine.fail_in_flight()
+            transfers.cancel()
+        await asyncio.wait([transfers], timeout=grace_seconds)
+        transfers.cancel()
         self.should_exit = True

@@ -54,12 +54,13 @@ class LimitSettings:
 class ServingSettings:
     """Everything that `loraplex serve` is told.
 
-    `registry` is a folder or a URL. `metrics_open` serves /metrics without a token. The engine's fields have the
-    meanings of `serving.messages.EngineSettings`.
+    `registry` is a folder or a URL; `registry_token` is what the server itself asks one over HTTP with. `metrics_open`
+    serves /metrics without a token. The engine's fields have the meanings of `serving.messages.EngineSettings`.
     """
 
     home: Path
     registry: str
+    registry_token: str | None = field(default=None, repr=False)
     host: str = "127.0.0.1"
     port: int = 8000
     base: str = "embedded"

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from basemodel.errors import BaseModelError
-from registry.cli.options import HomePath, json_option, place_options
+from registry.cli.options import REGISTRY_FOLDER, HomePath, Place, json_option, place_options
 from registry.errors import RegistryError
 from trainer.errors import InterruptedRunError, TrainerError
 from trainer.interruption import stop_on_signal
@@ -66,7 +66,7 @@ def train(
     resume: bool,
     overwrite: bool,
     home: Path,
-    registry: Path | None,
+    registry: Place | None,
     as_json: bool,
     **_settings: Any,
 ) -> None:
@@ -77,10 +77,10 @@ def train(
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other.")
     job = _job(ctx, job_file)
-    registry_folder = registry or home / "registry"
-    check_publication(job, registry_folder)
+    registry_place = registry or home / REGISTRY_FOLDER
+    check_publication(job, registry_place)
     result = _run(job, home, resume=resume, overwrite=overwrite)
-    version = publish_result(result, job, registry_folder)
+    version = publish_result(result, job, registry_place)
     if as_json:
         print_document(result_document(result, job, version))
     else:
@@ -92,7 +92,7 @@ def _run(job: Job, home: Path, *, resume: bool, overwrite: bool) -> TrainingResu
         return run_job(job, home=home, on_event=progress, should_stop=should_stop, resume=resume, overwrite=overwrite)
 
 
-def _place(ctx: click.Context, home: Path, registry: Path | None) -> list[str]:
+def _place(ctx: click.Context, home: Path, registry: Place | None) -> list[str]:
     """The options that name where things are, for the commands that follow; none for what is the default anyway."""
     said = ctx.get_parameter_source("home") == ParameterSource.COMMANDLINE
     place = ["--home", str(home)] if said else []

@@ -1,8 +1,8 @@
 """The commands about adapters: publish, ls, show, pull, promote, rollback.
 
-They act on a registry folder of this machine, with the operator's rights. Each prints a table or sentence for people,
-or with --json one document for programs. What the registry refuses is one line on stderr and exit code 1.
-`loraplex/cli.py` composes them; only what is printed is made elsewhere (`report.py`).
+They act on a registry of this machine with the operator's rights, or on one over HTTP with a token's. Each prints a
+table or sentence for people, or with --json one document for programs. What the registry refuses is one line on stderr
+and exit code 1. `loraplex/cli.py` composes them; only what is printed is made elsewhere (`report.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from registry.aliases import Expected
 from registry.cli import report
 from registry.cli.options import (
     HomePath,
+    Place,
     RegistryCommand,
     alias_option,
     evidence_option,
@@ -46,7 +47,7 @@ def publish(
     base_fingerprint: str | None,
     message: str,
     home: Path,
-    registry: Path | None,
+    registry: Place | None,
     as_json: bool,
 ) -> None:
     """Judge the adapter in FOLDER and make it the next version of TENANT/NAME.
@@ -79,7 +80,7 @@ def publish(
 @click.argument("adapter", metavar="[TENANT/NAME]", required=False)
 @place_options
 @json_option
-def ls(adapter: str | None, *, home: Path, registry: Path | None, as_json: bool) -> None:
+def ls(adapter: str | None, *, home: Path, registry: Place | None, as_json: bool) -> None:
     """List all adapters, or the versions of one."""
     operator = Principal.operator()
     with open_place(home, registry) as reg:
@@ -101,7 +102,7 @@ def ls(adapter: str | None, *, home: Path, registry: Path | None, as_json: bool)
 @click.argument("ref", metavar="TENANT/NAME[@VERSION]")
 @place_options
 @json_option
-def show(ref: str, *, home: Path, registry: Path | None, as_json: bool) -> None:
+def show(ref: str, *, home: Path, registry: Place | None, as_json: bool) -> None:
     """Show an adapter with its versions and aliases, and one version with its files, metrics and lineage.
 
     The version is a number, an alias or a digest; without one it is the newest.
@@ -135,7 +136,7 @@ def show(ref: str, *, home: Path, registry: Path | None, as_json: bool) -> None:
 @click.argument("destination", type=HomePath(), required=False)
 @place_options
 @json_option
-def pull(ref: str, destination: Path | None, *, home: Path, registry: Path | None, as_json: bool) -> None:
+def pull(ref: str, destination: Path | None, *, home: Path, registry: Place | None, as_json: bool) -> None:
     """Copy a version's files into DESTINATION, each byte checked; all of them appear at once or none does.
 
     DESTINATION must be new or empty; without one it is ./NAME.
@@ -157,7 +158,7 @@ def pull(ref: str, destination: Path | None, *, home: Path, registry: Path | Non
 @place_options
 @json_option
 def promote(
-    ref: str, *, alias: str, expect: Expected, evidence: str, home: Path, registry: Path | None, as_json: bool
+    ref: str, *, alias: str, expect: Expected, evidence: str, home: Path, registry: Place | None, as_json: bool
 ) -> None:
     """Point ALIAS at a version; requests for TENANT/NAME@ALIAS use it from then on."""
     with open_place(home, registry) as reg:
@@ -176,7 +177,7 @@ def promote(
 @place_options
 @json_option
 def rollback(
-    adapter: str, *, alias: str, expect: Expected, evidence: str, home: Path, registry: Path | None, as_json: bool
+    adapter: str, *, alias: str, expect: Expected, evidence: str, home: Path, registry: Place | None, as_json: bool
 ) -> None:
     """Point ALIAS back to where it was before its last promotion."""
     with open_place(home, registry) as reg:

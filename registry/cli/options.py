@@ -1,19 +1,32 @@
-"""What the registry's commands share: where the registry is, how refusals are shown, and the options of several."""
+"""What the registry's commands share: how refusals are shown, and the options of several.
+
+Where the registry is stands in `place.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from registry.aliases import ANY, Expected
+from registry.cli.place import REGISTRY_FOLDER, HomePath, Place, open_given, open_place, place_options
 from registry.errors import RegistryError
-from registry.opening import open_registry
-from registry.registry import Registry
 
-REGISTRY_FOLDER = "registry"
+__all__ = [
+    "REGISTRY_FOLDER",
+    "ExpectedVersion",
+    "HomePath",
+    "Place",
+    "RegistryCommand",
+    "alias_option",
+    "evidence_option",
+    "expect_option",
+    "json_option",
+    "open_given",
+    "open_place",
+    "place_options",
+]
 
 
 class RegistryCommand(click.Command):
@@ -41,40 +54,6 @@ class ExpectedVersion(click.ParamType[Expected]):
         if value.isascii() and value.isdigit():
             return int(value)
         raise click.BadParameter(f"{value!r} is neither a version number nor 'none'.", ctx, param)
-
-
-class HomePath(click.Path):
-    """A path in which `~` is the user's home."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Expand `~`, then check as click does."""
-        return Path(str(super().convert(str(Path(str(value)).expanduser()), param, ctx)))
-
-
-Command = Callable[..., None]
-
-
-def place_options(command: Command) -> Command:
-    """Add --home and --registry: where the registry is."""
-    command = click.option(
-        "--registry",
-        type=HomePath(file_okay=False),
-        default=None,
-        help="Folder of the registry.  [default: HOME/registry]",
-    )(command)
-    return click.option(
-        "--home",
-        type=HomePath(file_okay=False),
-        envvar="LORAPLEX_HOME",
-        default="~/.loraplex",
-        show_default=True,
-        help="Folder of bases, registry, runs and caches.",
-    )(command)
-
-
-def open_place(home: Path, registry: Path | None, *, create: bool = False) -> Registry:
-    """The registry that the options of `place_options` name. Raises NotFoundError, StorageError."""
-    return open_registry(registry or home / REGISTRY_FOLDER, create=create)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")

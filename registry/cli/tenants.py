@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from registry.cli import report
-from registry.cli.options import RegistryCommand, json_option, open_place, place_options
+from registry.cli.options import Place, RegistryCommand, json_option, open_place, place_options
 from registry.principal import Role
 
 DAYS_LIMIT = 3650
@@ -23,7 +23,7 @@ def tenant() -> None:
 @click.argument("name")
 @place_options
 @json_option
-def create_tenant(name: str, *, home: Path, registry: Path | None, as_json: bool) -> None:
+def create_tenant(name: str, *, home: Path, registry: Place | None, as_json: bool) -> None:
     """Make the tenant NAME: a namespace with its own adapters and tokens."""
     with open_place(home, registry, create=True) as reg:
         made = reg.create_tenant(name)
@@ -36,7 +36,7 @@ def create_tenant(name: str, *, home: Path, registry: Path | None, as_json: bool
 @tenant.command("ls", cls=RegistryCommand)
 @place_options
 @json_option
-def list_tenants(*, home: Path, registry: Path | None, as_json: bool) -> None:
+def list_tenants(*, home: Path, registry: Place | None, as_json: bool) -> None:
     """List the tenants."""
     with open_place(home, registry) as reg:
         tenants = reg.list_tenants()
@@ -65,7 +65,7 @@ def token() -> None:
 @place_options
 @json_option
 def create_token(
-    *, tenant: str, role: str, label: str, expires_days: int | None, home: Path, registry: Path | None, as_json: bool
+    *, tenant: str, role: str, label: str, expires_days: int | None, home: Path, registry: Place | None, as_json: bool
 ) -> None:
     """Make a token. Its secret is printed now and never again: only its hash is kept."""
     expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
@@ -81,7 +81,7 @@ def create_token(
 @click.option("--tenant", default=None, help="Only this tenant's.")
 @place_options
 @json_option
-def list_tokens(*, tenant: str | None, home: Path, registry: Path | None, as_json: bool) -> None:
+def list_tokens(*, tenant: str | None, home: Path, registry: Place | None, as_json: bool) -> None:
     """List tokens, without their secrets."""
     with open_place(home, registry) as reg:
         names = [tenant] if tenant is not None else [listed.name for listed in reg.list_tenants()]
@@ -96,7 +96,7 @@ def list_tokens(*, tenant: str | None, home: Path, registry: Path | None, as_jso
 @click.argument("token_id")
 @place_options
 @json_option
-def revoke_token(token_id: str, *, home: Path, registry: Path | None, as_json: bool) -> None:
+def revoke_token(token_id: str, *, home: Path, registry: Place | None, as_json: bool) -> None:
     """End a token's life at once."""
     with open_place(home, registry) as reg:
         revoked = reg.revoke_token(token_id)

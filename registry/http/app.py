@@ -9,6 +9,7 @@ It counts requests and bytes of both, and starts and stops what works in the bac
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import AsyncExitStack
 from typing import Any, cast
@@ -28,7 +29,7 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 REST_ROOT = "registry"
-REST_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
+OWN_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 REST, HUB = "rest", "hub"
 CLIENT_GONE = 499
 
@@ -39,7 +40,10 @@ def create_registry_app(reg: Registry, settings: HttpSettings) -> RegistryApp:
 
 
 class RegistryApp:
-    """An ASGI application that decides by the path. Started and stopped by the lifespan protocol, or by its owner."""
+    """An ASGI application that decides by the path. Started and stopped by the lifespan protocol, or by its owner.
+
+    It owns the count of the requests inside.
+    """
 
     def __init__(self, service: RegistryService) -> None:
         self.service = service
@@ -50,6 +54,9 @@ class RegistryApp:
             settings=HubSettings(public_url=service.settings.public_url),
         )
         self._background = AsyncExitStack()
+        self._inside = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def start(self) -> None:
         """Begin the work in the background: deliveries to webhooks."""
@@ -73,7 +80,8 @@ class RegistryApp:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            if is_rest_path(scope["path"]) or not self.takes(scope):
+            path = scope["path"]
+            if path in OWN_PATHS or is_api_path(path) or not self._is_for_hub(scope):
                 rest = cast("AsgiApp", self._rest)  # Litestar has its own names for the same types
                 await self._counted(rest, REST, scope, receive, send)
             else:
@@ -81,11 +89,19 @@ class RegistryApp:
 
     def takes(self, scope: Scope) -> bool:
         """Whether a request is for the Hub or the REST API, rather than for an application beside this one."""
-        raw_path = scope.get("raw_path") or quote(scope["path"]).encode()
-        return is_rest_path(scope["path"]) or self._hub.takes(raw_path)
+        return is_api_path(scope["path"]) or self._is_for_hub(scope)
+
+    async def wait_idle(self) -> None:
+        """Return when no request is inside."""
+        await self._idle.wait()
+
+    def _is_for_hub(self, scope: Scope) -> bool:
+        return self._hub.takes(scope.get("raw_path") or quote(scope["path"]).encode())
 
     async def _counted(self, app: AsgiApp, face: str, scope: Scope, receive: Receive, send: Send) -> None:
         status, received_bytes, sent_bytes = CLIENT_GONE, 0, 0
+        self._inside += 1
+        self._idle.clear()
 
         async def counting_receive() -> Message:
             nonlocal received_bytes
@@ -103,6 +119,9 @@ class RegistryApp:
         try:
             await app(scope, counting_receive, counting_send)
         finally:
+            self._inside -= 1
+            if not self._inside:
+                self._idle.set()
             self.service.instruments.request_ended(face, status, received_bytes=received_bytes, sent_bytes=sent_bytes)
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -114,6 +133,6 @@ class RegistryApp:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def is_rest_path(path: str) -> bool:
+def is_api_path(path: str) -> bool:
     """Whether a path is certainly the REST API's."""
-    return path in REST_PATHS or path.split("/", 2)[1:2] == [REST_ROOT]
+    return path.split("/", 2)[1:2] == [REST_ROOT]

@@ -56,6 +56,7 @@ HTTP_ANSWERS: Mapping[int, tuple[str, str]] = {
 BAD_REQUEST = ("bad_request", "The request cannot be read.")
 UNEXPECTED = (UNKNOWN_CODE, "Something went wrong in the registry. Its log names this request's id.")
 _PLACE = re.compile(r"`\$\.?(?P<path>[^`]*)`")
+_MISSING = re.compile(r"Missing required \w+ parameter '(?P<name>[a-z_-]{1,40})'")
 _FIELD = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
 
 
@@ -108,6 +109,9 @@ def _explained(error: ValidationException) -> errors.InvalidValueError:
     extra = error.extra if isinstance(error.extra, list) else []
     first: Mapping[str, Any] = extra[0] if extra and isinstance(extra[0], dict) else {}
     text = str(first.get("message") or "it is not what this route takes")
+    missing = _MISSING.match(error.detail)
+    if missing:
+        return errors.InvalidValueError(missing["name"], "it is required")
     place = _PLACE.search(text)
     path = place["path"] if place else ""
     if place:

@@ -16,8 +16,8 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from litestar.routes import HTTPRoute
 
-from serving import errors
 from registry.http.request_id import request_id_of
+from serving import errors
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from typing import Any
 from litestar import Request, get
 from litestar.params import FromPath
 
-from registry.errors import StorageError
+from registry.errors import AuthenticationError, StorageError
 from registry.version import AdapterSummary
 from serving.adapter_loader import Target
 from serving.api.dialect import Document
 from serving.api.service import Service, service_of
-from serving.errors import ModelNotFoundError, RegistryUnavailableError
+from serving.errors import ModelNotFoundError, RegistryUnavailableError, WrongTokenError
 from serving.served_base import BASE_ALIAS, ServedBase
 
 OWNER_OF_BASE = "loraplex"
@@ -30,6 +30,8 @@ async def list_models(request: Request[Any, Any, Any]) -> Document:
         summaries = await service.registry_threads.run(service.registry.list_adapters, request.auth)
     except StorageError as error:
         raise RegistryUnavailableError from error
+    except AuthenticationError:  # a registry over HTTP that has been told meanwhile that the token is over
+        raise WrongTokenError from None
     data = [_base_entry(service, base, name) for name in dict.fromkeys((base.name, BASE_ALIAS))]
     for summary in summaries:
         if summary.base_fingerprint == base.fingerprint:

@@ -12,7 +12,8 @@ from litestar import Request
 from prometheus_client import CollectorRegistry
 
 from registry import Registry
-from registry.errors import StorageError
+from registry.client import RemoteRegistry
+from registry.errors import RegistryError
 from registry.principal import Principal
 from registry.threads import Threads
 from serving.adapter_cache import AdapterCache
@@ -25,10 +26,14 @@ from serving.api.limits import Gate
 from serving.engine_client import EngineClient
 from serving.errors import EngineUnavailableError, ServingError
 from serving.messages import AdapterUse, Ready
+from serving.registry_follower import RegistryFollower
+from serving.resolved_names import NameInUse, ResolvedNames
 from serving.served_base import ServedBase
 from serving.settings import ServingSettings
 
 TOKENIZER_THREADS = 2
+PRELOAD_SECONDS = 10.0
+"""How long a folder stays for an engine that was told to preload it."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +50,12 @@ class Service:
         self._preloaded = AsyncExitStack()
         self.gate = Gate(settings.limits)
         self.engine = EngineClient(settings.supervision, settings.engine_settings, on_ready=self._on_ready)
-        self.loader = AdapterLoader(registry, AdapterCache(settings.adapters_folder, settings.disk_cache_bytes))
+        is_remote = isinstance(registry, RemoteRegistry)
+        names = ResolvedNames(asks_always=not is_remote)
+        self.loader = AdapterLoader(registry, AdapterCache(settings.adapters_folder, settings.disk_cache_bytes), names)
+        self.follower = RegistryFollower(
+            registry, names, self._warm, is_remote=is_remote, token=settings.registry_token
+        )
         self.authenticator = Authenticator(
             registry, is_loopback=settings.is_loopback, remember_seconds=settings.token_cache_seconds
         )
@@ -67,10 +77,12 @@ class Service:
         """Begin to start the engine; the routes answer meanwhile."""
         await self.loader.start()
         self.engine.start()
+        self.follower.start()
 
     async def stop(self) -> None:
         """End the engine and the threads."""
         self.is_draining = True
+        await self.follower.stop()
         await self.engine.stop()
         await self._preloaded.aclose()
         self.loader.close()
@@ -105,7 +117,7 @@ class Service:
         base = await self.tokenizer_threads.run(ServedBase.from_ready, ready, context_limit_tokens=limit)
         try:
             await self.registry_threads.run(self.registry.register_base, ready.base)
-        except StorageError as error:  # the base and loaded adapters can be served without the registry
+        except RegistryError as error:  # a registry elsewhere may not let us; what is known there can be served
             logger.warning("the base could not be registered: %s", error)
         self.base = base
         return [adapter for model in self.settings.preload for adapter in await self._fetch_preload(model, base)]
@@ -120,6 +132,19 @@ class Service:
                 raise
             logger.error("%s could not be preloaded: %s", model, error)
             return ()
+
+    async def _warm(self, name: NameInUse) -> None:
+        """Make what the name means now ready, before a request asks for it; its folder stays until it is loaded."""
+        if self.base is None:
+            return
+        try:
+            target = await self.loader.resolve(name.model, name.principal, self.base)
+            async with self.loader.hold(target) as adapters:
+                for adapter in adapters:
+                    self.engine.preload(adapter)
+                await asyncio.sleep(PRELOAD_SECONDS if adapters else 0)
+        except ServingError as error:  # whoever asks for it will be told
+            logger.info("%s is not made ready: %s", name.model, error)
 
 
 def service_of(request: Request[Any, Any, Any]) -> Service:

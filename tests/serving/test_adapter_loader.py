@@ -35,11 +35,11 @@ class CountingRegistry(Registry):
         self.pulls: list[str] = []
         self.is_down = False
 
-    def pull(self, version: Version, destination: Path) -> Path:
+    def pull(self, version: Version, destination: Path, *, principal: Principal = OPERATOR) -> Path:
         self.pulls.append(version.digest)
         if self.is_down:
             raise StorageError("no disk")
-        return super().pull(version, destination)
+        return super().pull(version, destination, principal=principal)
 
     def resolve_split(self, ref: str, *, principal: Principal) -> Split:
         if self.is_down:

@@ -68,6 +68,8 @@ def test_metrics(server: RunningServer, stocked: Stocked) -> None:
         reg.start_canary("acme/sql@2", "prod", permille=1, principal=operator)
         server.chat("!say a", model="acme/sql@prod")
     server.client.get("/v1/models", headers={"host": "evil.example"})
+    server.client.put("/registry/v1/adapters/acme/sql/aliases/prod", json={"version": "prod"})
+    server.client.post("/registry/v1/adapters/acme/sql/versions", files={"file": ("code.py", b"")})
     response = server.client.get("/metrics")
     with registry.open(stocked.home / "registry") as reg:
         reg.stop_canary("acme/sql", "prod", principal=operator)

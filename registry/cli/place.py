@@ -1,0 +1,102 @@
+"""Where the registry is that a command acts on, and what it is asked with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from registry.cli.progress import progress_of
+from registry.opening import HTTP_SCHEMES, open_registry, scheme_of
+from registry.registry import Registry
+
+REGISTRY_FOLDER = "registry"
+_TOKEN, _BLOBS = "registry.cli.token", "registry.cli.blobs"
+
+Command = Callable[..., None]
+Place = Path | str
+"""A folder, or an address as text."""
+
+
+class HomePath(click.Path):
+    """A path in which `~` is the user's home."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Expand `~`, then check as click does."""
+        return Path(str(super().convert(str(Path(str(value)).expanduser()), param, ctx)))
+
+
+class PlaceType(HomePath):
+    """A folder, or the address of a registry."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:  # type: ignore[override]
+        """An address stays text; a path is checked as click does."""
+        return value if scheme_of(value) is not None else super().convert(value, param, ctx)
+
+
+def _keep(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """Keeps an option for `open_given`, so that not every command has to pass it on."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        ctx.meta[key] = value
+
+    return keep
+
+
+def place_options(command: Command) -> Command:
+    """Add --home, --registry, --token and --blobs: where the registry is, and what it is asked with."""
+    for option in (_blobs_option, token_option, registry_option):
+        command = option(command)
+    return click.option(
+        "--home",
+        type=HomePath(file_okay=False),
+        envvar="LORAPLEX_HOME",
+        default="~/.loraplex",
+        show_default=True,
+        help="Folder of bases, registry, runs and caches.",
+    )(command)
+
+
+registry_option = click.option(
+    "--registry",
+    type=PlaceType(file_okay=False),
+    envvar="LORAPLEX_REGISTRY",
+    default=None,
+    metavar="DIR|URL",
+    help="The registry: a folder, http://HOST:PORT or postgresql://...  [default: HOME/registry]",
+)
+token_option = click.option(
+    "--token",
+    envvar="LORAPLEX_TOKEN",
+    default=None,
+    expose_value=False,
+    callback=_keep(_TOKEN),
+    help="What a registry over HTTP is asked with.",
+)
+_blobs_option = click.option(
+    "--blobs",
+    envvar="LORAPLEX_BLOBS",
+    default=None,
+    metavar="DIR|URL",
+    expose_value=False,
+    callback=_keep(_BLOBS),
+    help="Where the files of a registry in PostgreSQL are: a folder, or s3://bucket/prefix.",
+)
+
+
+def open_place(home: Path, registry: Place | None, *, create: bool = False) -> Registry:
+    """The registry that the options of `place_options` name. Raises errors of the registry."""
+    return open_given(registry or home / REGISTRY_FOLDER, create=create)
+
+
+def open_given(place: Place, *, create: bool = True) -> Registry:
+    """The registry at this place, asked with the token that the running command was given."""
+    ctx = click.get_current_context(silent=True)
+    meta = {} if ctx is None else ctx.meta
+    if scheme_of(place) in HTTP_SCHEMES:
+        return open_registry(place, token=meta.get(_TOKEN), progress=progress_of(ctx))
+    return open_registry(place, blobs=meta.get(_BLOBS), create=create)
