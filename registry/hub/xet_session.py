@@ -78,6 +78,10 @@ class XetSessions:
         """The session of this identifier that the grant opens; it may be empty."""
         return XetSession(self._blobs, self._quotas, self._limits, session_id, grant)
 
+    def count(self, tenant: str) -> int:
+        """How many sessions of this tenant there are."""
+        return sum(1 for _ in self._blobs.scratch.glob(f"xet-{_short_hash(tenant)}-*"))
+
     def remove_stale(self) -> int:
         """Remove the sessions that nothing was sent to for some time; returns how many."""
         oldest_kept = time.time() - self._limits.idle_seconds

@@ -41,6 +41,8 @@ class Client:
     """What the features work with. `head` is the commit that the last write left."""
 
     api: HfApi
+    admin: HfApi
+    tenant: str
     repo: str
     foreign: str
     adapter: Path
@@ -74,7 +76,7 @@ def feature(phase: str, name: str) -> Callable[[Callable[[Client], None]], Calla
 @feature("write", "whoami")
 def whoami(client: Client) -> None:
     found = client.api.whoami()
-    assert found["name"] == "acme", found
+    assert found["name"] == client.tenant, found
     assert found["auth"]["accessToken"]["role"] == "write", found
     refused(401, lambda: HfApi(token="lpx_wrong").whoami())
 
@@ -126,6 +128,8 @@ def upload_file(client: Client) -> None:
         ("data/long.txt", streamed),
     ):
         assert client.read(name) == content, name
+    tags = [tag.name for tag in client.api.list_repo_refs(client.repo).tags]
+    assert sorted(tags) == ["v1", "v2"], tags  # the README belongs to the version, and nothing else of these does
 
 
 @feature("write", "list_repo_files, list_repo_tree, get_paths_info")
@@ -151,10 +155,10 @@ def listings(client: Client) -> None:
 @feature("write", "model_info, list_models, list_repo_commits, list_repo_refs")
 def infos(client: Client) -> None:
     info = client.api.model_info(client.repo, files_metadata=True)
-    assert (info.id, info.sha, info.private, info.author) == (client.repo, client.head, True, "acme"), info
+    assert (info.id, info.sha, info.private, info.author) == (client.repo, client.head, True, client.tenant), info
     sibling = next(item for item in info.siblings or [] if item.rfilename == ADAPTER)
     assert sibling.size == (client.adapter / ADAPTER).stat().st_size
-    assert client.repo in [model.id for model in client.api.list_models(author="acme")]
+    assert client.repo in [model.id for model in client.api.list_models(author=client.tenant)]
     commits = client.api.list_repo_commits(client.repo)
     assert commits[0].commit_id == client.head
     first = next(commit for commit in commits if commit.title == "First")
@@ -170,10 +174,10 @@ def branches(client: Client) -> None:
     client.api.create_branch(client.repo, branch="feature/one", exist_ok=True)
     refused(409, lambda: client.api.create_branch(client.repo, branch="feature/one"))
     client.api.upload_file(
-        path_or_fileobj=b"on a branch", path_in_repo="note.md", repo_id=client.repo, revision="feature/one"
+        path_or_fileobj=b"on a branch", path_in_repo="note.json", repo_id=client.repo, revision="feature/one"
     )
-    assert client.read("note.md", revision="feature/one") == b"on a branch"
-    assert not client.api.file_exists(client.repo, "note.md")
+    assert client.read("note.json", revision="feature/one") == b"on a branch"
+    assert not client.api.file_exists(client.repo, "note.json")
     client.api.create_branch(client.repo, branch="old", revision="v1")
     assert not client.api.file_exists(client.repo, "README.md", revision="old")
     for branch in ("feature/one", "old"):
@@ -254,7 +258,7 @@ def refused_files(client: Client) -> None:
 
 @feature("write", "errors: RepositoryNotFound, RevisionNotFound, EntryNotFound, 401")
 def errors(client: Client) -> None:
-    for repo in ("acme/nothing-here", client.foreign):
+    for repo in (f"{client.tenant}/nothing-here", client.foreign):
         raises(hub_errors.RepositoryNotFoundError, lambda repo=repo: client.api.model_info(repo))  # type: ignore[misc]
         raises(hub_errors.RepositoryNotFoundError,
                lambda repo=repo: client.api.hf_hub_download(repo, "README.md"))  # type: ignore[misc]  # fmt: skip
@@ -266,9 +270,13 @@ def errors(client: Client) -> None:
     assert client.api.revision_exists(client.repo, "v1")
     assert not client.api.file_exists(client.repo, "nothing.json")
     raises(hub_errors.RepositoryNotFoundError, lambda: HfApi(token="lpx_wrong").model_info(client.repo))
-    raises(hub_errors.RepositoryNotFoundError,
-           lambda: HfApi(token="lpx_wrong").hf_hub_download(client.repo, ADAPTER, force_download=True))  # fmt: skip
-    upload = {"path_or_fileobj": b"x", "path_in_repo": "x.md", "repo_id": client.foreign}
+    stranger = HfApi(token="lpx_wrong")
+    elsewhere = client.work / "elsewhere"
+    raises(
+        hub_errors.RepositoryNotFoundError,
+        lambda: stranger.hf_hub_download(client.repo, ADAPTER, cache_dir=elsewhere),
+    )
+    upload = {"path_or_fileobj": b"x", "path_in_repo": "x.json", "repo_id": client.foreign}
     raises(hub_errors.RepositoryNotFoundError, lambda: client.api.upload_file(**upload))
 
 
@@ -285,18 +293,19 @@ def repositories(client: Client) -> None:
     old, new = f"{client.repo}-old", f"{client.repo}-new"
     client.api.create_repo(old, private=True)
     client.api.upload_file(path_or_fileobj=b"moved", path_in_repo="note.md", repo_id=old)
-    client.api.move_repo(old, new)
+    refused(403, lambda: client.api.move_repo(old, new))
+    client.admin.move_repo(old, new)
     assert client.api.repo_exists(new)
     assert Path(client.api.hf_hub_download(new, "note.md")).read_bytes() == b"moved"
-    admin = HfApi(token=json.loads((client.work / "plan.json").read_text())["admin_token"])
     for private in (False, True):
-        admin.update_repo_settings(new, private=private)
+        client.admin.update_repo_settings(new, private=private)
         assert client.api.model_info(new).private is private
-    refused(400, lambda: admin.update_repo_settings(new, gated="auto"))
-    admin.delete_repo(new)
+    refused(400, lambda: client.admin.update_repo_settings(new, gated="auto"))
+    refused(403, lambda: client.api.delete_repo(new))
+    client.admin.delete_repo(new)
     assert not client.api.repo_exists(new)
-    refused(404, lambda: admin.delete_repo(new))
-    admin.delete_repo(new, missing_ok=True)
+    refused(404, lambda: client.admin.delete_repo(new))
+    client.admin.delete_repo(new, missing_ok=True)
 
 
 @feature("read", "hf_hub_download by branch, alias, tag, version, short and full commit")
@@ -349,11 +358,11 @@ def read_only_refs(client: Client) -> None:
     ):
         raises(HfHubHTTPError, change)
     refs = client.api.list_repo_refs(client.repo)
-    assert [tag.name for tag in refs.tags] == ["v1"]
+    assert sorted(tag.name for tag in refs.tags) == ["v1", "v2"], refs
     assert sorted(branch.name for branch in refs.branches) == ["main", "prod"]
 
 
-@feature("read", "a second version by upload_folder")
+@feature("read", "another version by upload_folder")
 def second_version(client: Client) -> None:
     folder = client.work / "second"
     folder.mkdir()
@@ -363,9 +372,10 @@ def second_version(client: Client) -> None:
     content[-3] ^= 1  # one bit of one weight
     (folder / ADAPTER).write_bytes(content)
     done = client.api.upload_folder(repo_id=client.repo, folder_path=folder)
-    assert [tag.name for tag in client.api.list_repo_refs(client.repo).tags] == ["v1", "v2"]
+    tags = {tag.name: tag.target_commit for tag in client.api.list_repo_refs(client.repo).tags}
+    assert tags["v3"] == done.oid, tags
     assert client.read(ADAPTER) == bytes(content)
-    assert client.read(ADAPTER, revision="v2") == bytes(content)
+    assert client.read(ADAPTER, revision="v3") == bytes(content)
     assert client.read(ADAPTER, revision="prod") == (client.adapter / ADAPTER).read_bytes()
     assert client.api.model_info(client.repo).sha == done.oid
 
@@ -430,7 +440,15 @@ def raises(kind: type[Exception], call: Callable[[], Any]) -> None:
 def main(phase: str, work: Path) -> None:
     """Run the features of a phase; each one is reported, whatever became of those before it."""
     plan = json.loads((work / "plan.json").read_text())
-    client = Client(HfApi(), plan["repo"], plan["foreign"], Path(plan["adapter"]), work)
+    client = Client(
+        api=HfApi(),
+        admin=HfApi(token=plan["admin_token"]),
+        tenant=plan["tenant"],
+        repo=plan["repo"],
+        foreign=plan["foreign"],
+        adapter=Path(plan["adapter"]),
+        work=work,
+    )
     for item in FEATURES:
         if item.phase != phase:
             continue

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
-from tests.hub_clients.clients import HubClient, client_environment
-from tests.hub_clients.registry_server import RunningRegistry
+from tests.hub_clients.clients import HubClient
 
 FEATURE = "hf: auth whoami, repos, upload, download, tags, delete"
 SECONDS = 120
@@ -38,13 +38,18 @@ class Command:
         )
 
 
-def use_command(server: RunningRegistry, client: HubClient, adapter: Path, work: Path) -> None:
-    """What somebody does at a shell. Raises AssertionError with the command that went wrong."""
+def use_command(
+    client: HubClient, tenant: str, environments: Mapping[str, dict[str, str]], adapter: Path, work: Path
+) -> None:
+    """What somebody does at a shell, as a publisher and an admin of the tenant.
+
+    Raises AssertionError with the command that went wrong.
+    """
     is_old = client.hub.startswith("0.")
-    hf = Command(client, client_environment(work, server.url, server.tokens["publisher"]))
+    hf, admin = Command(client, environments["publisher"]), Command(client, environments["admin"])
     repos = "repo" if is_old else "repos"
-    name = f"acme/command-{client.name}"
-    assert "acme" in hf.ok("auth", "whoami")
+    name = f"{tenant}/command"
+    assert tenant in hf.ok("auth", "whoami")
     hf.ok(repos, "create", name, "--private")
     hf.fails(repos, "create", name)
     hf.ok("upload", name, adapter)
@@ -58,10 +63,10 @@ def use_command(server: RunningRegistry, client: HubClient, adapter: Path, work:
     hf.fails("download", name, "--revision", "nowhere")
     hf.fails("download", "umbrella/secret")
     if is_old:
-        hf.ok("repo-files", name, "delete", "copies/config.json")
+        hf.ok("repo-files", "delete", name, "copies/config.json")
         return
     hf.ok("repos", "delete-files", name, "copies/config.json")
     hf.ok("repos", "branch", "create", name, "side")
-    admin = Command(client, client_environment(work, server.url, server.tokens["admin"]))
+    hf.fails("repos", "delete", name, "--yes")
     admin.ok("repos", "delete", name, "--yes")
     hf.fails("download", name, "--local-dir", work / "gone")

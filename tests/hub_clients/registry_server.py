@@ -1,4 +1,4 @@
-"""A registry of our own on a port: the command that users run, over a folder with two tenants and a larger base."""
+"""A registry of our own on a port: the command that users run, over a folder with another tenant and a larger base."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class RunningRegistry:
     url: str
     registry: registry.Registry
     folder: Path
-    tokens: dict[str, str]
     log_path: Path
 
-    def new_token(self, role: str) -> str:
-        """Another token of acme."""
-        return self.registry.create_token("acme", role).secret
+    def new_tenant(self, name: str) -> dict[str, str]:
+        """Make a tenant; its tokens by role."""
+        self.registry.create_tenant(name)
+        return {role: self.registry.create_token(name, role).secret for role in ("publisher", "admin")}
 
 
 def large_base() -> dict[str, Any]:
@@ -73,9 +73,8 @@ def running_registry(folder: Path) -> Iterator[RunningRegistry]:
     with registry.open(data) as opened:
         opened.register_base(large_base())
         opened.register_base(base_document())
-        for tenant in ("acme", "umbrella"):
-            opened.create_tenant(tenant)
-        tokens = {role: opened.create_token("acme", role).secret for role in ("publisher", "reader", "admin")}
+        opened.create_tenant("umbrella")
+        opened.create_token("umbrella", "reader")  # from here on, everybody needs a token
         small = write_adapter(folder / "foreign")
         opened.publish(small, "umbrella/secret", principal=registry.Principal.operator())
         command = [sys.executable, "-m", "loraplex", "registry", "serve", "--data", str(data), "--port", "0"]
@@ -83,7 +82,7 @@ def running_registry(folder: Path) -> Iterator[RunningRegistry]:
             process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
         try:
             url = _wait_for_address(process, log_path)
-            yield RunningRegistry(url, opened, data, tokens, log_path)
+            yield RunningRegistry(url, opened, data, log_path)
         finally:
             process.terminate()
             assert process.wait(60) == 0, log_path.read_text()

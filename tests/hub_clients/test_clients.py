@@ -9,7 +9,7 @@ import pytest
 from tests.hub_clients import hf_command
 from tests.hub_clients.clients import CLIENTS, HubClient
 from tests.hub_clients.drive import FEATURES
-from tests.hub_clients.matrix import NOT_RUN, WITH_COMMAND, Outcomes, run_matrix
+from tests.hub_clients.matrix import NOT_RUN, TRANSFER, WITH_COMMAND, Outcomes, run_matrix
 from tests.hub_clients.registry_server import RunningRegistry
 
 
@@ -18,7 +18,7 @@ def outcomes(hub_server: RunningRegistry, adapter_12_mb: Path, tmp_path_factory:
     return run_matrix(hub_server, adapter_12_mb, tmp_path_factory.mktemp("matrix"))
 
 
-@pytest.mark.parametrize("feature", [feature.name for feature in FEATURES])
+@pytest.mark.parametrize("feature", [*(feature.name for feature in FEATURES), TRANSFER])
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 def test_feature(outcomes: Outcomes, client: HubClient, feature: str) -> None:
     check(outcomes, client, feature)

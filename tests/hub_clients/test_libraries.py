@@ -19,7 +19,7 @@ SECONDS = 240
 def run(hub_server: RunningRegistry, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
     work = tmp_path_factory.mktemp("libraries")
     (work / "plan.json").write_text(json.dumps({"registry": str(hub_server.folder)}))
-    environment = client_environment(work, hub_server.url, hub_server.tokens["publisher"])
+    environment = client_environment(work, hub_server.url, hub_server.new_tenant("acme")["publisher"])
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, str(Path(__file__).parent / "libraries.py"), str(work)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
