@@ -14,6 +14,7 @@ from pathlib import Path
 from registry.adapter import WEIGHTS_FILE, AdapterFolder, Verdict
 from registry.base import BaseRecord
 from registry.bases import Bases
+from registry.blobs.staging_area import explained
 from registry.errors import BaseMismatchError, NotFoundError, RejectedAdapterError
 from registry.file_entry import FileEntry, digest_of_files
 from registry.lora_tensors import check_shapes, check_targets
@@ -58,11 +59,12 @@ class Admission:
 def admit(folder: Path, bases: Bases, *, named_base: str | None, policy: TenantPolicy) -> Admission:
     """Judge the folder for its base. `named_base` is a fingerprint or the beginning of one.
 
-    Raises RejectedAdapterError, BaseMismatchError, and what `Bases.find` raises.
+    Raises RejectedAdapterError, BaseMismatchError, StorageError, and what `Bases.find` raises.
     """
-    adapter = AdapterFolder.open(folder)
-    base, match = _find_base(adapter, bases, named_base, policy)
-    verdict = adapter.judge(base)
+    with explained(folder, verb="read"):
+        adapter = AdapterFolder.open(folder)
+        base, match = _find_base(adapter, bases, named_base, policy)
+        verdict = adapter.judge(base)
     config, pairs = adapter.config, adapter.pairs
     serving = serving_verdict(
         ranks={module: pair.rank for module, pair in pairs.items()},

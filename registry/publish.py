@@ -16,6 +16,7 @@ from registry.adapter import list_files
 from registry.admission import admit
 from registry.bases import Bases
 from registry.blobs import BlobStore, Staging
+from registry.blobs.staging_area import explained
 from registry.bounded_text import check_text
 from registry.catalog import Catalog
 from registry.errors import RegistryError
@@ -76,7 +77,8 @@ def publish(
 def _git_oids(staging: Staging) -> dict[str, str]:
     """Git's names of the small files, by path."""
     small = (file for file in staging.files if not is_large(file.path, file.size))
-    return {file.path: git_oid((staging.folder / file.path).read_bytes()) for file in small}
+    with explained(staging.folder, verb="read"):
+        return {file.path: git_oid((staging.folder / file.path).read_bytes()) for file in small}
 
 
 @contextmanager

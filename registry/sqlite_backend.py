@@ -11,9 +11,9 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from registry.errors import ConflictError, RegistryError, StorageError
 from registry.file_system import network_file_system
@@ -22,6 +22,7 @@ DATABASE_FILE = "catalog.sqlite"
 LOCK_FILE = "open.lock"
 BUSY_TIMEOUT_SECONDS = 30
 _BEGIN_OPTION = "loraplex_begin"
+_READS_ONLY = "loraplex_reads_only"
 
 
 class SqliteBackend:
@@ -76,13 +77,36 @@ def _create_engine(path: Path) -> Engine:
     engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
 
     @event.listens_for(engine, "connect")
-    def configure(connection: sqlite3.Connection, record: Any) -> None:
+    def configure(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA synchronous=FULL")
+        record.info[_READS_ONLY] = not _is_writable(connection)
+
+    @event.listens_for(engine, "checkin")
+    def forget(connection: sqlite3.Connection | None, record: ConnectionPoolEntry) -> None:
+        """A connection that was made while the disk failed may be read from; it is not kept for later writes."""
+        if connection is not None and record.info.get(_READS_ONLY):
+            record.invalidate()
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN_OPTION, "BEGIN"))
 
     return engine
+
+
+def _is_writable(connection: sqlite3.Connection) -> bool:
+    """Whether SQLite has opened the database and its log for writing; where that fails, it opens them to be read."""
+    connection.execute("PRAGMA busy_timeout=0")
+    try:
+        connection.execute("BEGIN IMMEDIATE")  # fails where the log is read only
+        connection.execute("PRAGMA incremental_vacuum(1)")  # fails where the database is; otherwise it does nothing
+    except sqlite3.OperationalError as error:
+        return error.sqlite_errorcode == sqlite3.SQLITE_BUSY  # somebody else is writing, and we could
+    else:
+        return True
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}")

@@ -166,13 +166,13 @@ def write_all(target: BinaryIO, chunk: bytes | memoryview) -> None:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn errors of the file system into StorageError."""
+def explained(path: Path, *, verb: str = "written") -> Iterator[None]:
+    """Turn errors of the file system into StorageError. `verb` says what could not be done."""
     try:
         yield
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written ({error.strerror}). "
+            f"{path} cannot be {verb} ({error.strerror}). "
             "Check that the disk has room and that the folder may be written.",
             path=path,
         ) from error

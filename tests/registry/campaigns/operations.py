@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import registry
 from registry.errors import RegistryError
+from tests.registry.campaigns.faults import Fault, disarm, operations_seen
 
 OPERATOR = registry.Principal.operator()
 
@@ -45,18 +45,38 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 def perform(location: dict[str, Any], operation: str, arguments: dict[str, Any], *, tell: Callable[..., None]) -> None:
-    """Open the registry, perform, tell the result or the registry's error. Other exceptions are bugs and go on.
+    """Open the registry, perform, tell the result or the registry's error. Other exceptions are bugs and go on."""
+    try:
+        with registry.open(location["where"], **location.get("options", {})) as reg:
+            tell(acknowledged=OPERATIONS[operation](reg, **arguments))
+    except RegistryError as error:
+        tell(error=f"{type(error).__name__}: {error}")
 
-    `file_bytes_limit`, an argument of any operation, bounds the size of the files that this process may write: beyond
-    it the kernel answers with EFBIG.
+
+def perform_under_fault(
+    location: dict[str, Any],
+    operation: str,
+    arguments: dict[str, Any],
+    *,
+    fault: Fault,
+    served: tuple[str, str] | None,
+    tell: Callable[..., None],
+) -> None:
+    """As `perform`, with the fault armed; then, in the same process, look whether it recovers without a restart.
+
+    While the fault lasts, `served` (a reference and an empty folder) is still resolved and pulled. After the fault the
+    operation is done again and must succeed.
     """
-    limit = arguments.pop("file_bytes_limit", None)
-    with registry.open(location["where"], **location.get("options", {})) as reg:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        try:
-            result = OPERATIONS[operation](reg, **arguments)
-        except RegistryError as error:
-            tell(error=f"{type(error).__name__}: {error}")
-        else:
-            tell(acknowledged=result)
+    fault.arm()
+    reg: registry.Registry | None = None
+    try:
+        reg = registry.open(location["where"], **location.get("options", {}))
+        tell(acknowledged=OPERATIONS[operation](reg, **arguments))
+    except RegistryError as error:
+        tell(error=f"{type(error).__name__}: {error}")
+    tell(operations=operations_seen())
+    if reg is not None and served is not None:
+        tell(served=pull(reg, ref=served[0], destination=served[1]))
+    disarm()
+    with reg or registry.open(location["where"], **location.get("options", {})) as reg:
+        tell(again=OPERATIONS[operation](reg, **arguments))

@@ -17,6 +17,7 @@ import pytest
 import registry
 from registry import failpoints
 from tests.registry.adapter_folders import write_adapter
+from tests.registry.campaigns.effects import EFFECTS
 from tests.registry.campaigns.fork_server import ForkServer
 from tests.registry.campaigns.state import OPERATOR, State, check_sound, state_of
 
@@ -103,51 +104,7 @@ class Campaign:
 
     def _check_after(self, before: State, after: State, operation: str, arguments: dict[str, Any]) -> None:
         """Everything that the operation does is there, and nothing else has changed."""
-        assert CHECKS[operation](before, after, arguments), (operation, before, after)
-
-
-def published(before: State, after: State, arguments: dict[str, Any]) -> bool:
-    name = arguments["name"]
-    old = before[name].versions if name in before else ()
-    number = old[0][0] + 1 if old else 1
-    newest, *rest = after[name].versions
-    return newest[0] == number and tuple(rest) == old and same_but(before, after, name)
-
-
-def promoted(before: State, after: State, arguments: dict[str, Any]) -> bool:
-    name, _, number = arguments["ref"].partition("@")
-    old, new = before[name], after[name]
-    was = dict(old.aliases).get(arguments["alias"])
-    move = (arguments["alias"], len(old.moves) + 1, "promote", was, int(number))
-    aliases = dict(old.aliases) | {arguments["alias"]: int(number)}
-    return (
-        new.versions == old.versions
-        and dict(new.aliases) == aliases
-        and new.moves == (move, *old.moves)
-        and same_but(before, after, name)
-    )
-
-
-def version_deleted(before: State, after: State, arguments: dict[str, Any]) -> bool:
-    name, _, number = arguments["ref"].partition("@")
-    kept = tuple(version for version in before[name].versions if version[0] != int(number))
-    return after[name].versions == kept and after[name].moves == before[name].moves and same_but(before, after, name)
-
-
-def adapter_deleted(before: State, after: State, arguments: dict[str, Any]) -> bool:
-    return arguments["name"] not in after and same_but(before, after, arguments["name"])
-
-
-CHECKS: dict[str, Callable[[State, State, dict[str, Any]], bool]] = {
-    "publish": published,
-    "promote": promoted,
-    "delete_version": version_deleted,
-    "delete_adapter": adapter_deleted,
-}
-
-
-def same_but(before: State, after: State, name: str) -> bool:
-    return {k: v for k, v in before.items() if k != name} == {k: v for k, v in after.items() if k != name}
+        assert EFFECTS[operation](before, after, arguments), (operation, before, after)
 
 
 @pytest.fixture
