@@ -148,8 +148,8 @@ class Feed:
     ) -> EventPage:
         with self._database.reading() as session:
             newest = _newest(session)
-            if after is None or after >= newest:
-                return EventPage((), newest if after is None else after)
+            if after is None or after >= newest:  # later than the newest: the registry was restored from a backup
+                return EventPage((), newest)
             query = select(EventRow).where(EventRow.id > after, EventRow.id <= newest, _is_readable(principal))
             if kinds is not None:
                 query = query.where(EventRow.kind.in_(kinds))

@@ -17,6 +17,8 @@ from registry.alias_policies import AliasPolicies
 from registry.aliases import ANY, Aliases, Expected
 from registry.attestations import Attestation, Attestations
 from registry.audit_log import AuditEntry, AuditLog, AuditVerification
+from registry.backup import Backups
+from registry.backup_folder import BackupManifest
 from registry.base import BaseRecord
 from registry.bases import Bases
 from registry.blobs import BlobReader, BlobStore
@@ -97,6 +99,7 @@ class Registry:
         self._leases = Leases(self._database)
         self._retention = Retention(self._database)
         self._gc = GarbageCollection(self._database, self._blobs)
+        self._backups = Backups(self._database, self._blobs)
         self._fsck = Fsck(self._database, self._blobs)
         self._tenant_policies = TenantPolicies(self._database)
         self._mirrors = Mirrors(self._database, self._tenant_policies, self.publish_outcome)
@@ -134,13 +137,15 @@ class Registry:
             tenant, quota_bytes=quota_bytes, quota_versions=quota_versions, principal=principal
         )
 
-    def tenant_policy(self, tenant: str) -> TenantPolicy:
+    def tenant_policy(self, tenant: str, *, principal: Principal = OPERATOR) -> TenantPolicy:
         """What a tenant demands of adapters that enter."""
-        return self._tenant_policies.of(tenant)
+        return self._tenant_policies.read(tenant, principal)
 
-    def set_tenant_policy(self, tenant: str, changes: dict[str, Any]) -> TenantPolicy:
+    def set_tenant_policy(
+        self, tenant: str, changes: Mapping[str, Any], *, principal: Principal = OPERATOR
+    ) -> TenantPolicy:
         """Change some fields of a tenant's policy."""
-        return self._tenant_policies.set(tenant, changes, actor=OPERATOR_ACTOR)
+        return self._tenant_policies.set(tenant, changes, principal=principal)
 
     def usage(self, tenant: str, *, principal: Principal = OPERATOR) -> Usage:
         """What a tenant has and may have."""
@@ -389,7 +394,7 @@ class Registry:
 
     def resolve_split(self, ref: str, *, principal: Principal) -> Split:
         """What the reference means now, with the canary that runs on it."""
-        return self._canaries.resolve_split(ref, principal)
+        return self._mirrors.pulling_through(lambda: self._canaries.resolve_split(ref, principal), ref, principal)
 
     def set_policy(self, name: str, alias: str, policy: AliasPolicy, *, principal: Principal) -> PolicyRecord:
         """Set what a version must show before the alias may point at it."""
@@ -619,6 +624,18 @@ class Registry:
     def signatures(self, ref: str, principal: Principal) -> list[VersionSignature]:
         """The signatures of a version, each verified now."""
         return self._signatures.of(AdapterRef.parse(ref), principal)
+
+    def backup(
+        self, destination: Path, *, on_blob: OnBlob | None = None, principal: Principal = OPERATOR
+    ) -> BackupManifest:
+        """Write everything into a new folder, verified, while the registry is in use."""
+        return self._backups.write(destination, principal=principal, on_blob=on_blob)
+
+    def restore(
+        self, source: Path, *, on_blob: OnBlob | None = None, principal: Principal = OPERATOR
+    ) -> BackupManifest:
+        """Fill this registry, which must be empty, from a backup; all of it is verified first."""
+        return self._backups.restore(source, principal=principal, on_blob=on_blob)
 
     def check_integrity(self) -> None:
         """As `fsck`, but raises the first fault that it finds: IntegrityError, StorageError."""

@@ -150,6 +150,10 @@ class EngineClient:
         inbox = self._inboxes[request.request_id] = Inbox()
         return inbox
 
+    def preload(self, adapter: AdapterUse) -> None:
+        """Bring an adapter into the engine's memory, if there is an engine; nobody is told when it is there."""
+        self._tell(Preload(adapter=adapter))
+
     def _tell(self, message: Abort | Preload) -> None:
         """Send to the engine if there is one: a lost engine has nothing to abort or to preload."""
         if self._engine is not None and self.state is EngineState.READY:
