@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from basemodel.adapter_weights import AdapterWeights, LoraPair
 from basemodel.description import BaseDescription
 from basemodel.lora_ops import LoraPlan, add_lora
-from basemodel.packed_linear import PackedLinear, can_pack
+from basemodel.packed_linear import DenseLinear, PackedLinear, can_multiply, can_pack
 
 
 class AdapterSites:
@@ -85,6 +85,7 @@ class AdaptedLinear(nn.Module):
         self.is_head = is_head
         self.used: set[int] = set()
         self._packed = PackedLinear(base) if can_pack(base) else None
+        self._dense = DenseLinear(base) if can_multiply(base) else None
         self._owner = [sites]  # in a list, so that torch does not look for modules in it
         self._a: torch.Tensor | None = None
         self._b: torch.Tensor | None = None
@@ -97,9 +98,15 @@ class AdaptedLinear(nn.Module):
         if self._packed is not None:
             flat = x.reshape(-1, self.in_features)
             return self._packed(flat, plan, self._a, self._b).view(*x.shape[:-1], self.out_features)
-        out: torch.Tensor = self.base(x)
+        out = self._base_output(x)
         if plan is not None and self._a is not None and self._b is not None:
             add_lora(out.view(-1, self.out_features), x.reshape(-1, self.in_features), self._a.T, self._b, plan)
+        return out
+
+    def _base_output(self, x: torch.Tensor) -> torch.Tensor:
+        if self._dense is not None:
+            return self._dense(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        out: torch.Tensor = self.base(x)
         return out
 
     def place(self, start: int, rank: int, pair: LoraPair | None) -> None:

@@ -1,6 +1,7 @@
-"""A 4-bit linear layer in the layout of our CPU kernel, with the adapters of every token added in the same pass.
+"""Linear layers on our CPU kernel: 4-bit ones in its own layout, the adapters of every token added in the same pass.
 
-It does: repack a bitsandbytes layer, whose own copy is then let go, and call the kernel.
+It does: repack a bitsandbytes layer, whose own copy is then let go, and call the kernel; bf16 layers are used as they
+are.
 It does not: change a number. A weight is code x scale in float, rounded to bfloat16, as bitsandbytes dequantizes it,
 and sums run in float; results differ by the order of sums alone (tests/basemodel/test_packed_linear.py).
 
@@ -49,6 +50,34 @@ class PackedLinear:
             adapters = (a, b, runs.uses, runs.weights, runs.groups, runs.hidden_size)
         y: torch.Tensor = torch.ops.loraplex.nf4_linear(x, self._weight, self._bias, self.out_features, *adapters)
         return y
+
+
+class DenseLinear:
+    """A bf16 layer (an output head) on the kernel, over its own weights [O, K]. x [T, K] bf16 -> [T, O] bf16."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """Shares the layer's weights, which may be the embedding's too."""
+        assert can_multiply(layer)
+        self._weight = layer.weight
+        self._bias = layer.bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's output."""
+        y: torch.Tensor = torch.ops.loraplex.bf16_linear(x, self._weight, self._bias)
+        return y
+
+
+def can_multiply(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether the kernel can stand in for this bf16 layer, here and on this machine."""
+    return (
+        type(layer) is nn.Linear
+        and layer.weight.device.type == "cpu"
+        and layer.weight.dtype == torch.bfloat16
+        and layer.weight.is_contiguous()
+        and layer.in_features % BLOCK == 0
+        and layer.out_features % STRIP == 0
+        and has_cpu_kernels()
+    )
 
 
 def can_pack(layer: nn.Module) -> TypeGuard[Any]:

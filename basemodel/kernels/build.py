@@ -20,9 +20,10 @@ from torch.utils import cpp_extension
 
 FOLDER = Path(__file__).parent
 BUILT = FOLDER / "built"
-SOURCES = ("nf4_linear.h", "nf4_linear.cpp", "operators.cpp")
+KERNELS = ("nf4_linear", "paged_attention")
+SOURCES = (*(name + ending for name in KERNELS for ending in (".h", ".cpp")), "operators.cpp")
 COMMON_FLAGS = ("-std=c++20", "-fPIC", "-DNDEBUG")
-# The kernel's own file alone is compiled for the newer processors; whoever loads it asks the processor first.
+# The kernels' own files alone are compiled for the newer processors; whoever loads them asks the processor first.
 KERNEL_FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512bf16", "-mfma")
 TILE_FLAGS = ("-mamx-tile", "-mamx-bf16", "-Wno-maybe-uninitialized")  # gcc 12 warns about its own header
 COMPILE_SECONDS = 300
@@ -63,11 +64,15 @@ def build() -> str:
 def _compile(compiler: str, folder: Path) -> Path:
     torch_library = Path(torch.__file__).parent / "lib"
     includes = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
-    kernel, operators, library = folder / "kernel.o", folder / "operators.o", folder / "library.so"
-    _run(compiler, *COMMON_FLAGS, *KERNEL_FLAGS, *TILE_FLAGS, "-c", FOLDER / "nf4_linear.cpp", "-o", kernel)
+    kernels = [folder / f"{name}.o" for name in KERNELS]
+    operators, library = folder / "operators.o", folder / "library.so"
+    for name, kernel in zip(KERNELS, kernels, strict=True):
+        _run(compiler, *COMMON_FLAGS, *KERNEL_FLAGS, *TILE_FLAGS, "-c", FOLDER / f"{name}.cpp", "-o", kernel)
     _run(compiler, *COMMON_FLAGS, "-O2", "-fopenmp", *includes, "-c", FOLDER / "operators.cpp", "-o", operators)
     # OpenMP is not linked: its symbols are torch's own, already in the process, so that both share one pool of threads.
-    _run(compiler, "-shared", kernel, operators, f"-L{torch_library}", "-ltorch", "-ltorch_cpu", "-lc10", "-o", library)
+    _run(
+        compiler, "-shared", *kernels, operators, f"-L{torch_library}", "-ltorch", "-ltorch_cpu", "-lc10", "-o", library
+    )
     return library
 
 

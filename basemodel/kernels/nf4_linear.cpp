@@ -93,9 +93,29 @@ void multiply_few(const uint8_t *strip, const uint16_t *packed, int64_t blocks, 
     _tile_stored(0, sums, 64);
 }
 
+// The same for 16 rows of bf16 weights as they lie in a matrix [O, K].
+void multiply_few_dense(const uint16_t *weight, int64_t in_features, const uint16_t *packed, float *sums) {
+    _tile_zero(0);
+    for (int64_t k = 0; k < in_features; k += BLOCK) {
+        for (int64_t row = 0; row < STRIP; row++)
+            for (int64_t half = 0; half < BLOCK; half += 32)
+                _mm_prefetch(reinterpret_cast<const char *>(weight + row * in_features + k + 4 * BLOCK + half),
+                             _MM_HINT_T0);
+        const uint16_t *x = packed + k / 32 * TILE_VALUES;
+        _tile_loadd(4, weight + k, in_features * 2);
+        _tile_loadd(6, x, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, weight + k + 32, in_features * 2);
+        _tile_loadd(7, x + TILE_VALUES, 64);
+        _tile_dpbf16ps(0, 5, 7);
+    }
+    _tile_stored(0, sums, 64);
+}
+
 // The same for up to 64 rows from a strip that is dequantized already: sums [4][16 outputs][16 rows].
-void multiply_chunk(const uint16_t *tiles, const uint16_t *packed, int64_t group_stride, int64_t groups,
-                    int64_t blocks, float *sums) {
+// Tile t of the weights begins at tiles + t * tile_step, its rows lie row_bytes apart.
+void multiply_chunk(const uint16_t *tiles, int64_t tile_step, int64_t row_bytes, const uint16_t *packed,
+                    int64_t group_stride, int64_t groups, int64_t blocks, float *sums) {
     const uint16_t *x[4];
     for (int64_t group = 0; group < 4; group++)
         x[group] = packed + std::min(group, groups - 1) * group_stride;
@@ -105,7 +125,7 @@ void multiply_chunk(const uint16_t *tiles, const uint16_t *packed, int64_t group
     _tile_zero(3);
     for (int64_t tile = 0; tile < 2 * blocks; tile++) {
         const int64_t at = tile * TILE_VALUES;
-        _tile_loadd(4, tiles + at, 64);
+        _tile_loadd(4, tiles + tile * tile_step, row_bytes);
         _tile_loadd(6, x[0] + at, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, x[1] + at, 64);
@@ -267,10 +287,33 @@ void multiply_strips(const uint8_t *weight, const uint16_t *packed, const uint16
         for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
             const int64_t present = std::min(CHUNK_ROWS, rows - row);
             const int64_t groups = (present + TILE_ROWS - 1) / TILE_ROWS;
-            multiply_chunk(scratch, packed + row * in_features, group_stride, groups, blocks, sums);
+            multiply_chunk(scratch, TILE_VALUES, 64, packed + row * in_features, group_stride, groups, blocks, sums);
             for (int64_t group = 0; group < groups; group++)
                 finish(sums + group * 256, row + group * TILE_ROWS,
                        std::min(TILE_ROWS, present - group * TILE_ROWS), bias, adapters, out_features, strip, y);
+        }
+    }
+    _tile_release();
+}
+
+void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16_t *bias, int64_t rows,
+                    int64_t in_features, int64_t out_features, int64_t first_strip, int64_t last_strip, uint16_t *y) {
+    const int64_t blocks = in_features / BLOCK;
+    alignas(64) float sums[4 * 256];
+    configure_tiles();
+    for (int64_t strip = first_strip; strip < last_strip; strip++) {
+        const uint16_t *own = weight + strip * STRIP * in_features;
+        for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
+            const int64_t present = std::min(CHUNK_ROWS, rows - row);
+            const int64_t groups = (present + TILE_ROWS - 1) / TILE_ROWS;
+            const uint16_t *x = packed + row * in_features;
+            if (groups == 1)
+                multiply_few_dense(own, in_features, x, sums);
+            else
+                multiply_chunk(own, 32, in_features * 2, x, TILE_ROWS * in_features, groups, blocks, sums);
+            for (int64_t group = 0; group < groups; group++)
+                finish(sums + group * 256, row + group * TILE_ROWS,
+                       std::min(TILE_ROWS, present - group * TILE_ROWS), bias, nullptr, out_features, strip, y);
         }
     }
     _tile_release();

@@ -58,4 +58,8 @@ void multiply_strips(const uint8_t *weight, const uint16_t *packed, const uint16
                      int64_t rows, int64_t in_features, int64_t out_features, int64_t first_strip, int64_t last_strip,
                      uint16_t *scratch, uint16_t *y);
 
+// The same without adapters for weights [O, K] that are bf16 already; O must be a multiple of STRIP.
+void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16_t *bias, int64_t rows,
+                    int64_t in_features, int64_t out_features, int64_t first_strip, int64_t last_strip, uint16_t *y);
+
 } // namespace loraplex

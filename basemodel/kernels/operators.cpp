@@ -1,5 +1,6 @@
 // The kernel as a torch operator, over torch's own threads. Compiled for any processor.
 #include "nf4_linear.h"
+#include "paged_attention.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -81,6 +82,63 @@ Tensor nf4_linear(const Tensor &x, const Tensor &weight, const std::optional<Ten
     return y;
 }
 
+// query [T, A, D], keys and values [S, G, D] bf16; slots, starts [T], lengths [T] int64 (see AttentionInput) -> [T, A, D].
+Tensor paged_attention(const Tensor &query, const Tensor &keys, const Tensor &values, const Tensor &slots,
+                       const Tensor &starts, const Tensor &lengths, double scaling, int64_t window, double softcap) {
+    TORCH_CHECK(query.dim() == 3 && keys.dim() == 3 && values.sizes() == keys.sizes(), "query, keys, values: 3 axes");
+    TORCH_CHECK(query.scalar_type() == at::kBFloat16 && keys.scalar_type() == at::kBFloat16, "bfloat16 is needed");
+    TORCH_CHECK(query.size(2) == keys.size(2) && query.size(2) % loraplex::HEAD_STEP == 0, "head size: 32 divides it");
+    TORCH_CHECK(query.size(1) % keys.size(1) == 0, "heads must be a multiple of key-value heads");
+    TORCH_CHECK(keys.is_contiguous() && values.is_contiguous(), "the cache must be contiguous");
+    const Tensor q = query.contiguous();
+    Tensor output = at::empty(q.sizes(), q.options());
+    const loraplex::AttentionInput input{
+        static_cast<const uint16_t *>(q.data_ptr()), static_cast<const uint16_t *>(keys.data_ptr()),
+        static_cast<const uint16_t *>(values.data_ptr()), slots.const_data_ptr<int64_t>(),
+        starts.const_data_ptr<int64_t>(), lengths.const_data_ptr<int64_t>(), q.size(1), keys.size(1), q.size(2),
+        static_cast<float>(scaling), window, static_cast<float>(softcap)};
+    const int64_t tokens = q.size(0), groups = keys.size(1);
+    int64_t longest = 0, work = 0;
+    for (int64_t token = 0; token < tokens; token++) {
+        longest = std::max(longest, input.lengths[token]);
+        work += input.lengths[token];
+    }
+    auto *target = static_cast<uint16_t *>(output.data_ptr());
+    const bool is_small = work * q.size(1) * q.size(2) < SMALL_WORK;
+    const int64_t shares = is_small ? 1 : at::get_num_threads();
+    // Later tokens of a prompt see more positions: dealt out in turns, so that every thread gets early and late ones.
+    in_threads(shares, is_small, [&](int64_t first, int64_t last) {
+        std::vector<float> scratch(loraplex::MOST_SHARING * longest);
+        for (int64_t share = first; share < last; share++)
+            for (int64_t item = share; item < tokens * groups; item += shares)
+                loraplex::attend(input, item / groups, item % groups, scratch.data(), target);
+    });
+    return output;
+}
+
+// x [T, K] bf16, weight [O, K] bf16, bias [O] bf16 -> [T, O] bf16: the output head.
+Tensor bf16_linear(const Tensor &x, const Tensor &weight, const std::optional<Tensor> &bias) {
+    const int64_t rows = x.size(0), in_features = x.size(1), out_features = weight.size(0);
+    const int64_t strips = out_features / loraplex::STRIP;
+    TORCH_CHECK(x.is_contiguous() && x.scalar_type() == at::kBFloat16, "x must be contiguous bfloat16 [T, K]");
+    TORCH_CHECK(in_features % loraplex::BLOCK == 0, "in_features must be a multiple of 64");
+    TORCH_CHECK(weight.is_contiguous() && weight.size(1) == in_features && out_features % loraplex::STRIP == 0,
+                "weight must be contiguous [O, K], and O a multiple of 16");
+    Tensor y = at::empty({rows, out_features}, x.options());
+    if (rows == 0)
+        return y;
+    Tensor packed = at::empty({loraplex::packed_size(rows, in_features)}, x.options());
+    auto *tiles = static_cast<uint16_t *>(packed.data_ptr());
+    loraplex::pack_rows(static_cast<const uint16_t *>(x.data_ptr()), rows, in_features, 0,
+                        (rows + loraplex::TILE_ROWS - 1) / loraplex::TILE_ROWS, tiles);
+    const auto *offsets = bias ? static_cast<const uint16_t *>(bias->data_ptr()) : nullptr;
+    in_threads(strips, strips * in_features < SMALL_WORK / 4, [&](int64_t first, int64_t last) {
+        loraplex::multiply_dense(static_cast<const uint16_t *>(weight.data_ptr()), tiles, offsets, rows, in_features,
+                                 out_features, first, last, static_cast<uint16_t *>(y.data_ptr()));
+    });
+    return y;
+}
+
 bool is_supported() { return loraplex::is_supported(); }
 
 } // namespace
@@ -88,7 +146,14 @@ bool is_supported() { return loraplex::is_supported(); }
 TORCH_LIBRARY(loraplex, library) {
     library.def("nf4_linear(Tensor x, Tensor weight, Tensor? bias, int out_features, Tensor? a, Tensor? b, "
                 "Tensor? uses, Tensor? weights, Tensor? groups, int hidden_size) -> Tensor");
+    library.def("bf16_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+    library.def("paged_attention(Tensor query, Tensor keys, Tensor values, Tensor slots, Tensor starts, "
+                "Tensor lengths, float scaling, int window, float softcap) -> Tensor");
     library.def("is_supported() -> bool", &is_supported);
 }
 
-TORCH_LIBRARY_IMPL(loraplex, CPU, library) { library.impl("nf4_linear", &nf4_linear); }
+TORCH_LIBRARY_IMPL(loraplex, CPU, library) {
+    library.impl("nf4_linear", &nf4_linear);
+    library.impl("bf16_linear", &bf16_linear);
+    library.impl("paged_attention", &paged_attention);
+}

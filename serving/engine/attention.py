@@ -32,18 +32,31 @@ class PromptSpan:
     slots: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class TokenTable:
+    """What the CPU kernel reads: all int64. `slots` are the cached positions of all requests, one after the other;
+    `starts` [T] is where each token's request begins there, `lengths` [T] how many positions the token sees.
+    """
+
+    slots: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
+
+
 @dataclass
 class AttentionStep:
     """One step's layout, made by `batch` and shared by all layers; `masks` is filled on first use.
 
     `write_slots` [T] is where each token's key and value go (None: nowhere). `decode_slots` [N, L] are the cached
-    positions of each decoding row, of which the first `decode_lengths` [N] count.
+    positions of each decoding row, of which the first `decode_lengths` [N] count. `table` says the same to the CPU
+    kernel (None: there is none, or nothing is kept in the cache).
     """
 
     write_slots: torch.Tensor | None
     decode_slots: torch.Tensor | None
     decode_lengths: torch.Tensor | None
     spans: tuple[PromptSpan, ...]
+    table: TokenTable | None = None
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
 
@@ -84,6 +97,8 @@ class PagedAttention:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
         keys, values = self._store(layer, step, key, value)
         options = _Options(scaling, sliding_window, softcap)
+        if step.table is not None and _suits_kernel(query, keys, values):
+            return _on_kernel(query, keys, values, step.table, options).unsqueeze(0)
         out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
         if step.decode_slots is not None:
             rows = step.decode_slots.shape[0]
@@ -136,6 +151,29 @@ def _paged_attention(
     layer = module.layer_idx
     assert isinstance(layer, int)
     return paged.attend(layer, query, key, value, **known), None  # type: ignore[arg-type]  # transformers' own types
+
+
+def _suits_kernel(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
+    return query.dtype == keys.dtype == torch.bfloat16 and query.shape[-1] % 32 == 0 and keys.shape == values.shape
+
+
+def _on_kernel(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: TokenTable, options: _Options
+) -> torch.Tensor:
+    """All tokens of the step at once, each over its positions in their order: query [T, A, D] -> [T, A, D]."""
+    scaling = options.scaling if options.scaling is not None else query.shape[-1] ** -0.5
+    out: torch.Tensor = torch.ops.loraplex.paged_attention(
+        query,
+        keys,
+        values,
+        table.slots,
+        table.starts,
+        table.lengths,
+        scaling,
+        options.window or 0,
+        options.softcap or 0.0,
+    )
+    return out
 
 
 def _decode(

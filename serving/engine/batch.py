@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
+from basemodel.kernels.library import has_cpu_kernels
 from basemodel.lora_ops import LoraPlan, Segment, plan_lora
-from serving.engine.attention import AttentionStep, PromptSpan
+from serving.engine.attention import AttentionStep, PromptSpan, TokenTable
 from serving.engine.request import Request, Row
 
 
@@ -51,9 +52,11 @@ def build_batch(rows: Sequence[Row], block_tokens: int, *, device: torch.device,
     spans: list[PromptSpan] = []
     decode: list[torch.Tensor] = []
     last: list[int] = []
+    seen: list[torch.Tensor] = []
     for row in ordered:
         request, begin, end = row.request, row.request.computed, row.request.computed + row.count
         slots = _slots(request, end, block_tokens)
+        seen.append(slots)
         if row.count == 1:
             decode.append(slots)
         else:
@@ -68,6 +71,7 @@ def build_batch(rows: Sequence[Row], block_tokens: int, *, device: torch.device,
         decode_slots=torch.nn.utils.rnn.pad_sequence(decode, batch_first=True).to(device) if decode else None,
         decode_lengths=torch.tensor([len(slots) for slots in decode]).to(device) if decode else None,
         spans=tuple(spans),
+        table=_table(ordered, seen) if device.type == "cpu" and has_cpu_kernels() else None,
     )
     return Batch(
         rows=ordered,
@@ -102,6 +106,18 @@ def _slots(request: Request, end: int, block_tokens: int) -> torch.Tensor:
     """The cache slots of a request's positions [0, end)."""
     blocks = torch.tensor(request.blocks[: -(-end // block_tokens)])
     return (blocks[:, None] * block_tokens + torch.arange(block_tokens)).flatten()[:end]
+
+
+def _table(rows: Sequence[Row], seen: Sequence[torch.Tensor]) -> TokenTable:
+    """`seen` are the slots of each row's positions, up to its last token."""
+    starts: list[int] = []
+    lengths: list[int] = []
+    begin = 0
+    for row, slots in zip(rows, seen, strict=True):
+        starts += [begin] * row.count
+        lengths += range(len(slots) - row.count + 1, len(slots) + 1)
+        begin += len(slots)
+    return TokenTable(torch.cat(list(seen)), torch.tensor(starts), torch.tensor(lengths))
 
 
 def _plan(rows: Sequence[tuple[Row, int]], device: torch.device, dtype: torch.dtype) -> LoraPlan | None:

@@ -14,7 +14,7 @@ from basemodel.four_bit import Linear4bit
 from basemodel.kernels import build
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.lora_ops import RankRows, Segment, add_lora_reference, plan_lora
-from basemodel.packed_linear import PackedLinear, can_pack
+from basemodel.packed_linear import DenseLinear, PackedLinear, can_multiply, can_pack
 
 needs_kernels = pytest.mark.skipif(
     not has_cpu_kernels(), reason="the kernels need a C++ compiler and a processor with AVX512-BF16 and AMX"
@@ -114,6 +114,18 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
             plan = plan_lora(neighbours, device=torch.device("cpu"), dtype=torch.float32)
             batched = packed(x[:rows], plan, a, b)[position]
             assert torch.equal(batched, packed(x[position : position + 1], alone, a, b)[0]), (rows, position)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 8, 16, 17, 70])
+def test_the_output_head_is_as_exact_as_torch(rows: int) -> None:
+    torch.manual_seed(rows)
+    head = torch.nn.Linear(192, 2048, dtype=torch.bfloat16)
+    assert can_multiply(head)
+    x = torch.randn(rows, 192).to(torch.bfloat16)
+    exact = torch.nn.functional.linear(x.double(), head.weight.double(), head.bias.double())
+    error = (DenseLinear(head)(x).double() - exact).abs().max()
+    assert error <= (head(x).double() - exact).abs().max() * 1.05 + 1e-6
 
 
 @needs_kernels

@@ -1,0 +1,96 @@
+"""On the CPU kernels a request's logits are the same bits whatever shares its batch and however its prompt was cut."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from basemodel.kernels.library import has_cpu_kernels
+from basemodel.load import load_snapshot
+from basemodel.snapshot import Snapshot
+from tests.engine.workbench import FAMILIES, Recorder, make_adapter, make_engine, make_snapshot
+
+pytestmark = pytest.mark.skipif(
+    not has_cpu_kernels(), reason="the kernels need a C++ compiler and a processor with AVX512-BF16 and AMX"
+)
+PROMPT = [3 + (11 * index) % 150 for index in range(45)]
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral", "gemma2"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    config = FAMILIES[request.param].__class__(**FAMILIES[request.param].to_dict() | {"head_dim": 32})
+    folder = tmp_path_factory.mktemp(f"bf16-{request.param}")
+    return make_snapshot(config, folder, compute_dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return [
+        make_adapter(base, folder / f"a{seed}", seed=seed, r=4 + 4 * seed, lora_alpha=8, target_modules="all-linear")
+        for seed in range(3)
+    ]
+
+
+def logits_of(recorder: Recorder, name: str) -> torch.Tensor:
+    return torch.stack(recorder.logits[name])
+
+
+def test_neighbours_and_chunks_do_not_change_a_bit(base: Snapshot, adapters: list[Path]) -> None:
+    alone = make_engine(load_snapshot(base))
+    alone.ask("it", PROMPT, adapters[1], max_tokens=12)
+    alone.run()
+    expected = logits_of(alone, "it")
+    assert torch.isfinite(expected).all()
+    dice = random.Random(5)
+    for budget in (512, 24, 7):
+        crowd = make_engine(load_snapshot(base), step_budget_tokens=budget)
+        for index in range(3):
+            neighbour = [dice.randrange(3, 150) for _ in range(dice.randrange(1, 60))]
+            crowd.ask(f"before{index}", neighbour, dice.choice([None, *adapters]), max_tokens=dice.randrange(1, 20))
+        crowd.step()
+        crowd.ask("it", PROMPT, adapters[1], max_tokens=12)
+        for index in range(3):
+            neighbour = [dice.randrange(3, 150) for _ in range(dice.randrange(1, 60))]
+            crowd.ask(f"after{index}", neighbour, dice.choice([None, *adapters]), max_tokens=dice.randrange(1, 20))
+        crowd.run()
+        assert torch.equal(logits_of(crowd, "it"), expected), f"with a budget of {budget} tokens a step"
+
+
+def test_a_cached_prefix_and_a_preemption_do_not_change_a_bit(base: Snapshot, adapters: list[Path]) -> None:
+    recorder = make_engine(load_snapshot(base), kv_cache_tokens=96)
+    recorder.ask("first", PROMPT, adapters[0], max_tokens=12)
+    recorder.run()
+    recorder.ask("second", PROMPT, adapters[0], max_tokens=12)
+    recorder.ask("other", PROMPT[::-1], None, max_tokens=30)
+    recorder.run()
+    assert recorder.engine.scheduler.prefix_hits
+    assert recorder.tokens["second"] == recorder.tokens["first"]
+    by_length = logits_of(recorder, "second")[-12:]
+    assert torch.equal(by_length, logits_of(recorder, "first"))
+
+
+def test_the_same_seed_gives_the_same_text_under_load(base: Snapshot, adapters: list[Path]) -> None:
+    texts = []
+    for crowd_size in (0, 5):
+        recorder = make_engine(load_snapshot(base))
+        for index in range(crowd_size):
+            recorder.ask(f"r{index}", PROMPT[index:], adapters[index % 3], max_tokens=20, temperature=1.0, seed=index)
+        recorder.ask("it", PROMPT, adapters[2], max_tokens=20, temperature=1.0, seed=77)
+        recorder.run()
+        texts.append(recorder.tokens["it"])
+    assert texts[0] == texts[1]
+
+
+def test_everything_runs_on_the_kernels(base: Snapshot, adapters: list[Path]) -> None:
+    """Were a width or a head size no longer one that the kernels take, the tests above would prove nothing."""
+    recorder = make_engine(load_snapshot(base))
+    recorder.ask("it", PROMPT, adapters[0], max_tokens=2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        recorder.run()
+    names = {event.key for event in profile.key_averages()}
+    assert {"loraplex::nf4_linear", "loraplex::bf16_linear", "loraplex::paged_attention"} <= names
+    assert not names & {"aten::mm", "aten::addmm", "aten::bmm", "aten::scaled_dot_product_attention"}
