@@ -40,7 +40,7 @@ from registry.models import (
 )
 from registry.names import AdapterName, AdapterRef
 from registry.principal import Principal, Role
-from registry.trees import BRANCH, DEFAULT_BRANCH, insert_commit, point
+from registry.trees import BRANCH, DEFAULT_BRANCH, FORMER_TAG, TAG, insert_commit, point
 from registry.usage import blob_rows, locked_tenant
 from registry.version import Visibility
 
@@ -200,7 +200,7 @@ def _refuse_in_use(
     at_commits = select(CommitRow.id).where(CommitRow.version_id == version.id)
     tag = session.scalar(
         select(RefRow.name).where(
-            RefRow.adapter_id == adapter.id, RefRow.kind != BRANCH, RefRow.commit_id.in_(at_commits)
+            RefRow.adapter_id == adapter.id, RefRow.kind == TAG, RefRow.commit_id.in_(at_commits)
         )
     )
     if tag is not None:
@@ -238,6 +238,10 @@ def _delete_commits(session: Session, adapter: AdapterRow, version: VersionRow, 
             insert_commit(session, adapter, (), branch=branch, at=now, version_id=None, **options)
         else:
             session.delete(session.get_one(RefRow, (adapter.id, BRANCH, branch)))
+    session.flush()
+    former = select(RefRow).where(RefRow.adapter_id == adapter.id, RefRow.kind == FORMER_TAG)
+    for row in session.scalars(former.where(RefRow.commit_id.in_(doomed))).all():
+        session.delete(row)
     session.flush()
     _delete_where(session, CommitFileRow, CommitFileRow.commit_id, doomed)
     _delete_where(session, CommitRow, CommitRow.id, doomed)

@@ -24,12 +24,11 @@ from registry.models import AdapterRow, AliasRow, RefRow, VersionRow
 from registry.names import AdapterName
 from registry.principal import Principal, Role
 from registry.revisions import SHORT_COMMIT_MIN_DIGITS, find_commit, version_number
-from registry.trees import BRANCH, DEFAULT_BRANCH, TAG, commits_of_versions, point
+from registry.trees import BRANCH, DEFAULT_BRANCH, FORMER_TAG, TAG, commits_of_versions, point
 
 REF_CHARACTERS = 96
 REFS_LIMIT = 1_000
 MESSAGE_CHARACTERS = 2_000
-_FORMER_TAG = "former_tag"
 
 _REF = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/+-]{0,94}[A-Za-z0-9_+-])?", re.ASCII)
 _HEX = re.compile(f"[0-9a-f]{{{SHORT_COMMIT_MIN_DIGITS},}}", re.ASCII)
@@ -125,7 +124,7 @@ class Refs:
             parse_ref(ref)
             commit = find_commit(session, adapter, name, revision)
             _refuse_taken(session, adapter, name, ref)
-            former = session.get(RefRow, (adapter.id, _FORMER_TAG, ref))
+            former = session.get(RefRow, (adapter.id, FORMER_TAG, ref))
             if kind == TAG and former is not None and former.commit_id != commit.id:
                 raise ConflictError(
                     f"Tag {ref!r} of {str(name)!r} was commit {former.commit_id} before it was deleted. A tag never "
@@ -147,7 +146,7 @@ class Refs:
             session.delete(row)
             session.flush()
             if kind == TAG:
-                point(session, adapter, _FORMER_TAG, ref, commit_id, at=now)
+                point(session, adapter, FORMER_TAG, ref, commit_id, at=now)
             _audit(session, f"delete_{kind}", name, ref, commit_id, principal, now)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry.database import Database
 from registry.lookup import find_adapter, to_versions
-from registry.models import AdapterRow, CommitRow, VersionRow
+from registry.models import AdapterRow, CommitFileRow, CommitRow, VersionRow
 from registry.names import AdapterName
 from registry.principal import Principal
 from registry.revisions import find_commit
@@ -18,6 +19,8 @@ from registry.trees import Commit, TreeFile, commit_value, file_of, to_commit, t
 from registry.version import Version, Visibility
 
 LOG_PAGE_LIMIT = 1_000
+CHANGES_LIMIT = 1_000
+CHANGES_BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -77,17 +80,53 @@ class Snapshots:
         with self._database.reading() as session:
             adapter = find_adapter(session, name, principal)
             row = find_commit(session, adapter, name, revision)
-            found: list[Commit] = []
-            wanted: str | None = row.id
-            for commit in _commits_down_from(session, adapter, row.sequence):
-                if commit.id != wanted:
-                    continue
-                if below is None or commit.sequence < below:
-                    found.append(commit)
-                wanted = commit.parent_id
-                if wanted is None or len(found) == limit:
+            line = _line_to(session, adapter, row)
+            return list(islice((commit for commit in line if below is None or commit.sequence < below), limit))
+
+    def last_changes(self, name: AdapterName, commit_id: str, principal: Principal) -> dict[str, Commit]:
+        """For each file of a commit, the commit that gave it the content that it has there.
+
+        Files that did not change in the last thousand commits have the oldest of these. Raises NotFoundError.
+        """
+        with self._database.reading() as session:
+            adapter = find_adapter(session, name, principal)
+            row = find_commit(session, adapter, name, commit_id)
+            line = islice(_line_to(session, adapter, row), CHANGES_LIMIT)
+            left: dict[str, str] = {}
+            found: dict[str, Commit] = {}
+            child: Commit | None = None
+            while batch := list(islice(line, CHANGES_BATCH)):
+                contents = _contents(session, [commit.id for commit in batch])
+                for commit in batch:
+                    if child is None:
+                        left = dict(contents[commit.id])
+                    else:
+                        changed = [path for path, sha256 in left.items() if contents[commit.id].get(path) != sha256]
+                        found |= {path: child for path in changed if left.pop(path)}
+                    child = commit
+                if not left:
                     break
-            return found
+            return found if child is None else found | dict.fromkeys(left, child)
+
+
+def _contents(session: Session, commit_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """SHA-256 by path, by commit."""
+    contents: dict[str, dict[str, str]] = {commit_id: {} for commit_id in commit_ids}
+    query = select(CommitFileRow.commit_id, CommitFileRow.path, CommitFileRow.sha256)
+    for row in session.execute(query.where(CommitFileRow.commit_id.in_(commit_ids))):
+        contents[row.commit_id][row.path] = row.sha256
+    return contents
+
+
+def _line_to(session: Session, adapter: AdapterRow, head: CommitRow) -> Iterator[Commit]:
+    """A commit, its parent, and so on."""
+    wanted: str | None = head.id
+    for commit in _commits_down_from(session, adapter, head.sequence):
+        if commit.id == wanted:
+            yield commit
+            wanted = commit.parent_id
+            if wanted is None:
+                return
 
 
 def _commits_down_from(session: Session, adapter: AdapterRow, sequence: int) -> Iterator[Commit]:

@@ -19,6 +19,8 @@ from registry.models import AdapterRow, CommitFileRow, CommitRow, RefRow, Versio
 DEFAULT_BRANCH = "main"
 BRANCH = "branch"
 TAG = "tag"
+FORMER_TAG = "former_tag"
+"""A tag that was deleted: its name may mean the same commit again, and no other."""
 LFS_FROM_BYTES = 1_000_000
 LFS_SUFFIX = ".safetensors"
 

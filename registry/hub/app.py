@@ -25,10 +25,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from typing import Any
 
-from registry.errors import AuthenticationError, MissingTokenError, RegistryError
+from registry.errors import AuthenticationError, MissingTokenError, NotFoundError, RegistryError
 from registry.hub import account, cas, commit, download, history, info, lfs, preupload, repos, tree
 from registry.hub.context import Hub, HubSettings
 from registry.hub.errors import REPO_NOT_FOUND, ClientGoneError, Failure, failure_of
+from registry.hub.repo import Repo
 from registry.hub.request import Receive, Request, Scope, raw_path_of
 from registry.hub.response import Response, header_text, json_response
 from registry.hub.routing import Access, Match, Route, RouteTable
@@ -101,8 +102,7 @@ class HubApp:
                 base_url=self._base_url(scope),
                 request_id=request_id,
             )
-            answer: Response = await found.route.handler(self._hub, request)
-            return answer
+            return await self._handle(found.route, request)
         except ClientGoneError:
             raise
         except RegistryError as error:
@@ -113,6 +113,22 @@ class HubApp:
         except Exception:
             logger.exception("%s %s failed (request %s)", scope["method"], scope["path"], request_id)
             return _error_response(Failure(500, "Internal error."))
+
+    async def _handle(self, route: Route, request: Request) -> Response:
+        """Run the handler; a repository that was renamed sends readers to its new name."""
+        try:
+            answer: Response = await route.handler(self._hub, request)
+            return answer
+        except NotFoundError as error:
+            if error.kind != "adapter" or request.method not in ("GET", "HEAD") or "{tenant}" not in route.pattern:
+                raise
+            old = str(Repo.of(request.values).name)
+            new = await self._hub.run(self._hub.registry.moved_to, old, request.principal)
+            if new is None:
+                raise
+            path = request.raw_path.replace(old.encode(), new.encode(), 1).decode("latin-1")
+            query = request.raw_query.decode("latin-1")
+            return Response(307, {"location": f"{path}?{query}" if query else path})
 
     def _base_url(self, scope: Scope) -> str:
         """The address by which the client reached us: what it is told to call next must have the same host."""
@@ -146,8 +162,6 @@ def _error_response(failure: Failure) -> Response:
     headers = {"x-error-message": header_text(failure.message)} | failure.headers
     if failure.code is not None:
         headers["x-error-code"] = failure.code
-    if failure.status == 413:
-        headers["connection"] = "close"
     return json_response({"error": failure.message}, status=failure.status, headers=headers)
 
 

@@ -6,15 +6,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from registry.errors import InvalidValueError
+from registry.errors import ConflictError, InvalidValueError
 from registry.hub.context import Hub
-from registry.hub.errors import REPO_NOT_FOUND, HubError
+from registry.hub.errors import HubError
 from registry.hub.repo import Repo
 from registry.hub.request import Request
 from registry.hub.response import Response, json_response
 from registry.hub.routing import Route
 from registry.names import AdapterName
-from registry.principal import Principal
 from registry.version import Visibility
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -46,22 +45,6 @@ class Move(msgspec.Struct, frozen=True, rename={"from_repo": "fromRepo", "to_rep
     type: str | None = None
 
 
-class NamedRepo(msgspec.Struct, frozen=True):
-    """Body of delete."""
-
-    name: _Name
-    organization: _Name | None = None
-    type: str | None = None
-
-
-class Move(msgspec.Struct, frozen=True, rename={"old": "fromRepo", "new": "toRepo"}):
-    """Body of move."""
-
-    old: _Name
-    new: _Name
-    type: str | None = None
-
-
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of settings."""
 
@@ -75,9 +58,12 @@ async def create(hub: Hub, request: Request) -> Response:
     body = await request.json(NewRepo)
     name = AdapterName.parse(_full_name(request, body))
     visibility = _visibility(body.visibility, body.private)
-    created, is_new = await hub.run(
-        hub.registry.repositories.create, name, visibility=visibility, principal=request.principal
-    )
+    try:
+        created, is_new = await hub.run(
+            hub.registry.repositories.create, name, visibility=visibility, principal=request.principal
+        )
+    except ConflictError as error:  # not a 409: to a client, that means "it is there already, at this address"
+        raise HubError(403, error.message) from error
     document = {"url": f"{request.base_url}/{created.name}", "name": created.name, "id": created.name}
     if is_new:
         return json_response(document)
@@ -105,29 +91,6 @@ async def move(hub: Hub, request: Request) -> Response:
     return json_response({"url": f"{request.base_url}/{new}"})
 
 
-async def delete(hub: Hub, request: Request) -> Response:
-    """DELETE /api/repos/delete."""
-    body = await request.json(NamedRepo)
-    _require_model(body.type)
-    repo = Repo.parse(_full_name(body.name, body.organization, request.principal))
-    await hub.run(hub.registry.repositories.find, repo.name, request.principal)
-    repo.require_whole("delete")
-    await hub.run(hub.registry.delete_adapter, str(repo.name), request.principal)
-    return json_response({})
-
-
-async def move(hub: Hub, request: Request) -> Response:
-    """POST /api/repos/move. The old name leads to the new one."""
-    body = await request.json(Move)
-    _require_model(body.type)
-    repo = Repo.parse(body.old)
-    await hub.run(hub.registry.repositories.find, repo.name, request.principal)
-    repo.require_whole("move")
-    new = str(AdapterName.parse(body.new))
-    await hub.run(hub.registry.move_adapter, str(repo.name), new, request.principal)
-    return json_response({"url": f"{request.base_url}/{new}"})
-
-
 async def change_settings(hub: Hub, request: Request) -> Response:
     """PUT /api/models/{id}/settings: the visibility."""
     repo = Repo.of(request.values)
@@ -152,19 +115,6 @@ def _full_name(request: Request, body: NewRepo | NamedRepo) -> str:
     return f"{tenant}/{body.name}"
 
 
-def _full_name(name: str, organization: str | None, principal: Principal) -> str:
-    """The repository that a body names; without a namespace it is the caller's own."""
-    tenant = organization or principal.tenant
-    if tenant is None:
-        raise HubError(400, "The operator has no namespace: name the tenant, as in TENANT/NAME.")
-    return f"{tenant}/{name}"
-
-
-def _require_model(kind: str | None) -> None:
-    if kind not in (None, "model"):
-        raise HubError(404, REPO_NOT_FOUND, code="RepoNotFound")
-
-
 def _visibility(visibility: str | None, is_private: bool | None) -> Visibility | None:
     said = None if is_private is None else (Visibility.PRIVATE if is_private else Visibility.PUBLIC)
     if visibility is None:
@@ -176,8 +126,6 @@ def _visibility(visibility: str | None, is_private: bool | None) -> Visibility |
 
 ROUTES = (
     Route("POST", "/api/repos/create", create),
-    Route("DELETE", "/api/repos/delete", delete),
-    Route("POST", "/api/repos/move", move),
     Route("DELETE", "/api/repos/delete", delete),
     Route("POST", "/api/repos/move", move),
     Route("PUT", "/api/models/{tenant}/{name}/settings", change_settings),

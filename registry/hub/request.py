@@ -58,10 +58,15 @@ class Request:
         """The path as it was sent."""
         return raw_path_of(self._scope)
 
+    @property
+    def raw_query(self) -> bytes:
+        """The query as it was sent."""
+        raw: bytes = self._scope.get("query_string", b"")
+        return raw
+
     def query(self) -> list[tuple[str, str]]:
         """The fields of the query, in order. Raises InvalidValueError."""
-        raw: bytes = self._scope.get("query_string", b"")
-        return _parse_form(raw, limit_bytes=QUERY_BYTES_LIMIT, fields_limit=QUERY_FIELDS_LIMIT)
+        return _parse_form(self.raw_query, limit_bytes=QUERY_BYTES_LIMIT, fields_limit=QUERY_FIELDS_LIMIT)
 
     def content_length(self) -> int | None:
         """The length that the client announced. Raises InvalidValueError."""

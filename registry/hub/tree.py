@@ -14,8 +14,9 @@ from registry.hub.request import Request
 from registry.hub.response import Response, json_response, next_link
 from registry.hub.routing import Route
 from registry.hub.times import hub_time
+from registry.principal import Principal
 from registry.snapshots import Snapshot
-from registry.trees import TreeFile, git_oid, lfs_pointer
+from registry.trees import Commit, TreeFile, git_oid, lfs_pointer
 
 PAGE = 1_000
 PATHS_LIMIT = 1_000
@@ -39,7 +40,8 @@ async def list_tree(hub: Hub, request: Request) -> Response:
     headers = {"x-repo-commit": snapshot.commit.id}
     if cursor is not None:
         headers |= next_link(request, {"cursor": cursor})
-    documents = await hub.run(_documents, hub, snapshot, page, is_true(fields.get("expand")))
+    is_expanded = is_true(fields.get("expand"))
+    documents = await hub.run(_documents, hub, repo, snapshot, page, request.principal, is_expanded=is_expanded)
     return json_response(documents, headers=headers)
 
 
@@ -61,7 +63,7 @@ async def paths_info(hub: Hub, request: Request) -> Response:
         elif path in folders:
             found.append(path)
     is_expanded = is_true(dict(fields).get("expand"))
-    documents = await hub.run(_documents, hub, snapshot, found, is_expanded)
+    documents = await hub.run(_documents, hub, repo, snapshot, found, request.principal, is_expanded=is_expanded)
     return json_response(documents, headers={"x-repo-commit": snapshot.commit.id})
 
 
@@ -151,24 +153,38 @@ def _path_of(item: str | TreeFile) -> str:
 
 
 def _documents(
-    hub: Hub, snapshot: Snapshot, items: Iterable[str | TreeFile], is_expanded: bool
+    hub: Hub,
+    repo: Repo,
+    snapshot: Snapshot,
+    items: Iterable[str | TreeFile],
+    principal: Principal,
+    *,
+    is_expanded: bool,
 ) -> list[dict[str, Any]]:
-    return [_document(hub, snapshot, item, is_expanded) for item in items]
-
-
-def _document(hub: Hub, snapshot: Snapshot, item: str | TreeFile, is_expanded: bool) -> dict[str, Any]:
-    if isinstance(item, str):
-        document: dict[str, Any] = {"type": "directory", "oid": _folder_oid(snapshot, item), "size": 0, "path": item}
-    else:
-        document = {"type": "file", "oid": content_oid(hub, item), "size": item.size, "path": item.path}
-        if item.is_lfs:
-            document["lfs"] = lfs_info(item)
-        if is_expanded:
-            document["securityFileStatus"] = SAFE
+    documents = [_document(hub, snapshot, item) for item in items]
     if is_expanded:
-        commit = snapshot.commit
-        document["lastCommit"] = {"id": commit.id, "title": commit.title, "date": hub_time(commit.created_at)}
-    return document
+        changes = hub.registry.snapshots.last_changes(repo.name, snapshot.commit.id, principal)
+        for document in documents:
+            last = _last_change(changes, document["path"])
+            document["lastCommit"] = {"id": last.id, "title": last.title, "date": hub_time(last.created_at)}
+            if document["type"] == "file":
+                document["securityFileStatus"] = SAFE
+    return documents
+
+
+def _document(hub: Hub, snapshot: Snapshot, item: str | TreeFile) -> dict[str, Any]:
+    if isinstance(item, str):
+        return {"type": "directory", "oid": _folder_oid(snapshot, item), "size": 0, "path": item}
+    document = {"type": "file", "oid": content_oid(hub, item), "size": item.size, "path": item.path}
+    return document | ({"lfs": lfs_info(item)} if item.is_lfs else {})
+
+
+def _last_change(changes: Mapping[str, Commit], path: str) -> Commit:
+    """Of a file, or the latest of any file in a folder."""
+    if path in changes:
+        return changes[path]
+    below = [commit for name, commit in changes.items() if name.startswith(f"{path}/")]
+    return max(below, key=lambda commit: commit.sequence)
 
 
 def _folder_oid(snapshot: Snapshot, folder: str) -> str:
