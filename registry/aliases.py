@@ -29,6 +29,7 @@ from registry.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
 from registry.names import AdapterName, AdapterRef
 from registry.policies import GateVerdict, read_gate, write_gate
 from registry.principal import Principal
+from registry.trees import kind_of_ref
 from registry.version import AliasMove, MoveKind, Visibility
 
 
@@ -95,6 +96,8 @@ class Aliases:
                 _compare(name, alias, moves, expected)
                 if moves and moves[-1].to_number == version.number:
                     return _to_move(name, moves[-1])
+                if not moves:
+                    _refuse_taken(session, adapter, name, alias)
                 gate = self._pass_gate(session, name, adapter, alias, moves, version)
                 kind = MoveKind.PROMOTE
                 return _move(session, name, adapter, alias, kind, moves, version, evidence, principal, gate)
@@ -203,6 +206,13 @@ class Aliases:
                     "failing": failing,
                 },
             )
+
+
+def _refuse_taken(session: Session, adapter: AdapterRow, name: AdapterName, alias: str) -> None:
+    """To Hub clients, an alias is a branch: one name means one thing."""
+    kind = kind_of_ref(session, adapter, alias)
+    if kind is not None:
+        raise ConflictError(f"{alias!r} of {str(name)!r} is the name of a {kind} already. Choose another alias.")
 
 
 def _moves(session: Session, adapter: AdapterRow, alias: str) -> list[AliasMoveRow]:

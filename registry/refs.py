@@ -3,6 +3,7 @@
     branches    the ones that were made by name, `main` among them; and every alias, read only, at its version's commit
     tags        the ones that were made by name; and every version N as v<N>, at the first commit that had its files
 
+An alias that is called like a version (`v3`) is not shown: as a revision, that means the version.
 A tag is written once: its name never comes to mean another commit, not even when it was deleted in between.
 """
 
@@ -24,7 +25,7 @@ from registry.models import AdapterRow, AliasRow, RefRow, VersionRow
 from registry.names import AdapterName
 from registry.principal import Principal, Role
 from registry.revisions import SHORT_COMMIT_MIN_DIGITS, find_commit, version_number
-from registry.trees import BRANCH, DEFAULT_BRANCH, FORMER_TAG, TAG, commits_of_versions, point
+from registry.trees import BRANCH, DEFAULT_BRANCH, FORMER_TAG, TAG, commits_of_versions, kind_of_ref, point
 
 REF_CHARACTERS = 96
 REFS_LIMIT = 1_000
@@ -81,7 +82,7 @@ class Refs:
             branches += [
                 Ref(row.name, commits[row.version_id], True)
                 for row in session.scalars(aliases)
-                if row.version_id in commits and row.name not in taken
+                if row.version_id in commits and row.name not in taken and version_number(row.name) is None
             ]
             versions = select(VersionRow.id, VersionRow.number).where(VersionRow.adapter_id == adapter.id)
             tags += [
@@ -152,10 +153,7 @@ class Refs:
 
 def _refuse_taken(session: Session, adapter: AdapterRow, name: AdapterName, ref: str) -> None:
     """One name means one thing, be it a branch, a tag or an alias. Raises ConflictError."""
-    named = select(RefRow.kind).where(
-        RefRow.adapter_id == adapter.id, RefRow.name == ref, RefRow.kind.in_((BRANCH, TAG))
-    )
-    kind = session.scalar(named.limit(1))
+    kind = kind_of_ref(session, adapter, ref)
     if kind is None and session.get(AliasRow, (adapter.id, ref)) is not None:
         kind = "alias"
     if kind is not None:

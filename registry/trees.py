@@ -89,6 +89,12 @@ def head_of(session: Session, adapter: AdapterRow, branch: str = DEFAULT_BRANCH)
     )
 
 
+def kind_of_ref(session: Session, adapter: AdapterRow, name: str) -> str | None:
+    """Whether a branch or a tag of this name was made; None where neither was."""
+    query = select(RefRow.kind).where(RefRow.adapter_id == adapter.id, RefRow.name == name)
+    return session.scalar(query.where(RefRow.kind.in_((BRANCH, TAG))).limit(1))
+
+
 def tree_of(session: Session, commit_id: str | None) -> dict[str, TreeFile]:
     """The files of a commit by path, in order of their paths. None is the empty tree."""
     if commit_id is None:

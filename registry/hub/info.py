@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any
@@ -271,8 +270,8 @@ def _encode_cursor(position: Position) -> str:
 
 def _decode_cursor(text: str) -> Position:
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(text.encode("ascii", "replace")), type=Position)
-    except (msgspec.DecodeError, binascii.Error) as error:
+        return msgspec.json.decode(base64.b64decode(text, altchars=b"-_", validate=True), type=Position)
+    except (msgspec.DecodeError, ValueError) as error:
         raise InvalidValueError("cursor", "it is none that this registry gave out") from error
 
 

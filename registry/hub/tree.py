@@ -143,7 +143,7 @@ def _encode_cursor(path: str) -> str:
 
 def _decode_cursor(text: str) -> str:
     try:
-        return base64.urlsafe_b64decode(text.encode("ascii")).decode()
+        return base64.b64decode(text, altchars=b"-_", validate=True).decode()
     except ValueError as error:
         raise InvalidValueError("cursor", "it is none that this registry gave out") from error
 

@@ -246,6 +246,9 @@ def test_refs_show_aliases_and_versions(repo: Repo, make_adapter: Callable[..., 
     repo.reg.refs.create_branch(NAME, "dev", None, OPERATOR)
     with pytest.raises(ConflictError, match="alias"):
         repo.reg.refs.create_branch(NAME, "prod", None, OPERATOR)
+    for taken in ("main", "dev"):
+        with pytest.raises(ConflictError, match="the name of a branch"):
+            repo.reg.promote("acme/sql@1", taken, principal=OPERATOR)
     refs = repo.reg.refs.all(NAME, OPERATOR)
     assert [(ref.name, ref.commit_id, ref.is_derived) for ref in refs.branches] == [
         ("main", commit, False),
