@@ -19,22 +19,40 @@ from typing import Self
 from registry.remote.adapters import RemoteAdapters
 from registry.remote.aliases import RemoteAliases
 from registry.remote.events import RemoteEvents
+from registry.remote.insight import RemoteInsight
+from registry.remote.safekeeping import RemoteSafekeeping
 from registry.remote.tenants import RemoteTenants
 from registry.remote.transfer import Progress
 from registry.remote.transport import Transport
+from registry.remote.trust import RemoteTrust
+from registry.remote.upkeep import RemoteUpkeep
 
-LOCAL_ONLY = frozenset({"courier", "folder", "newest_event"})
+LOCAL_ONLY = frozenset(
+    {"backup", "restore", "check_integrity", "collect_garbage", "courier", "folder", "fsck", "newest_event"}
+)
 """What `Registry` has and this class does not."""
 
 
-class RemoteRegistry(RemoteAdapters, RemoteAliases, RemoteTenants, RemoteEvents):
+class RemoteRegistry(
+    RemoteAdapters,
+    RemoteAliases,
+    RemoteTenants,
+    RemoteEvents,
+    RemoteUpkeep,
+    RemoteTrust,
+    RemoteSafekeeping,
+    RemoteInsight,
+):
     """A registry over HTTP. Threads may share it. Every method raises errors of `registry.errors` only.
 
-    `progress` is told of the files that pass in uploads and downloads.
+    `progress` is told of the files that pass in uploads and downloads. One that is not patient asks once, and waits for
+    a second or two.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, progress: Progress | None = None) -> None:
-        self._http = Transport(url, token)
+    def __init__(
+        self, url: str, *, token: str | None = None, progress: Progress | None = None, is_patient: bool = True
+    ) -> None:
+        self._http = Transport(url, token, is_patient=is_patient)
         self._progress = progress
 
     @property

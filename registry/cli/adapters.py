@@ -14,6 +14,7 @@ import click
 from registry import local_bases
 from registry.aliases import Expected
 from registry.cli import report
+from registry.cli.completion import complete_adapter, complete_reference
 from registry.cli.options import (
     HomePath,
     Place,
@@ -31,7 +32,7 @@ from registry.principal import Principal
 
 @click.command(cls=RegistryCommand)
 @click.argument("folder", type=HomePath())
-@click.argument("adapter", metavar="TENANT/NAME")
+@click.argument("adapter", metavar="TENANT/NAME", shell_complete=complete_adapter)
 @click.option("--public/--private", "is_public", default=None, help="Who may read the adapter.  [new ones: private]")
 @click.option("--alias", default=None, metavar="ALIAS", help="Promote the version to this alias, such as prod.")
 @click.option("--base-fingerprint", default=None, metavar="HEX", help="Its base, for a folder without loraplex.json.")
@@ -77,7 +78,7 @@ def publish(
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("adapter", metavar="[TENANT/NAME]", required=False)
+@click.argument("adapter", metavar="[TENANT/NAME]", required=False, shell_complete=complete_adapter)
 @place_options
 @json_option
 def ls(adapter: str | None, *, home: Path, registry: Place | None, as_json: bool) -> None:
@@ -99,7 +100,7 @@ def ls(adapter: str | None, *, home: Path, registry: Place | None, as_json: bool
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME[@VERSION]")
+@click.argument("ref", metavar="TENANT/NAME[@VERSION]", shell_complete=complete_reference)
 @place_options
 @json_option
 def show(ref: str, *, home: Path, registry: Place | None, as_json: bool) -> None:
@@ -132,7 +133,7 @@ def show(ref: str, *, home: Path, registry: Place | None, as_json: bool) -> None
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME[@VERSION]")
+@click.argument("ref", metavar="TENANT/NAME[@VERSION]", shell_complete=complete_reference)
 @click.argument("destination", type=HomePath(), required=False)
 @place_options
 @json_option
@@ -151,7 +152,7 @@ def pull(ref: str, destination: Path | None, *, home: Path, registry: Place | No
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME@VERSION")
+@click.argument("ref", metavar="TENANT/NAME@VERSION", shell_complete=complete_reference)
 @alias_option
 @expect_option
 @evidence_option
@@ -170,7 +171,7 @@ def promote(
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("adapter", metavar="TENANT/NAME")
+@click.argument("adapter", metavar="TENANT/NAME", shell_complete=complete_adapter)
 @alias_option
 @expect_option
 @evidence_option

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
 from registry.cli.progress import progress_of
+from registry.client import RemoteRegistry
 from registry.opening import HTTP_SCHEMES, open_registry, scheme_of
 from registry.registry import Registry
 
@@ -100,3 +101,12 @@ def open_given(place: Place, *, create: bool = True) -> Registry:
     if scheme_of(place) in HTTP_SCHEMES:
         return open_registry(place, token=meta.get(_TOKEN), progress=progress_of(ctx))
     return open_registry(place, blobs=meta.get(_BLOBS), create=create)
+
+
+def open_briefly(home: Path, registry: Place | None) -> Registry:
+    """As `open_place`, for somebody who waits at a prompt: a registry over HTTP is asked once, and not for long."""
+    place = registry or home / REGISTRY_FOLDER
+    if scheme_of(place) not in HTTP_SCHEMES:
+        return open_place(home, registry)
+    token = click.get_current_context().meta.get(_TOKEN)
+    return cast("Registry", RemoteRegistry(str(place), token=token, is_patient=False))

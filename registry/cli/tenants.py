@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
-from registry.cli import report
+from registry.cli import report, report_upkeep
+from registry.cli.completion import complete_tenant
 from registry.cli.options import Place, RegistryCommand, json_option, open_place, place_options
+from registry.cli.quantities import Count, Duration, Size, limit_of
 from registry.principal import Role
 
 DAYS_LIMIT = 3650
@@ -16,7 +18,7 @@ DAYS_LIMIT = 3650
 
 @click.group()
 def tenant() -> None:
-    """Create and list tenants."""
+    """Create and list tenants, and set their quotas."""
 
 
 @tenant.command("create", cls=RegistryCommand)
@@ -46,13 +48,56 @@ def list_tenants(*, home: Path, registry: Place | None, as_json: bool) -> None:
         report.print_tenants(tenants)
 
 
+@tenant.command("show", cls=RegistryCommand)
+@click.argument("name", shell_complete=complete_tenant)
+@place_options
+@json_option
+def show_tenant(name: str, *, home: Path, registry: Place | None, as_json: bool) -> None:
+    """Show what the tenant NAME has, and what it may have."""
+    with open_place(home, registry) as reg:
+        usage = reg.usage(name)
+    if as_json:
+        report.print_json(usage)
+    else:
+        report_upkeep.print_usage(usage)
+
+
+@tenant.command("quota", cls=RegistryCommand)
+@click.argument("name", shell_complete=complete_tenant)
+@click.option("--bytes", "quota_bytes", type=Size(), default=None, help="Bytes, such as 10GB.  [default: as it is]")
+@click.option("--versions", "quota_versions", type=Count(), default=None, help="Versions.  [default: as it is]")
+@place_options
+@json_option
+def set_quota(
+    name: str,
+    *,
+    quota_bytes: int | str | None,
+    quota_versions: int | str | None,
+    home: Path,
+    registry: Place | None,
+    as_json: bool,
+) -> None:
+    """Bound what the tenant NAME may have; `none` is no limit. What is there already stays."""
+    with open_place(home, registry) as reg:
+        before = reg.usage(name)
+        usage = reg.set_quota(
+            name,
+            quota_bytes=limit_of(quota_bytes, before.quota_bytes),
+            quota_versions=limit_of(quota_versions, before.quota_versions),
+        )
+    if as_json:
+        report.print_json(usage)
+    else:
+        report_upkeep.print_usage(usage)
+
+
 @click.group()
 def token() -> None:
-    """Create, list and revoke access tokens."""
+    """Create, list, rotate and revoke access tokens."""
 
 
 @token.command("create", cls=RegistryCommand)
-@click.option("--tenant", required=True, help="The tenant that the token belongs to.")
+@click.option("--tenant", required=True, shell_complete=complete_tenant, help="The tenant that the token belongs to.")
 @click.option(
     "--role",
     type=click.Choice([role.value for role in Role]),
@@ -61,16 +106,27 @@ def token() -> None:
     help="What the token allows; each role may do what the ones before it may.",
 )
 @click.option("--label", default="", help="What the token is for.")
+@click.option(
+    "--scope", multiple=True, metavar="NAME", help="Only for these adapters, such as sql-*; may be given several times."
+)
 @click.option("--expires-days", type=click.IntRange(1, DAYS_LIMIT), default=None, help="Days that it is valid.")
 @place_options
 @json_option
 def create_token(
-    *, tenant: str, role: str, label: str, expires_days: int | None, home: Path, registry: Place | None, as_json: bool
+    *,
+    tenant: str,
+    role: str,
+    label: str,
+    scope: tuple[str, ...],
+    expires_days: int | None,
+    home: Path,
+    registry: Place | None,
+    as_json: bool,
 ) -> None:
     """Make a token. Its secret is printed now and never again: only its hash is kept."""
     expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
     with open_place(home, registry, create=True) as reg:
-        issued = reg.create_token(tenant, role, label=label, expires_at=expires_at)
+        issued = reg.create_token(tenant, role, label=label, expires_at=expires_at, scope=scope or None)
     if as_json:
         report.print_json(issued)
     else:
@@ -78,7 +134,7 @@ def create_token(
 
 
 @token.command("ls", cls=RegistryCommand)
-@click.option("--tenant", default=None, help="Only this tenant's.")
+@click.option("--tenant", default=None, shell_complete=complete_tenant, help="Only this tenant's.")
 @place_options
 @json_option
 def list_tokens(*, tenant: str | None, home: Path, registry: Place | None, as_json: bool) -> None:
@@ -90,6 +146,21 @@ def list_tokens(*, tenant: str | None, home: Path, registry: Place | None, as_js
         report.print_json(tokens)
     else:
         report.print_tokens(tokens)
+
+
+@token.command("rotate", cls=RegistryCommand)
+@click.argument("token_id")
+@click.option("--overlap", type=Duration(), default="0s", show_default=True, help="How long the old one stays valid.")
+@place_options
+@json_option
+def rotate_token(token_id: str, *, overlap: timedelta, home: Path, registry: Place | None, as_json: bool) -> None:
+    """Make a token that takes TOKEN_ID's place, with the same rights; the old one ends after the overlap."""
+    with open_place(home, registry) as reg:
+        issued = reg.rotate_token(token_id, overlap=overlap)
+    if as_json:
+        report.print_json(issued)
+    else:
+        report.print_issued_token(issued)
 
 
 @token.command("revoke", cls=RegistryCommand)

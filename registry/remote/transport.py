@@ -39,8 +39,9 @@ ERROR_BYTES = 1 << 20
 class Transport:
     """One registry's address, and a pool of connections. Threads may share it. `close` may be followed by more use."""
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, token: str | None, *, is_patient: bool = True) -> None:
         self.url = _check_url(url)
+        self._is_patient = is_patient
         self._token = token
         self._client: httpx.Client | None = None
 
@@ -73,7 +74,7 @@ class Transport:
         if content is not None:
             sent["content-type"] = "application/json"
         given = {name: value for name, value in (params or {}).items() if value is not None}
-        for pause_seconds in _pauses(method):
+        for pause_seconds in _pauses(TRIES if method == "GET" and self._is_patient else 1):
             try:
                 response = self._open().request(method, ROOT + path, params=given, content=content, headers=sent)
                 if response.status_code not in PASSING_STATUSES or pause_seconds is None:
@@ -132,9 +133,10 @@ class Transport:
     def _open(self) -> httpx.Client:
         if self._client is None:
             host = urlsplit(self.url).hostname or ""
+            answer_seconds, connect_seconds = (ANSWER_SECONDS, CONNECT_SECONDS) if self._is_patient else (2.0, 1.0)
             self._client = httpx.Client(
                 base_url=self.url,
-                timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+                timeout=httpx.Timeout(answer_seconds, connect=connect_seconds),
                 limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
                 follow_redirects=False,
                 trust_env=not is_loopback_host(host),
@@ -158,9 +160,8 @@ def part(text: str) -> str:
     return quoted.replace(".", "%2E") if set(text) <= {"."} else quoted
 
 
-def _pauses(method: str) -> Iterator[float | None]:
+def _pauses(tries: int) -> Iterator[float | None]:
     """How long to wait after each try; None: there is no other."""
-    tries = TRIES if method == "GET" else 1
     for attempt in range(tries - 1):
         yield FIRST_PAUSE_SECONDS * PAUSE_FACTOR**attempt
     yield None
