@@ -42,11 +42,16 @@ def adapter_deleted(before: State, after: State, arguments: dict[str, Any]) -> b
     return arguments["name"] not in after and same_but(before, after, arguments["name"])
 
 
+def nothing_changed(before: State, after: State, arguments: dict[str, Any]) -> bool:
+    return before == after
+
+
 EFFECTS: dict[str, Effect] = {
     "publish": published,
     "promote": promoted,
     "delete_version": version_deleted,
     "delete_adapter": adapter_deleted,
+    "collect_garbage": nothing_changed,
 }
 
 

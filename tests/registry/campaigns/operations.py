@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from registry.errors import RegistryError
 from tests.registry.campaigns.faults import Fault, disarm, operations_seen
 
 OPERATOR = registry.Principal.operator()
+LONG_AFTER = timedelta(days=30)
 
 
 def publish(reg: registry.Registry, *, folder: str, name: str) -> int:
@@ -39,15 +41,21 @@ def delete_adapter(reg: registry.Registry, *, name: str) -> str:
     return name
 
 
+def collect_garbage(reg: registry.Registry) -> int:
+    """Everything that nothing needs, as if every lease and every time of grace were over."""
+    return reg.collect_garbage(grace=timedelta(0), now=datetime.now(UTC) + LONG_AFTER).blobs_deleted
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (publish, promote, rollback, pull, delete_version, delete_adapter)
+    function.__name__: function
+    for function in (publish, promote, rollback, pull, delete_version, delete_adapter, collect_garbage)
 }
 
 
 def perform(location: dict[str, Any], operation: str, arguments: dict[str, Any], *, tell: Callable[..., None]) -> None:
     """Open the registry, perform, tell the result or the registry's error. Other exceptions are bugs and go on."""
     try:
-        with registry.open(location["where"], **location.get("options", {})) as reg:
+        with registry.open(**location) as reg:
             tell(acknowledged=OPERATIONS[operation](reg, **arguments))
     except RegistryError as error:
         tell(error=f"{type(error).__name__}: {error}")
@@ -70,7 +78,7 @@ def perform_under_fault(
     fault.arm()
     reg: registry.Registry | None = None
     try:
-        reg = registry.open(location["where"], **location.get("options", {}))
+        reg = registry.open(**location)
         tell(acknowledged=OPERATIONS[operation](reg, **arguments))
     except RegistryError as error:
         tell(error=f"{type(error).__name__}: {error}")
@@ -78,5 +86,5 @@ def perform_under_fault(
     if reg is not None and served is not None:
         tell(served=pull(reg, ref=served[0], destination=served[1]))
     disarm()
-    with reg or registry.open(location["where"], **location.get("options", {})) as reg:
+    with reg or registry.open(**location) as reg:
         tell(again=OPERATIONS[operation](reg, **arguments))

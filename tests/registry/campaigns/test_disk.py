@@ -18,6 +18,7 @@ import pytest
 import registry
 from registry.errors import StorageError
 from tests.registry.adapter_folders import base_document, write_adapter
+from tests.registry.backends import FolderPlace
 from tests.registry.campaigns.effects import EFFECTS
 from tests.registry.campaigns.faults import Fault, has_compiler, library
 from tests.registry.campaigns.fork_server import ForkServer, Outcome
@@ -47,13 +48,12 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
 class FaultyDisk:
     """Performs one operation with the Nth operation on its registry's files failing, on a registry that goes on."""
 
-    def __init__(self, workers: ForkServer, reg: registry.Registry, folder: Path) -> None:
-        assert reg.folder is not None
+    def __init__(self, workers: ForkServer, place: FolderPlace, reg: registry.Registry, folder: Path) -> None:
         self._workers = workers
         self._reg = reg
         self._folder = folder
         self._numbers = count(1)
-        self.reg_folder = reg.folder
+        self._place = place
 
     def new_folder(self) -> str:
         number = next(self._numbers)
@@ -64,9 +64,9 @@ class FaultyDisk:
         before = state_of(self._reg)
         served = (f"{NAME}@1", str(self._folder / f"served-{next(self._numbers)}"))
         outcome = self._workers.run(
-            {"where": str(self.reg_folder)},
+            self._place.arguments(),
             operation,
-            fault=Fault(prefix=str(self.reg_folder), nth=nth, **fault),
+            fault=Fault(prefix=str(self._place.where), nth=nth, **fault),
             served=served if fault["kind"] == "writes" else None,
             **arguments,
         )
@@ -81,12 +81,10 @@ class FaultyDisk:
 
 
 @pytest.fixture
-def disk(workers: ForkServer, reg: registry.Registry, tmp_path: Path) -> FaultyDisk:
-    if reg.folder is None:
-        pytest.skip("the files of PostgreSQL are not this process's")
-    made = FaultyDisk(workers, reg, tmp_path)
+def disk(workers: ForkServer, sqlite_place: FolderPlace, reg_sqlite: registry.Registry, tmp_path: Path) -> FaultyDisk:
+    made = FaultyDisk(workers, sqlite_place, reg_sqlite, tmp_path)
     for _ in range(3):
-        reg.publish(Path(made.new_folder()), NAME, principal=OPERATOR)
+        reg_sqlite.publish(Path(made.new_folder()), NAME, principal=OPERATOR)
     return made
 
 

@@ -7,7 +7,7 @@ finds the registry sound, in the state before or after and in no other, and doin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ import pytest
 import registry
 from registry import failpoints
 from tests.registry.adapter_folders import write_adapter
+from tests.registry.backends import RegistryPlace
 from tests.registry.campaigns.effects import EFFECTS
 from tests.registry.campaigns.fork_server import ForkServer
-from tests.registry.campaigns.state import OPERATOR, State, check_sound, state_of
+from tests.registry.campaigns.operations import collect_garbage
+from tests.registry.campaigns.state import OPERATOR, check_sound, state_of
 
 NAME = "acme/a"
 VISITS_LIMIT = 40
+REPEATS = 20
 
 BEFORE = "before"
 AFTER = "after"
@@ -45,13 +48,11 @@ PROMOTE_POINTS = {
     "promote.before_commit": BEFORE,
     "promote.after_commit": AFTER,
 }
-GC_POINTS = {"gc.before_delete": None, "gc.after_delete": None, "gc.before_forget": None}
 DELETE_POINTS = {
-    "catalog.before_commit": BEFORE,
-    "catalog.after_commit": AFTER,
     "delete.before_commit": BEFORE,
     "delete.after_commit": AFTER,
 }
+GC_POINTS = {"gc.before_delete": BEFORE, "gc.after_delete": BEFORE, "gc.before_forget": BEFORE}
 """What the state must be after a death there; None where it depends on the visit."""
 
 
@@ -64,103 +65,128 @@ def workers() -> Iterator[ForkServer]:
 class Campaign:
     """Kills one operation at one point, at each of its visits, on one registry that goes on all the time."""
 
-    def __init__(self, workers: ForkServer, location: dict[str, Any], reg: registry.Registry, folder: Path) -> None:
+    def __init__(self, workers: ForkServer, place: RegistryPlace, reg: registry.Registry, folder: Path) -> None:
+        self.reg = reg
+        self.deaths = 0
         self._workers = workers
-        self._location = location
-        self._reg = reg
+        self._place = place
         self._folder = folder
         self._seeds = count(1)
-        self.deaths = 0
 
     def new_folder(self) -> str:
         seed = next(self._seeds)
         return str(write_adapter(self._folder / f"adapter-{seed}", seed=seed))
 
-    def run(self, point: str, operation: str, prepare: Callable[[], dict[str, Any]], expected: str | None) -> None:
+    def publish(self, name: str = NAME) -> registry.Version:
+        return self.reg.publish(Path(self.new_folder()), name, principal=OPERATOR)
+
+    def kill(self, point: str, operation: str, prepare: Callable[[], dict[str, Any]], expected: str | None) -> None:
         """Kill at visit 1, 2, ... until the operation gets through, and look at the registry each time."""
         for visit in range(1, VISITS_LIMIT):
             arguments = prepare()
-            before = state_of(self._reg)
-            outcome = self._workers.run(self._location, operation, arm=f"{point}=kill@{visit}", **arguments)
-            found = state_of(self._reg)
-            check_sound(self._reg)
+            before = state_of(self.reg)
+            outcome = self._workers.run(self._place.arguments(), operation, arm=f"{point}=kill@{visit}", **arguments)
+            found = state_of(self.reg)
+            check_sound(self.reg)
             if not outcome.was_killed:
-                assert outcome.acknowledged is not None, outcome.error
                 assert visit > 1, f"{operation} never comes to {point}"
-                self._check_after(before, found, operation, arguments)
+                assert outcome.acknowledged is not None, outcome.error
+                assert EFFECTS[operation](before, found, arguments), (before, found)
+                self._check_garbage()
                 return
             self.deaths += 1
             assert outcome.acknowledged is None
-            if found != before:
-                assert expected != BEFORE, point
-                self._check_after(before, found, operation, arguments)
-            else:
-                assert expected != AFTER, point
-                again = self._workers.run(self._location, operation, **arguments)
+            if expected is not None:
+                assert (found != before) == (expected == AFTER), point
+            if found == before:
+                again = self._workers.run(self._place.arguments(), operation, **arguments)
                 assert again.acknowledged is not None, again.error
-                check_sound(self._reg)
-                self._check_after(before, state_of(self._reg), operation, arguments)
+                found = state_of(self.reg)
+                check_sound(self.reg)
+            assert EFFECTS[operation](before, found, arguments), (before, found)
         pytest.fail(f"{operation} comes to {point} more than {VISITS_LIMIT} times")
 
-    def _check_after(self, before: State, after: State, operation: str, arguments: dict[str, Any]) -> None:
-        """Everything that the operation does is there, and nothing else has changed."""
-        assert EFFECTS[operation](before, after, arguments), (operation, before, after)
-
-
-@pytest.fixture
-def campaign(workers: ForkServer, location: dict[str, Any], reg: registry.Registry, tmp_path: Path) -> Campaign:
-    return Campaign(workers, location, reg, tmp_path)
-
-
-@pytest.fixture
-def location(reg: registry.Registry) -> dict[str, Any]:
-    return {"where": str(reg.folder)}
-
-
-def test_every_point_is_tried() -> None:
-    tried = {*PUBLISH_POINTS, *PROMOTE_POINTS, *DELETE_POINTS, *GC_POINTS}
-    assert tried == failpoints.NAMES
-
-
-@pytest.mark.parametrize("point", PUBLISH_POINTS)
-def test_a_publish_that_is_killed(campaign: Campaign, point: str) -> None:
-    kill_publish(campaign, point)
-
-
-@pytest.mark.parametrize("point", PROMOTE_POINTS)
-def test_a_promotion_that_is_killed(campaign: Campaign, reg: registry.Registry, point: str) -> None:
-    kill_promote(campaign, reg, point)
-
-
-@pytest.mark.parametrize("point", DELETE_POINTS)
-def test_a_deletion_that_is_killed(campaign: Campaign, reg: registry.Registry, point: str) -> None:
-    kill_delete(campaign, reg, point)
+    def _check_garbage(self) -> None:
+        """What the dead have left is collected, and nothing else."""
+        collect_garbage(self.reg)
+        versions = [
+            version
+            for summary in self.reg.list_adapters(OPERATOR)
+            for version in self.reg.list_versions(summary.adapter, OPERATOR)
+        ]
+        needed = {file.sha256 for version in versions for file in version.files}
+        assert self._place.blob_names() == sorted(needed)
+        check_sound(self.reg)
 
 
 def kill_publish(campaign: Campaign, point: str) -> None:
-    campaign.run(point, "publish", lambda: {"folder": campaign.new_folder(), "name": NAME}, PUBLISH_POINTS[point])
+    campaign.kill(point, "publish", lambda: {"folder": campaign.new_folder(), "name": NAME}, PUBLISH_POINTS[point])
 
 
-def kill_promote(campaign: Campaign, reg: registry.Registry, point: str) -> None:
+def kill_promote(campaign: Campaign, point: str) -> None:
     for _ in range(3):
-        reg.publish(Path(campaign.new_folder()), NAME, principal=OPERATOR)
+        campaign.publish()
     numbers = (1 + turn % 3 for turn in count())
-    campaign.run(point, "promote", lambda: {"ref": f"{NAME}@{next(numbers)}", "alias": "prod"}, PROMOTE_POINTS[point])
+    campaign.kill(point, "promote", lambda: {"ref": f"{NAME}@{next(numbers)}", "alias": "prod"}, PROMOTE_POINTS[point])
 
 
-def kill_delete(campaign: Campaign, reg: registry.Registry, point: str) -> None:
-    def publish_one() -> dict[str, Any]:
-        version = reg.publish(Path(campaign.new_folder()), NAME, principal=OPERATOR)
-        return {"ref": f"{NAME}@{version.number}"}
-
-    adapters = count(1)
-
+def kill_delete(campaign: Campaign, point: str) -> None:
     def publish_adapter() -> dict[str, Any]:
         name = f"acme/gone-{next(adapters)}"
-        reg.publish(Path(campaign.new_folder()), name, principal=OPERATOR)
-        reg.promote(name, "prod", principal=OPERATOR)
+        campaign.publish(name)
+        campaign.reg.promote(name, "prod", principal=OPERATOR)
         return {"name": name}
 
-    reg.publish(Path(campaign.new_folder()), NAME, principal=OPERATOR)
-    campaign.run(point, "delete_version", publish_one, DELETE_POINTS[point])
-    campaign.run(point, "delete_adapter", publish_adapter, DELETE_POINTS[point])
+    adapters = count(1)
+    campaign.publish()
+    version = lambda: {"ref": f"{NAME}@{campaign.publish().number}"}  # noqa: E731
+    campaign.kill(point, "delete_version", version, DELETE_POINTS[point])
+    campaign.kill(point, "delete_adapter", publish_adapter, DELETE_POINTS[point])
+
+
+def kill_collection(campaign: Campaign, point: str) -> None:
+    def leave_garbage() -> dict[str, Any]:
+        version = campaign.publish()
+        campaign.reg.delete_version(f"{NAME}@{version.number}", OPERATOR)
+        return {}
+
+    campaign.publish()
+    for _ in range(2):
+        leave_garbage()
+    campaign.kill(point, "collect_garbage", leave_garbage, GC_POINTS[point])
+
+
+CAMPAIGNS: dict[str, tuple[Callable[[Campaign, str], None], Collection[str]]] = {
+    "publish": (kill_publish, PUBLISH_POINTS),
+    "promote": (kill_promote, PROMOTE_POINTS),
+    "delete": (kill_delete, DELETE_POINTS),
+    "collect": (kill_collection, GC_POINTS),
+}
+CASES = [(operation, point) for operation, (_, points) in CAMPAIGNS.items() for point in points]
+
+
+@pytest.fixture
+def campaign(workers: ForkServer, place: RegistryPlace, reg: registry.Registry, tmp_path: Path) -> Campaign:
+    return Campaign(workers, place, reg, tmp_path)
+
+
+def test_every_point_is_tried() -> None:
+    assert {point for _, point in CASES} == failpoints.NAMES
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.parametrize(("operation", "point"), CASES)
+def test_whoever_is_killed_there(campaign: Campaign, operation: str, point: str) -> None:
+    CAMPAIGNS[operation][0](campaign, point)
+    assert campaign.deaths > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("operation", "point"), CASES)
+def test_whoever_is_killed_there_twenty_times(campaign: Campaign, operation: str, point: str) -> None:
+    runs = 0
+    while campaign.deaths < REPEATS:
+        CAMPAIGNS[operation][0](campaign, point)
+        runs += 1
+    print(f"{operation} at {point}: {campaign.deaths} deaths in {runs} runs")
