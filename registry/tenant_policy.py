@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,11 @@ from registry import audit
 from registry.database import Database
 from registry.errors import InvalidValueError, NotFoundError
 from registry.models import TenantRow
+from registry.principal import Principal, Role
+
+
+UPSTREAM_CHARACTERS = 1_000
+_UPSTREAM = r"^https?://[^/@?#]+/[^@?#]+\Z"
 
 
 class TenantPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,7 +31,7 @@ class TenantPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     unverified_base: Literal["allow", "refuse"] = "allow"
     require_signature: bool = False
-    upstream: Annotated[str, msgspec.Meta(max_length=1000, pattern="^https?://[^/@?#]+/[^@?#]+$")] | None = None
+    upstream: Annotated[str, msgspec.Meta(max_length=UPSTREAM_CHARACTERS, pattern=_UPSTREAM)] | None = None
 
 
 class TenantPolicies:
@@ -40,8 +46,20 @@ class TenantPolicies:
             document = session.scalar(select(TenantRow.policy).where(TenantRow.name == tenant))
         return TenantPolicy() if document is None else read_tenant_policy(document)
 
-    def set(self, tenant: str, changes: dict[str, Any], *, actor: str) -> TenantPolicy:
-        """Change some fields of a policy; the others stay. Raises NotFoundError, InvalidValueError."""
+    def read(self, tenant: str, principal: Principal) -> TenantPolicy:
+        """As `of`, for a caller. Raises PermissionDeniedError for another tenant's."""
+        principal.require_tenant(Role.READER, tenant, action="read the policy of")
+        return self.of(tenant)
+
+    def set(self, tenant: str, changes: Mapping[str, Any], *, principal: Principal) -> TenantPolicy:
+        """Change some fields of a policy; the others stay. Needs the role admin; an empty `upstream` is none.
+
+        Raises PermissionDeniedError, NotFoundError, InvalidValueError.
+        """
+        principal.require_tenant(Role.ADMIN, tenant, action="set the policy of")
+        if "upstream" in changes:  # it decides where this server connects to
+            principal.require_operator(action="set the upstream of", subject=tenant)
+            changes = {**changes, "upstream": changes["upstream"] or None}
         now = datetime.now(UTC)
         with self._database.writing() as session:
             row = session.scalar(select(TenantRow).where(TenantRow.name == tenant).with_for_update())
@@ -49,12 +67,12 @@ class TenantPolicies:
                 raise NotFoundError("tenant", tenant, "List them with `loraplex tenant ls`.")
             kept = json.loads(row.policy)
             known = {field: kept[field] for field in TenantPolicy.__struct_fields__ if field in kept}
-            policy = _parse(known | changes)
+            policy = _parse(known | dict(changes))
             row.policy = json.dumps(kept | msgspec.to_builtins(policy), sort_keys=True)
             audit.record(
                 session,
                 at=now,
-                actor=actor,
+                actor=principal.actor,
                 action="set_tenant_policy",
                 subject=tenant,
                 tenant=tenant,

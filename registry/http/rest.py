@@ -15,10 +15,21 @@ from registry.http.controllers.bases import BaseController
 from registry.http.controllers.events import EventController
 from registry.http.controllers.files import FileController
 from registry.http.controllers.identity import whoami
+from registry.http.controllers.insight import InsightController
 from registry.http.controllers.mirrors import MirrorController
 from registry.http.controllers.operations import livez, metrics, readyz
 from registry.http.controllers.publishing import PublishController
+from registry.http.controllers.safekeeping import AuditController, KeyController, QuotaController, SignatureController
 from registry.http.controllers.tenants import TenantController, TokenController
+from registry.http.controllers.trust import (
+    AttestationController,
+    CanaryController,
+    GateController,
+    PolicyController,
+    SplitController,
+    TenantPolicyController,
+)
+from registry.http.controllers.upkeep import LeaseController, UpkeepController
 from registry.http.controllers.versions import ResolveController, VersionController
 from registry.http.controllers.webhooks import (
     TenantWebhookController,
@@ -40,9 +51,22 @@ CONTROLLERS = (
     PublishController,
     ResolveController,
     AliasController,
+    PolicyController,
+    GateController,
+    AttestationController,
+    CanaryController,
+    SplitController,
+    InsightController,
     BaseController,
     TenantController,
+    TenantPolicyController,
     TokenController,
+    QuotaController,
+    UpkeepController,
+    LeaseController,
+    AuditController,
+    KeyController,
+    SignatureController,
     EventController,
     TenantWebhookController,
     WebhookController,

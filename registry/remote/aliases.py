@@ -49,14 +49,19 @@ class RemoteAliases:
     def _move(
         self, method: str, path: str, principal: Principal, body: dict[str, Any], expected: Expected
     ) -> AliasMove:
-        headers = {}
-        if expected is None:
-            headers["if-none-match"] = "*"
-        elif isinstance(expected, AtSequence):
-            headers["if-match"] = f'"{expected.sequence}"'
-        elif not isinstance(expected, Expectation):
-            body["expected_version"] = expected
+        headers = conditions_of(expected, body)
         return self._http.ask(method, path, AliasMove, principal=principal, body=body, headers=headers)
+
+
+def conditions_of(expected: Expected, body: dict[str, Any]) -> dict[str, str]:
+    """The headers of an expectation; what no header can say is added to the body."""
+    if expected is None:
+        return {"if-none-match": "*"}
+    if isinstance(expected, AtSequence):
+        return {"if-match": f'"{expected.sequence}"'}
+    if not isinstance(expected, Expectation):
+        body["expected_version"] = expected
+    return {}
 
 
 def _path_of(name: AdapterName) -> str:
