@@ -16,7 +16,6 @@ from registry.errors import InvalidValueError, NotFoundError
 from registry.models import TenantRow
 from registry.principal import Principal, Role
 
-
 UPSTREAM_CHARACTERS = 1_000
 _UPSTREAM = r"^https?://[^/@?#]+/[^@?#]+\Z"
 

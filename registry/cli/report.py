@@ -66,7 +66,7 @@ def print_adapters(summaries: Sequence[AdapterSummary], bases: Mapping[str, Base
     if not summaries:
         click.echo("No adapters yet. Publish one: loraplex publish FOLDER TENANT/NAME")
         return
-    table = _table("ADAPTER", "NEWEST", "ALIASES", "BASE", "RANK", "SIZE", "VISIBILITY", "UPDATED")
+    table = table_of("ADAPTER", "NEWEST", "ALIASES", "BASE", "RANK", "SIZE", "VISIBILITY", "UPDATED")
     for summary in summaries:
         aliases = ", ".join(f"{alias} → {number}" for alias, number in summary.aliases.items())
         table.add_row(
@@ -75,18 +75,19 @@ def print_adapters(summaries: Sequence[AdapterSummary], bases: Mapping[str, Base
             aliases or "-",
             _base_name(bases[summary.base_fingerprint]),
             str(summary.rank),
-            _size(summary.adapter_bytes),
+            size_text(summary.adapter_bytes),
             summary.visibility.value,
-            _time(summary.updated_at),
+            time_text(summary.updated_at),
         )
-    _console().print(table)
+    console().print(table)
 
 
 def print_versions(versions: Sequence[Version], aliases: Mapping[str, int]) -> None:
     """The versions of one adapter, newest first."""
     newest = versions[0]
     click.echo(f"{newest.adapter} ({newest.visibility.value}), {len(versions)} version{'s' * (len(versions) > 1)}")
-    table = _table("VERSION", "DIGEST", "ALIASES", "RANK", "SIZE", "EXACT MATCH", "LOSS", "PUBLISHED", "BY", "MESSAGE")
+    columns = ("VERSION", "DIGEST", "ALIASES", "RANK", "SIZE", "EXACT MATCH", "LOSS", "PUBLISHED", "BY", "MESSAGE")
+    table = table_of(*columns)
     for version in versions:
         metrics = _metrics(version).get("adapter", {})
         pointing = [alias for alias, number in aliases.items() if number == version.number]
@@ -95,28 +96,28 @@ def print_versions(versions: Sequence[Version], aliases: Mapping[str, int]) -> N
             _short(version.digest),
             ", ".join(pointing) or "-",
             str(version.rank),
-            _size(version.adapter_bytes),
+            size_text(version.adapter_bytes),
             _figure("exact_match", metrics.get("exact_match")),
             _figure("validation_loss", metrics.get("validation_loss")),
-            _time(version.created_at),
+            time_text(version.created_at),
             version.created_by,
             Text(printable(version.message.partition("\n")[0])),
         )
-    _console().print(table)
+    console().print(table)
 
 
 def print_histories(histories: Mapping[str, Sequence[AliasMove]]) -> None:
     """The moves of every alias, newest first."""
     if not histories:
         return
-    table = _table("ALIAS", "MOVE", "FROM", "TO", "WHEN", "BY", "EVIDENCE")
+    table = table_of("ALIAS", "MOVE", "FROM", "TO", "WHEN", "BY", "EVIDENCE")
     for alias, moves in histories.items():
         for move in moves:
             origin = "-" if move.from_number is None else str(move.from_number)
-            row = (alias, move.kind.value, origin, str(move.to_number), _time(move.moved_at), move.actor)
+            row = (alias, move.kind.value, origin, str(move.to_number), time_text(move.moved_at), move.actor)
             table.add_row(*row, Text(printable(move.evidence)))
     click.echo()
-    _console().print(table)
+    console().print(table)
 
 
 def print_version(version: Version, base: BaseRecord, aliases: Mapping[str, int]) -> None:
@@ -124,22 +125,22 @@ def print_version(version: Version, base: BaseRecord, aliases: Mapping[str, int]
     click.echo(f"\n{version.adapter}@{version.number}")
     pointing = [alias for alias, number in aliases.items() if number == version.number]
     facts = _facts_of(version, base) | {"aliases": ", ".join(pointing) or "none"}
-    facts["published"] = f"{_time(version.created_at)} by {version.created_by}"
+    facts["published"] = f"{time_text(version.created_at)} by {version.created_by}"
     if version.message:
         facts["message"] = version.message
     _print_facts(facts | _lineage(version))
     metrics = _metrics(version)
     names = sorted(metrics.get("base", {}).keys() | metrics.get("adapter", {}).keys())
     if names:
-        table = _table("METRIC", "BASE", "ADAPTER")
+        table = table_of("METRIC", "BASE", "ADAPTER")
         for name in names:
             sides = (_figure(name, metrics.get(side, {}).get(name)) for side in ("base", "adapter"))
             table.add_row(Text(printable(name)), *sides)
-        _console().print(table)
-    table = _table("FILE", "SIZE", "SHA-256")
+        console().print(table)
+    table = table_of("FILE", "SIZE", "SHA-256")
     for file in version.files:
-        table.add_row(Text(printable(file.path)), _size(file.size), file.sha256)
-    _console().print(table)
+        table.add_row(Text(printable(file.path)), size_text(file.size), file.sha256)
+    console().print(table)
 
 
 def print_pull(version: Version, folder: Path) -> None:
@@ -169,15 +170,15 @@ def print_tenants(tenants: Sequence[Tenant]) -> None:
     if not tenants:
         click.echo("No tenants yet. Make one: loraplex tenant create NAME")
         return
-    table = _table("TENANT", "MADE")
+    table = table_of("TENANT", "MADE")
     for tenant in tenants:
-        table.add_row(tenant.name, _time(tenant.created_at))
-    _console().print(table)
+        table.add_row(tenant.name, time_text(tenant.created_at))
+    console().print(table)
 
 
 def print_issued_token(token: IssuedToken) -> None:
     """A token that was just made: the only time that its secret is seen."""
-    expires = "never" if token.expires_at is None else _time(token.expires_at)
+    expires = "never" if token.expires_at is None else time_text(token.expires_at)
     click.echo(f"Token {token.token_id} for tenant {token.tenant}, role {token.role.value}, expires {expires}")
     click.echo(f"  secret    {token.secret}")
     click.echo("Keep it now: it is not stored and cannot be shown again.")
@@ -188,11 +189,11 @@ def print_tokens(tokens: Sequence[Token]) -> None:
     if not tokens:
         click.echo("No tokens yet. Make one: loraplex token create --tenant TENANT --role ROLE")
         return
-    table = _table("TOKEN", "TENANT", "ROLE", "LABEL", "MADE", "EXPIRES", "REVOKED")
+    table = table_of("TOKEN", "TENANT", "ROLE", "LABEL", "MADE", "EXPIRES", "REVOKED")
     for token in tokens:
-        moments = (_time(token.created_at), _time(token.expires_at), _time(token.revoked_at))
+        moments = (time_text(token.created_at), time_text(token.expires_at), time_text(token.revoked_at))
         table.add_row(token.token_id, token.tenant, token.role.value, Text(printable(token.label)), *moments)
-    _console().print(table)
+    console().print(table)
 
 
 def print_revoked_token(token: Token) -> None:
@@ -207,7 +208,7 @@ def _facts_of(version: Version, base: BaseRecord) -> dict[str, str]:
     return {
         "digest": version.digest,
         "base": f"{_base_name(base)}, fingerprint {base.fingerprint[:DIGEST_DIGITS_SHOWN]} ({source})",
-        "adapter": f"rank {version.rank} on {targets}; {_size(version.adapter_bytes)}",
+        "adapter": f"rank {version.rank} on {targets}; {size_text(version.adapter_bytes)}",
         "access": version.visibility.value,
     }
 
@@ -261,23 +262,27 @@ def _short(digest: str) -> str:
     return digest[: len("sha256:") + DIGEST_DIGITS_SHOWN]
 
 
-def _size(size_bytes: int) -> str:
+def size_text(size_bytes: int) -> str:
+    """A number of bytes for people."""
     amount, unit = float(size_bytes), 0
     while amount >= 1000 and unit < len(_UNITS) - 1:
         amount, unit = amount / 1000, unit + 1
     return f"{size_bytes} B" if unit == 0 else f"{amount:.1f} {_UNITS[unit]}"
 
 
-def _time(moment: datetime | None) -> str:
+def time_text(moment: datetime | None) -> str:
+    """A moment, to the minute."""
     return "-" if moment is None else moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """An empty table with these columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, or wide enough for everything."""
     return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False, highlight=False, emoji=False)

@@ -318,3 +318,15 @@ def test_unknown_adapters_are_pulled_through_where_the_policy_says_so(
         with pytest.raises(NotFoundError):
             reg.resolve("acme/missing", principal=READER)
     assert len(hub.peer.received) == asked + 1, "a miss is remembered for a while"
+
+
+def test_only_the_operator_says_where_to_pull_from(reg: registry.Registry) -> None:
+    reg.create_tenant("acme")
+    admin = Principal(tenant="acme", role=Role.ADMIN, token_id="tok_a")
+    with pytest.raises(PermissionDeniedError):
+        reg.set_tenant_policy("acme", {"upstream": "https://169.254.169.254/x"}, principal=admin)
+    for source in ("https://host", "ftp://host/org", "https://u@host/org", "https://host/org?x=1"):
+        with pytest.raises(InvalidValueError):
+            reg.set_tenant_policy("acme", {"upstream": source})
+    assert reg.set_tenant_policy("acme", {"upstream": "https://host/org"}).upstream == "https://host/org"
+    assert reg.set_tenant_policy("acme", {"upstream": ""}).upstream is None

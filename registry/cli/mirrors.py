@@ -1,0 +1,130 @@
+"""The commands about mirrors of another Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from registry import local_bases
+from registry.cli import report, report_feed
+from registry.cli.options import Place, RegistryCommand, json_option, open_place, place_options
+from registry.mirror import DEFAULT_REVISION
+from registry.principal import Principal
+
+OPERATOR = Principal.operator()
+
+upstream_token_option = click.option(
+    "--upstream-token",
+    envvar="LORAPLEX_UPSTREAM_TOKEN",
+    default=None,
+    help="What the upstream is asked with; it is sent to no other host, and not kept.",
+)
+
+
+@click.group()
+def mirror() -> None:
+    """Pull adapters in from another Hub."""
+
+
+@mirror.command("add", cls=RegistryCommand)
+@click.argument("adapter", metavar="TENANT/NAME")
+@click.option("--from", "source", required=True, metavar="URL", help="Such as https://huggingface.co/org/repo.")
+@click.option("--revision", default=DEFAULT_REVISION, show_default=True, help="Branch, tag or commit of the upstream.")
+@click.option("--base-fingerprint", default=None, metavar="HEX", help="Its base, for one without loraplex.json.")
+@upstream_token_option
+@place_options
+@json_option
+def add_mirror(
+    adapter: str,
+    *,
+    source: str,
+    revision: str,
+    base_fingerprint: str | None,
+    upstream_token: str | None,
+    home: Path,
+    registry: Place | None,
+    as_json: bool,
+) -> None:
+    """Make the upstream's commit a version of TENANT/NAME, judged like any other, and remember where it came from."""
+    with open_place(home, registry, create=True) as reg:
+        local_bases.register_all(reg, home, warn=lambda text: click.echo(f"Warning: {text}", err=True))
+        done = reg.add_mirror(
+            adapter,
+            source,
+            revision=revision,
+            token=upstream_token,
+            base_fingerprint=base_fingerprint,
+            principal=OPERATOR,
+        )
+    if as_json:
+        report.print_json(done)
+    else:
+        report_feed.print_sync(done)
+
+
+@mirror.command("sync", cls=RegistryCommand)
+@click.argument("adapter", metavar="[TENANT/NAME]", required=False)
+@upstream_token_option
+@place_options
+@json_option
+def sync_mirror(
+    adapter: str | None, *, upstream_token: str | None, home: Path, registry: Place | None, as_json: bool
+) -> None:
+    """Pull in the newer commit of one mirror, or of every one."""
+    with open_place(home, registry) as reg:
+        names = [adapter] if adapter is not None else [found.adapter for found in reg.list_mirrors(OPERATOR)]
+        done = []
+        for name in names:
+            done.append(reg.sync_mirror(name, token=upstream_token, principal=OPERATOR))
+            if not as_json:
+                report_feed.print_sync(done[-1])
+    if as_json:
+        report.print_json(done)
+
+
+@mirror.command("ls", cls=RegistryCommand)
+@place_options
+@json_option
+def list_mirrors(*, home: Path, registry: Place | None, as_json: bool) -> None:
+    """List the mirrors."""
+    with open_place(home, registry) as reg:
+        found = reg.list_mirrors(OPERATOR)
+    if as_json:
+        report.print_json(found)
+    else:
+        report_feed.print_mirrors(found)
+
+
+@mirror.command("rm", cls=RegistryCommand)
+@click.argument("adapter", metavar="TENANT/NAME")
+@place_options
+@json_option
+def remove_mirror(adapter: str, *, home: Path, registry: Place | None, as_json: bool) -> None:
+    """Forget where TENANT/NAME came from; its versions stay."""
+    with open_place(home, registry) as reg:
+        removed = reg.remove_mirror(adapter, OPERATOR)
+    if as_json:
+        report.print_json(removed)
+    else:
+        click.echo(f"{removed.adapter} is no mirror of {removed.upstream} any more; its versions stay")
+
+
+@mirror.command("through", cls=RegistryCommand)
+@click.argument("tenant")
+@click.option("--from", "source", default=None, metavar="URL", help="Such as https://huggingface.co/org.")
+@click.option("--off", is_flag=True, help="Pull nothing in by itself.")
+@place_options
+@json_option
+def pull_through(
+    tenant: str, *, source: str | None, off: bool, home: Path, registry: Place | None, as_json: bool
+) -> None:
+    """Pull TENANT's unknown adapters in from an organisation upstream, when the tenant first reads them."""
+    if off == (source is not None):
+        raise click.UsageError("Give --from URL, or --off.")
+    with open_place(home, registry) as reg:
+        policy = reg.set_tenant_policy(tenant, {"upstream": source or ""})
+    if as_json:
+        report.print_json(policy)
+    else:
+        click.echo(f"Unknown adapters of {tenant} are {'not pulled in' if off else f'pulled in from {source}'}")
