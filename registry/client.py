@@ -28,7 +28,18 @@ from registry.remote.trust import RemoteTrust
 from registry.remote.upkeep import RemoteUpkeep
 
 LOCAL_ONLY = frozenset(
-    {"backup", "restore", "check_integrity", "collect_garbage", "courier", "folder", "fsck", "newest_event"}
+    {
+        "backup",
+        "check_integrity",
+        "collect_garbage",
+        "courier",
+        "folder",
+        "fsck",
+        "newest_event",
+        "open_file",
+        "receiving",
+        "restore",
+    }
 )
 """What `Registry` has and this class does not."""
 
@@ -46,7 +57,7 @@ class RemoteRegistry(
     """A registry over HTTP. Threads may share it. Every method raises errors of `registry.errors` only.
 
     `progress` is told of the files that pass in uploads and downloads. One that is not patient asks once, and waits for
-    a second or two.
+    a few seconds.
     """
 
     def __init__(

@@ -89,7 +89,7 @@ class Deletion:
             if numbers:
                 raise ConflictError(
                     f"{str(name)!r} cannot be deleted: version {min(numbers)} is pinned. "
-                    f"Look at why with `loraplex pin ls {name}`, and unpin it first."
+                    f"Look at why with `loraplex pins {name}`, and unpin it first."
                 )
             versions = session.execute(
                 select(VersionRow.id, VersionRow.number, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)
@@ -199,9 +199,7 @@ def _refuse_in_use(
         refuse(f"{holder.holder} uses it until {until}, or longer", "Wait, or delete it with --force.")
     at_commits = select(CommitRow.id).where(CommitRow.version_id == version.id)
     tag = session.scalar(
-        select(RefRow.name).where(
-            RefRow.adapter_id == adapter.id, RefRow.kind == TAG, RefRow.commit_id.in_(at_commits)
-        )
+        select(RefRow.name).where(RefRow.adapter_id == adapter.id, RefRow.kind == TAG, RefRow.commit_id.in_(at_commits))
     )
     if tag is not None:
         refuse(f"the tag {tag!r} points at it", "Delete the tag first.")
@@ -227,7 +225,7 @@ def _delete_commits(session: Session, adapter: AdapterRow, version: VersionRow, 
         select(RefRow.name).where(RefRow.adapter_id == adapter.id, RefRow.kind == BRANCH, RefRow.commit_id.in_(doomed))
     ).all()
     for branch in branches:
-        left = session.get_one(RefRow, (adapter.id, BRANCH, branch)).commit_id
+        left: str | None = session.get_one(RefRow, (adapter.id, BRANCH, branch)).commit_id
         while left is not None and (left in doomed or left not in commits):
             left = commits[left][0] if left in commits else None
         if left is not None:

@@ -127,7 +127,7 @@ class Leases:
             name, version = _version_to_pin(session, ref, principal, action="unpin a version of")
             row = session.get(PinRow, version.id)
             if row is None:
-                raise NotFoundError("pin", f"{name}@{version.number}", f"See its pins with `loraplex pin ls {name}`.")
+                raise NotFoundError("pin", f"{name}@{version.number}", f"See its pins with `loraplex pins {name}`.")
             pin = Pin(str(name), version.number, row.reason, row.actor, row.created_at)
             session.delete(row)
             subject = f"{name}@{version.number}"

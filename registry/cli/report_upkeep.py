@@ -1,0 +1,143 @@
+"""What the commands of safekeeping print for people: usage, the audit log, pins, collections, checks, keys."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+from rich.progress import Progress
+from rich.text import Text
+
+from registry.audit_log import AuditEntry, AuditVerification
+from registry.cli.report import console, size_text, table_of, time_text
+from registry.errors import printable
+from registry.fsck import FsckReport, OnBlob
+from registry.gc import GcReport
+from registry.leases import Lease, Pin
+from registry.quotas import Usage
+from registry.retention import RetentionRule
+from registry.signatures import SigningKey, VersionSignature
+from registry.version import Version
+
+NAMES_SHOWN = 20
+KEY_DIGITS = 12
+
+
+def print_usage(usage: Usage) -> None:
+    """What a tenant has and may have."""
+    bytes_limit = "no limit" if usage.quota_bytes is None else f"of {size_text(usage.quota_bytes)}"
+    versions_limit = "no limit" if usage.quota_versions is None else f"of {usage.quota_versions:,}"
+    click.echo(f"Tenant {usage.tenant}")
+    click.echo(f"  bytes     {size_text(usage.used_bytes)} ({bytes_limit})")
+    click.echo(f"  versions  {usage.used_versions:,} ({versions_limit})")
+
+
+def print_audit(entries: Sequence[AuditEntry]) -> None:
+    """Entries of the audit log, newest first."""
+    rows = table_of("ID", "WHEN", "WHO", "WHAT", "SUBJECT", "DETAIL")
+    for entry in entries:
+        detail = "" if not entry.detail else json.dumps(entry.detail, sort_keys=True)
+        who, subject = Text(printable(entry.actor)), Text(printable(entry.subject))
+        rows.add_row(str(entry.id), time_text(entry.at), who, entry.action, subject, Text(printable(detail)))
+    console().print(rows)
+
+
+def print_verification(verification: AuditVerification) -> None:
+    """Whether the chain is whole."""
+    if verification.is_whole:
+        click.echo(f"The audit log is whole: {verification.rows} rows")
+        click.echo(f"  newest    {verification.row_hash}")
+        click.echo(
+            "Keep this hash elsewhere, and check that it is still in the log: loraplex audit verify --expect HASH"
+        )
+        return
+    for fault in verification.faults[:NAMES_SHOWN]:
+        click.echo(f"Broken: {fault}")
+    click.echo(f"The audit log is broken in {len(verification.faults)} places. Compare it with a backup.")
+
+
+def print_pins(pins: Sequence[Pin], leases: Sequence[Lease]) -> None:
+    """What keeps an adapter's versions."""
+    if not pins and not leases:
+        click.echo("No version is pinned, and no server has one loaded.")
+        return
+    rows = table_of("VERSION", "KEPT BY", "WHY", "SINCE OR UNTIL")
+    for pin in pins:
+        rows.add_row(str(pin.number), pin.actor, Text(printable(pin.reason)), time_text(pin.created_at))
+    for lease in leases:
+        rows.add_row(str(lease.number), Text(printable(lease.holder)), "loaded", time_text(lease.expires_at))
+    console().print(rows)
+
+
+def print_rule(adapter: str, rule: RetentionRule | None) -> None:
+    """How long an adapter's versions are kept."""
+    if rule is None:
+        click.echo(f"Every version of {adapter} is kept")
+        return
+    last = None if rule.keep_last is None else f"the last {rule.keep_last} versions"
+    days = None if rule.keep_days is None else f"those of the last {rule.keep_days} days"
+    click.echo(f"Of {adapter} are kept {' and '.join(filter(None, (last, days)))}, and what is in use")
+
+
+def print_collection(outcome: GcReport) -> None:
+    """What garbage collection took, or would take."""
+    verb = "Would delete" if outcome.is_dry_run else "Deleted"
+    click.echo(
+        f"{verb} {outcome.versions_deleted} versions by retention rules, and {outcome.blobs_deleted} blobs with "
+        f"{size_text(outcome.blob_bytes_deleted)}"
+    )
+    for name in outcome.versions[:NAMES_SHOWN]:
+        click.echo(f"  version   {name}")
+    for tenant, freed in sorted(outcome.tenant_bytes_freed.items()):
+        click.echo(f"  freed     {size_text(freed)} of tenant {tenant}")
+
+
+def print_check(outcome: FsckReport) -> None:
+    """What fsck found and mended."""
+    for line in outcome.repaired:
+        click.echo(f"Mended: {line}")
+    for fault in outcome.faults:
+        hurts = f"; hurts {', '.join(fault.hurts)}" if fault.hurts else ""
+        click.echo(printable(f"{fault.kind.value}: {fault.detail}{hurts}"))
+    click.echo(f"Read {outcome.blobs} blobs with {size_text(outcome.blob_bytes)}: {len(outcome.faults)} faults")
+    if outcome.orphans:
+        click.echo(f"{outcome.orphans} blobs with {size_text(outcome.orphan_bytes)} belong to nobody: `loraplex gc`")
+
+
+def print_keys(keys: Sequence[SigningKey]) -> None:
+    """A tenant's keys."""
+    if not keys:
+        click.echo("No keys yet. Make one: loraplex key generate FILE")
+        return
+    rows = table_of("KEY", "LABEL", "ALGORITHM", "ADDED", "BY", "REVOKED")
+    for key in keys:
+        moments = (time_text(key.created_at), key.created_by, time_text(key.revoked_at))
+        rows.add_row(key.key_id[:KEY_DIGITS], Text(printable(key.label)), key.algorithm, *moments)
+    console().print(rows)
+
+
+def print_signatures(version: Version, found: Sequence[VersionSignature], valid: Sequence[VersionSignature]) -> None:
+    """Who signed a version, and what counts."""
+    name = f"{version.adapter}@{version.number}"
+    click.echo(f"{name} has {len(valid)} valid signature{'s' * (len(valid) != 1)}")
+    click.echo(f"  digest    {version.digest}")
+    for signature in found:
+        if signature in valid:
+            state = f"valid, made {time_text(signature.signed_at)}"
+        else:
+            state = f"does not count: {signature.fault or 'it is by another key'}"
+        click.echo(printable(f"  {signature.key_id[:KEY_DIGITS]}  {signature.label}: {state}"))
+
+
+@contextmanager
+def counted(label: str) -> Iterator[OnBlob]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    with Progress(transient=True) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
