@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from registry.cli.backup import backup, restore
 from registry.cli.serve import serve
 
 
@@ -13,3 +14,5 @@ def registry() -> None:
 
 
 registry.add_command(serve)
+registry.add_command(backup)
+registry.add_command(restore)

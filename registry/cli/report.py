@@ -128,7 +128,7 @@ def print_version(version: Version, base: BaseRecord, aliases: Mapping[str, int]
     facts["published"] = f"{time_text(version.created_at)} by {version.created_by}"
     if version.message:
         facts["message"] = version.message
-    _print_facts(facts | _lineage(version))
+    _print_facts(facts | _servers(version) | _lineage(version))
     metrics = _metrics(version)
     names = sorted(metrics.get("base", {}).keys() | metrics.get("adapter", {}).keys())
     if names:
@@ -211,6 +211,11 @@ def _facts_of(version: Version, base: BaseRecord) -> dict[str, str]:
         "adapter": f"rank {version.rank} on {targets}; {size_text(version.adapter_bytes)}",
         "access": version.visibility.value,
     }
+
+
+def _servers(version: Version) -> dict[str, str]:
+    """Who can serve it, as far as a release that knew has judged it."""
+    return {} if version.serving is None else version.serving.sentences()
 
 
 def _lineage(version: Version) -> dict[str, str]:
