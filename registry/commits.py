@@ -5,7 +5,8 @@
 
 The version's files are those at the root that an adapter may have (`registry/adapter.py`); other data may lie beside
 them. What the judge refuses is kept as a commit without a version, and the outcome says why. A commit that changes
-nothing gives the head, so that it can be sent again. A crash leaves the old state or the new one.
+nothing gives the head, and so does one that is the head already: it can be sent again. A crash leaves the old state or
+the new one.
 """
 
 from __future__ import annotations
@@ -24,24 +25,22 @@ from registry.admission import admit
 from registry.bases import Bases
 from registry.blobs import BlobStore
 from registry.bounded_text import check_text
+from registry.branch_head import head_to_change, made_before, stored_sizes
 from registry.catalog import enter_version
 from registry.database import Database
 from registry.errors import (
     ConflictError,
     InvalidValueError,
-    NotFoundError,
-    ParentMovedError,
-    ReadOnlyRevisionError,
     RejectedAdapterError,
 )
 from registry.events import EventKind
 from registry.file_entry import Blob, FileEntry, digest_of_files
 from registry.lookup import find_adapter
-from registry.models import AdapterRow, CommitRow, TenantBlobRow, VersionRow
+from registry.models import AdapterRow, CommitRow, VersionRow
 from registry.names import AdapterName
 from registry.principal import Principal, Role
 from registry.reasons import RejectReason
-from registry.revisions import PARENT_MIN_DIGITS, find_commit
+from registry.revisions import PARENT_MIN_DIGITS
 from registry.tenant_policy import TenantPolicies
 from registry.tree_changes import (
     AddFile,
@@ -54,8 +53,8 @@ from registry.tree_changes import (
     version_files,
 )
 from registry.tree_paths import BEGINNING_BYTES, check_beginning
-from registry.trees import DEFAULT_BRANCH, Commit, TreeFile, head_of, insert_commit, to_commit, tree_of
-from registry.usage import DIGESTS_PER_QUERY, claim, locked_tenant
+from registry.trees import Commit, TreeFile, insert_commit, to_commit, tree_of
+from registry.usage import claim, locked_tenant
 from registry.version import VersionDraft, Visibility
 
 TITLE_CHARACTERS = 500
@@ -106,7 +105,7 @@ class Commits:
         with self._database.reading() as session:
             adapter = find_adapter(session, name, principal)
             principal.require(Role.PUBLISHER, name, action="commit to")
-            return tree_of(session, _head(session, adapter, name, branch, None))
+            return tree_of(session, head_to_change(session, adapter, name, branch, None))
 
     def apply(
         self,
@@ -132,9 +131,11 @@ class Commits:
             with self._database.reading() as session:
                 adapter = find_adapter(session, name, principal)
                 principal.require(Role.PUBLISHER, name, action="commit to")
-                head = _head(session, adapter, name, branch, parent)
+                if (made := made_before(session, adapter, branch, parent, operations)) is not None:
+                    return CommitOutcome(to_commit(session, made), False, None)
+                head = head_to_change(session, adapter, name, branch, parent)
                 before = tree_of(session, head)
-                tree = apply_operations(before, operations, _stored_sizes(session, adapter.tenant_id, operations))
+                tree = apply_operations(before, operations, stored_sizes(session, adapter.tenant_id, operations))
                 files = version_files(tree)
                 is_known = _version_with(session, adapter, files) is not None
             self._check_beginnings(before, tree)
@@ -187,9 +188,9 @@ class Commits:
         with self._database.writing() as session:
             tenant = locked_tenant(session, name.tenant, principal, now)
             adapter = find_adapter(session, name, principal, lock=True)
-            head = _head(session, adapter, name, branch, parent)
+            head = head_to_change(session, adapter, name, branch, parent)
             before = tree_of(session, head)
-            tree = apply_operations(before, operations, _stored_sizes(session, tenant.id, operations))
+            tree = apply_operations(before, operations, stored_sizes(session, tenant.id, operations))
             if version_files(tree) != judgement.files:
                 return None
             if head is not None and is_same(tree, before):
@@ -230,40 +231,6 @@ def _check_call(operations: Sequence[Operation], parent: str | None, title: str,
     written = [path_of(operation) for operation in operations if isinstance(operation, (AddFile, AddLarge))]
     if len(set(written)) != len(written):
         raise InvalidValueError("operations", "one path is written twice")
-
-
-def _head(session: Session, adapter: AdapterRow, name: AdapterName, branch: str, parent: str | None) -> str | None:
-    """The commit on whose tree the operations work; None for the main branch of an adapter without commits."""
-    head = head_of(session, adapter, branch)
-    if head is None and branch != DEFAULT_BRANCH:
-        raise _not_a_branch(session, adapter, name, branch)
-    if parent is not None and (head is None or not head.startswith(parent)):
-        raise ParentMovedError(str(name), branch, expected=parent, actual=head)
-    return head
-
-
-def _not_a_branch(
-    session: Session, adapter: AdapterRow, name: AdapterName, branch: str
-) -> NotFoundError | ReadOnlyRevisionError:
-    try:
-        find_commit(session, adapter, name, branch)
-    except NotFoundError as error:
-        return error
-    return ReadOnlyRevisionError(str(name), branch)
-
-
-def _stored_sizes(session: Session, tenant_id: int, operations: Sequence[Operation]) -> dict[str, int]:
-    """The sizes of those named blobs that the tenant has uploaded; of others it must not learn that they exist."""
-    asked = sorted({operation.sha256 for operation in operations if isinstance(operation, AddLarge)})
-    sizes: dict[str, int] = {}
-    for start in range(0, len(asked), DIGESTS_PER_QUERY):
-        query = select(TenantBlobRow.sha256, TenantBlobRow.size).where(
-            TenantBlobRow.tenant_id == tenant_id,
-            TenantBlobRow.is_stored,
-            TenantBlobRow.sha256.in_(asked[start : start + DIGESTS_PER_QUERY]),
-        )
-        sizes |= {row.sha256: row.size for row in session.execute(query)}
-    return sizes
 
 
 def _version_with(session: Session, adapter: AdapterRow, files: tuple[FileEntry, ...]) -> VersionRow | None:

@@ -127,6 +127,17 @@ def test_a_moved_head_refuses_the_commit_of_who_did_not_see_it(repo: Repo) -> No
     assert repo.reg.snapshots.at(NAME, "main", OPERATOR).commit.id == second.commit.id
 
 
+def test_a_commit_whose_answer_was_lost_is_sent_again(repo: Repo) -> None:
+    first = repo.commit(repo.add("a.json", b"1")).commit.id
+    change = (repo.add("b.json", b"2"), DeleteFile("a.json"))
+    second = repo.commit(*change, parent=first)
+    again = repo.commit(*change, parent=first)
+    assert (again.commit, again.is_new) == (second.commit, False)
+    repo.commit(repo.add("c.json", b"3"))
+    with pytest.raises(ParentMovedError):
+        repo.commit(*change, parent=first)
+
+
 def test_files_and_folders_are_deleted(repo: Repo) -> None:
     repo.commit(*(repo.add(path, path.encode()) for path in ("a.json", "b/c.json", "b/d/e.json", "bc.json")))
     repo.commit(DeleteFolder("b/"), DeleteFile("a.json"))
