@@ -45,7 +45,7 @@ class ServingVerdict(msgspec.Struct, frozen=True):
 
     def sentences(self) -> dict[str, str]:
         """Each server's answer as one line for people."""
-        answers = {"this engine": self.loraplex, "peft": self.peft, "vllm": self.vllm}
+        answers = {"loraplex": self.loraplex, "peft": self.peft, "vllm": self.vllm}
         return {server: _sentence(answer) for server, answer in answers.items()}
 
 
