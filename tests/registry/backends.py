@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import obstore
+import psutil
 import psycopg
 import pytest
 from obstore.store import S3Store, from_url
@@ -78,8 +79,26 @@ class PostgresServer:
     """A running server that listens on a socket in its folder only. `fsync` off: for tests that pull no plug."""
 
     folder: Path
-    process: subprocess.Popen[bytes]
-    made: int = field(default=0)
+    command: list[str | Path]
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(self.command, cwd=self.folder, env=_environment(), stdout=log, stderr=log)
+        _await(lambda: self.execute("SELECT 1"), self.process, psycopg.OperationalError)
+
+    def kill(self) -> None:
+        """End every process of the server at once, as a power cut would."""
+        for pid in _descendants(self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(timeout=START_SECONDS)
+
+    def restart(self) -> None:
+        """Start it again after `kill`."""
+        (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+        self.start()
 
     def url(self, database: str) -> str:
         return f"postgresql://loraplex@/{database}?host={self.folder}"
@@ -111,32 +130,38 @@ def postgres_server(*, fsync: bool = False) -> Iterator[PostgresServer]:
             user = _unprivileged_user()
             os.chown(folder, user.pw_uid, user.pw_gid)
         initdb = [binaries / "initdb", "-D", folder / "data", "-A", "trust", "-U", "loraplex", "--no-sync"]
-        environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
         made = subprocess.run(
-            [*prefix, *initdb, "-E", "UTF8"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+            [*prefix, *initdb, "-E", "UTF8"],
+            cwd=folder,
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert made.returncode == 0, made.stderr
         options = {"listen_addresses": "", "unix_socket_directories": str(folder), "max_connections": "200"}
         if not fsync:
             options |= {"fsync": "off", "full_page_writes": "off"}
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [*prefix, binaries / "postgres", "-D", folder / "data", *arguments],
-                cwd=folder,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
+        server = PostgresServer(folder, [*prefix, binaries / "postgres", "-D", folder / "data", *arguments])
         try:
-            server = PostgresServer(folder, process)
-            _await(lambda: server.execute("SELECT 1"), process, psycopg.OperationalError)
+            server.start()
             yield server
         finally:
-            process.send_signal(signal.SIGQUIT)
-            process.wait(timeout=START_SECONDS)
+            server.process.send_signal(signal.SIGQUIT)
+            server.process.wait(timeout=START_SECONDS)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment() -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+
+
+def _descendants(pid: int) -> list[int]:
+    """The process and its children: PostgreSQL's do not have any of their own."""
+    children = psutil.Process(pid).children(recursive=True)
+    return [pid, *(child.pid for child in children)]
 
 
 @dataclass
