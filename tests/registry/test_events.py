@@ -58,6 +58,7 @@ def test_each_change_of_an_adapter_is_an_event(reg: registry.Registry, operator:
     assert [event.id for event in found] == sorted({event.id for event in found})
 
 
+@pytest.mark.sqlite_only
 def test_what_changes_nothing_is_no_event(
     reg: registry.Registry, operator: Principal, make_adapter: Callable[..., object]
 ) -> None:
@@ -120,6 +121,7 @@ def test_pages_follow_one_another_without_a_gap(reg: registry.Registry, operator
     assert cursor == reg.events(operator).cursor, "an empty page moves the cursor past what one may not read"
 
 
+@pytest.mark.sqlite_only
 def test_kinds_choose(reg: registry.Registry, operator: Principal, publish: Publish) -> None:
     start = reg.events(operator).cursor
     publish()
@@ -128,6 +130,7 @@ def test_kinds_choose(reg: registry.Registry, operator: Principal, publish: Publ
     assert [event.kind for event in page.events] == ["alias.promoted"]
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize("arguments", [{"after": -1}, {"limit": 0}, {"limit": 1001}, {"seconds": 46.0}])
 def test_bounds(reg: registry.Registry, operator: Principal, arguments: dict[str, float]) -> None:
     with pytest.raises(InvalidValueError):
@@ -174,6 +177,7 @@ def test_a_reader_who_moves_on_misses_nothing_while_many_publish(
     assert seen == sorted(seen)
 
 
+@pytest.mark.sqlite_only
 def test_feed_of_a_new_registry_begins_with_its_base(reg: registry.Registry, operator: Principal) -> None:
     assert kinds(reg, operator) == ["base.registered"]
     assert kinds(reg, member("acme")) == ["base.registered"]

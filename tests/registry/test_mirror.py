@@ -167,6 +167,7 @@ def test_a_damaged_file_is_refused(
     assert reg.list_mirrors(operator) == []
 
 
+@pytest.mark.sqlite_only
 def test_what_comes_in_is_judged(
     reg: registry.Registry, hub: FakeHub, make_adapter: MakeAdapter, operator: Principal
 ) -> None:
@@ -188,6 +189,7 @@ def test_what_comes_in_is_judged(
     assert reg.list_mirrors(operator) == []
 
 
+@pytest.mark.sqlite_only
 def test_a_token_stays_at_its_origin(
     reg: registry.Registry, hub: FakeHub, make_adapter: MakeAdapter, operator: Principal
 ) -> None:
@@ -212,6 +214,7 @@ def test_a_token_stays_at_its_origin(
     assert "hf_upstream" not in repr(reg.audit_entries(principal=operator))
 
 
+@pytest.mark.sqlite_only
 def test_redirects_within_the_origin_are_followed_and_bounded(
     reg: registry.Registry, hub: FakeHub, make_adapter: MakeAdapter, operator: Principal
 ) -> None:
@@ -278,6 +281,7 @@ def test_addresses_that_are_none(reg: registry.Registry, operator: Principal, so
         reg.add_mirror("acme/x", source, principal=operator)
 
 
+@pytest.mark.sqlite_only
 def test_who_may(reg: registry.Registry, hub: FakeHub, make_adapter: MakeAdapter, operator: Principal) -> None:
     hub.push("org/x", make_adapter(seed=1))
     admin = Principal(tenant="acme", role=Role.ADMIN, token_id="tok_a")
@@ -320,6 +324,7 @@ def test_unknown_adapters_are_pulled_through_where_the_policy_says_so(
     assert len(hub.peer.received) == asked + 1, "a miss is remembered for a while"
 
 
+@pytest.mark.sqlite_only
 def test_only_the_operator_says_where_to_pull_from(reg: registry.Registry) -> None:
     reg.create_tenant("acme")
     admin = Principal(tenant="acme", role=Role.ADMIN, token_id="tok_a")

@@ -32,6 +32,7 @@ from registry.outbound import OutboundPolicy
 from registry.outbox import Outbox
 from registry.webhook_signature import new_secret, sign, verify
 from registry.webhooks import WEBHOOKS_LIMIT
+from tests.registry.backends import RegistryPlace
 from tests.registry.web_peer import Received, Reply, WebPeer
 
 Publish = Callable[..., registry.Version]
@@ -102,6 +103,7 @@ def test_an_event_arrives_signed(
     assert hooked.list_webhooks("acme", ADMIN)[0].disabled_at is None
 
 
+@pytest.mark.sqlite_only
 def test_only_own_events_of_the_wanted_kinds(
     hooked: registry.Registry, courier: Courier, peer: WebPeer, publish: Publish, operator: Principal
 ) -> None:
@@ -157,6 +159,7 @@ def test_given_up_disabled_and_replayed(
     assert [json.loads(request.body)["data"]["version"] for request in peer.received] == [1, 1, 2]
 
 
+@pytest.mark.sqlite_only
 def test_gone_disables_at_once(hooked: registry.Registry, courier: Courier, peer: WebPeer, publish: Publish) -> None:
     peer.answer = lambda request: Reply(410)
     hooked.create_webhook("acme", peer.url, principal=ADMIN)
@@ -165,6 +168,7 @@ def test_gone_disables_at_once(hooked: registry.Registry, courier: Courier, peer
     assert len(peer.received) == 1
 
 
+@pytest.mark.sqlite_only
 def test_a_slow_webhook_delays_only_itself(
     hooked: registry.Registry, courier: Courier, peer: WebPeer, publish: Publish
 ) -> None:
@@ -187,6 +191,7 @@ def test_a_slow_webhook_delays_only_itself(
     release.set()
 
 
+@pytest.mark.sqlite_only
 def test_a_test_goes_to_its_webhook_alone(hooked: registry.Registry, courier: Courier, peer: WebPeer) -> None:
     first = hooked.create_webhook("acme", f"{peer.url}/1", principal=ADMIN)
     hooked.create_webhook("acme", f"{peer.url}/2", principal=ADMIN)
@@ -197,6 +202,7 @@ def test_a_test_goes_to_its_webhook_alone(hooked: registry.Registry, courier: Co
     assert json.loads(peer.received[0].body)["type"] == "webhook.test"
 
 
+@pytest.mark.sqlite_only
 def test_an_address_that_became_private_gets_nothing(
     hooked: registry.Registry, courier: Courier, peer: WebPeer, publish: Publish
 ) -> None:
@@ -209,6 +215,7 @@ def test_an_address_that_became_private_gets_nothing(
     assert peer.received == []
 
 
+@pytest.mark.sqlite_only
 def test_what_cannot_be_made(reg: registry.Registry) -> None:
     reg.create_tenant("acme")
     for url in ("http://example.org/", "https://127.0.0.1/", "https://10.1.2.3/", "https://localhost/"):
@@ -225,6 +232,7 @@ def test_what_cannot_be_made(reg: registry.Registry) -> None:
         reg.set_webhook_policy(LOOPBACK, ADMIN)
 
 
+@pytest.mark.sqlite_only
 def test_admins_of_the_tenant_only(hooked: registry.Registry) -> None:
     webhook = hooked.create_webhook("acme", "https://example.org/", principal=ADMIN)
     promoter = Principal(tenant="acme", role=Role.PROMOTER, token_id="tok_p")
@@ -274,16 +282,20 @@ def test_a_claim_is_one_workers_until_it_runs_out(hooked: registry.Registry, pub
     assert outbox.next_due() is None
 
 
-def test_a_courier_that_is_killed_loses_nothing(hooked: registry.Registry, peer: WebPeer, publish: Publish) -> None:
+def test_a_courier_that_is_killed_loses_nothing(
+    hooked: registry.Registry, place: RegistryPlace, peer: WebPeer, publish: Publish
+) -> None:
     """The process dies in the middle of an attempt; another one delivers when the claim has run out."""
     hanging = threading.Event()
     peer.answer = lambda request: Reply(200 if hanging.wait(20) else 500)
     webhook = hooked.create_webhook("acme", peer.url, principal=ADMIN)
     publish()
-    code = "import sys, time, registry\nregistry.open(sys.argv[1]).courier().start()\ntime.sleep(60)\n"
+    code = (
+        "import json, sys, time, registry\nregistry.open(**json.loads(sys.argv[1])).courier().start()\ntime.sleep(60)\n"
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-c", code, str(hooked.folder)], env=environment)
-    wait_until(lambda: peer.received)
+    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(place.arguments())], env=environment)
+    wait_until(lambda: peer.received, 60)
     process.send_signal(signal.SIGKILL)
     process.wait()
     hanging.set()
@@ -300,18 +312,20 @@ def test_a_courier_that_is_killed_loses_nothing(hooked: registry.Registry, peer:
 
 
 def test_couriers_of_several_processes_deliver_each_event_once(
-    hooked: registry.Registry, peer: WebPeer, publish: Publish
+    hooked: registry.Registry, place: RegistryPlace, peer: WebPeer, publish: Publish
 ) -> None:
     webhook = hooked.create_webhook("acme", peer.url, principal=ADMIN)
     for number in range(6):
         publish(f"acme/a{number}")
-    with registry.open(hooked.folder) as second:
+    with place.open() as second:
         couriers = [hooked.courier(QUICK), second.courier(QUICK)]
         for courier in couriers:
             courier.start()
-        wait_until(lambda: is_settled(hooked, webhook.webhook_id))
-        for courier in couriers:
-            courier.stop()
+        try:
+            wait_until(lambda: is_settled(hooked, webhook.webhook_id), 60)
+        finally:
+            for courier in couriers:
+                courier.stop()
     ids = [request.headers["webhook-id"] for request in peer.received]
     assert len(ids) == len(set(ids)) == 6
 
