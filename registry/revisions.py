@@ -4,8 +4,8 @@
     any tag             where the tag points                sha256:<64 hex>     the commit of the version of that digest
     any alias           the commit of the alias's version   <7 to 40 hex>       the commit that begins so
 
-Branches and tags are tried first, then versions, aliases, digests and commits. `refs.py` keeps new branches and tags
-from taking a name that means something already.
+A full commit id is one. Else branches and tags are tried first, then versions, aliases, digests and commits. `refs.py`
+keeps new branches and tags from taking a name that means something already.
 """
 
 from __future__ import annotations
@@ -62,11 +62,12 @@ def missing_revision(name: AdapterName, revision: str) -> NotFoundError:
 def _queries(adapter: AdapterRow, revision: str) -> Iterator[Select[CommitRow]]:
     """At most two rows each: one is the answer, two are ambiguous."""
     own = select(CommitRow).where(CommitRow.adapter_id == adapter.id)
+    if is_commit_id(revision):
+        yield own.where(CommitRow.id == revision)
+    named = select(CommitRow).join(RefRow, RefRow.commit_id == CommitRow.id).where(RefRow.adapter_id == adapter.id)
     for kind, prefix in ((BRANCH, "refs/heads/"), (TAG, "refs/tags/")):
-        named = own.join(RefRow, RefRow.commit_id == CommitRow.id)
-        yield named.where(
-            RefRow.adapter_id == adapter.id, RefRow.kind == kind, RefRow.name == revision.removeprefix(prefix)
-        )
+        if not revision.startswith("refs/") or revision.startswith(prefix):
+            yield named.where(RefRow.kind == kind, RefRow.name == revision.removeprefix(prefix))
     versions = select(VersionRow.id).where(VersionRow.adapter_id == adapter.id)
     if (number := version_number(revision.removeprefix("refs/tags/"))) is not None:
         yield _first_commit_of(own, versions.where(VersionRow.number == number))

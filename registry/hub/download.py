@@ -20,6 +20,7 @@ from registry.hub.request import Request
 from registry.hub.response import Response
 from registry.hub.routing import Route
 from registry.hub.tree import content_oid
+from registry.principal import Principal
 from registry.revisions import is_commit_id
 from registry.trees import TreeFile
 
@@ -33,14 +34,11 @@ async def resolve(hub: Hub, request: Request) -> Response:
     """GET and HEAD /{id}/resolve/{revision}/{path}."""
     repo = Repo.of(request.values)
     asked, path = request.values["revision"], request.values["path"]
-    found = await hub.run(hub.registry.snapshots.file, repo.name, repo.revision(asked), path, request.principal)
-    if found.file is None:
-        raise EntryNotFoundError(path, commit_id=found.commit_id)
-    headers = await hub.run(_headers, hub, found.file, found.commit_id, is_fixed=is_commit_id(asked))
+    file, headers = await hub.run(_find, hub, repo, asked, path, request.principal)
     if _is_known(request.headers.get("if-none-match"), headers["etag"]):
         return Response(304, headers)
     headers |= _content_headers(path)
-    blob = Blob(found.file.sha256, found.file.size)
+    blob = Blob(file.sha256, file.size)
     if request.method == "GET":
         address = await hub.run(hub.registry.blobs.download_url, blob, seconds=DOWNLOAD_SECONDS)
         if address is not None:
@@ -63,6 +61,13 @@ async def resolve(hub: Hub, request: Request) -> Response:
 def etag_of(hub: Hub, file: TreeFile) -> str:
     """The file's ETag, without quotes."""
     return file.sha256 if file.is_lfs else content_oid(hub, file)
+
+
+def _find(hub: Hub, repo: Repo, asked: str, path: str, principal: Principal) -> tuple[TreeFile, dict[str, str]]:
+    found = hub.registry.snapshots.file(repo.name, repo.revision(asked), path, principal)
+    if found.file is None:
+        raise EntryNotFoundError(path, commit_id=found.commit_id)
+    return found.file, _headers(hub, found.file, found.commit_id, is_fixed=is_commit_id(asked))
 
 
 def _headers(hub: Hub, file: TreeFile, commit_id: str, *, is_fixed: bool) -> dict[str, str]:
