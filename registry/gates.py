@@ -144,6 +144,8 @@ def _margin(case: _Case, rule: MetricRule, margin: float, name: str, figure: flo
     if case.incumbent is None:
         return _check(name, f"better by {margin:g}", "no incumbent: the alias is new", figure is not None, step)
     held = _figure(case, case.incumbent, rule)
+    if case.incumbent.id == case.candidate.id:
+        return _check(name, f"better by {margin:g}", "it is the incumbent", True, "")
     incumbent = f"version {case.incumbent.number}"
     if held is None:
         is_met = rule.if_incumbent_lacks == "pass" and figure is not None
@@ -175,7 +177,7 @@ def _figure(case: _Case, version: VersionRow, rule: MetricRule) -> float | None:
 def _probes_present(case: _Case) -> GateCheck:
     count = len(_manifest(case.candidate).get("probes") or ())
     step = "Publish the folder as the trainer exported it: its manifest has probes."
-    return _check("probes", "in the manifest", f"{count} probes", count > 0, step)
+    return _check("probes", "in the manifest", f"{count} probe{'s' * (count != 1)}", count > 0, step)
 
 
 def _probes_passed(case: _Case) -> GateCheck:

@@ -298,7 +298,8 @@ def promote_canary(
 def _text_of(file: Path) -> str:
     try:
         with click.open_file(str(file), encoding="utf-8") as stream:
-            return stream.read(POLICY_BYTES_LIMIT + 1)
+            text: str = stream.read(POLICY_BYTES_LIMIT + 1)
+            return text
     except UnicodeDecodeError as error:
         raise InvalidValueError("policy", "it is not UTF-8 text") from error
 

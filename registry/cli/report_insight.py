@@ -32,7 +32,7 @@ def print_lineage(graph: Lineage) -> None:
     for node in nodes.values():
         if node.kind is not NodeKind.VERSION:
             name = printable(", ".join(node.names)) or "-"
-            click.echo(f"{node.kind.value:<5} {node.node_id[: len('sha256:') + DIGEST_DIGITS_SHOWN]}  {name}")
+            click.echo(f"{node.kind.value:<5} {node.node_id.removeprefix('sha256:')[:DIGEST_DIGITS_SHOWN]}  {name}")
     if graph.is_truncated:
         click.echo("There is more than is shown here.")
 

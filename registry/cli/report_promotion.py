@@ -97,7 +97,10 @@ def _rules_of(policy: AliasPolicy) -> list[str]:
     if policy.base_verified:
         rules.append("a base that the trainer recorded")
     if policy.approvals:
-        rules.append(f"{policy.approvals} approvals by different promoters")
+        approvals = (
+            "1 approval by a promoter" if policy.approvals == 1 else f"{policy.approvals} approvals by promoters"
+        )
+        rules.append(approvals)
     if policy.by_others and rules:
         rules.append("what the version's author attested does not count")
     return rules

@@ -18,7 +18,7 @@ import click
 import numpy as np
 from click.testing import CliRunner
 
-from registry.cli import adapters, tenants
+from registry.cli import adapters, insight, promotion, tenants
 from registry.reasons import ADVICE
 from tests.registry.adapter_folders import (
     OTHER_FINGERPRINT,
@@ -39,9 +39,17 @@ COMMANDS = (
     adapters.pull,
     adapters.promote,
     adapters.rollback,
+    promotion.policy,
+    promotion.approve,
+    promotion.attest,
+    promotion.canary,
+    insight.lineage,
+    insight.card,
+    insight.diff,
     tenants.tenant,
     tenants.token,
 )
+TOML = re.compile(r"```toml\n(.*?)```", re.DOTALL)
 CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
 FIXED = (
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC"), "2026-11-22 09:30 UTC"),
@@ -70,6 +78,7 @@ def prepare(folder: Path) -> Path:
     }
     diverged = lora_tensors(modules_named("q_proj", "v_proj"))
     next(iter(diverged.values())).flat[0] = np.nan
+    (folder / "prod.toml").write_text("".join(TOML.findall(PAGE.read_text())))
     write_adapter(folder / "run-1" / "adapter", seed=1)
     write_adapter(folder / "run-2" / "adapter", seed=2, manifest=manifest_document(metrics=better))
     write_adapter(folder / "run-3" / "adapter", tensors=diverged)

@@ -78,7 +78,7 @@ def test_the_verdict_is_kept_check_by_check(reg: registry.Registry, put: Callabl
     assert gate.passed
     assert [(check.name, check.required, check.found, check.passed) for check in gate.checks] == [
         ("metric exact_match", "at least 0.8", "0.9", True),
-        ("probes", "in the manifest", "1 probes", True),
+        ("probes", "in the manifest", "1 probe", True),
     ]
     assert (gate.candidate, gate.incumbent) == (1, None)
     assert reg.alias_history(NAME, "prod", OPERATOR)[0].gate == gate
@@ -136,6 +136,15 @@ def test_margins_over_the_incumbent(
         check = refused(reg, 2)["metric exact_match against the incumbent"]
         assert "version 1 has 0.9" in check["required"]
         assert check["found"] == f"{value:g}"
+
+
+def test_the_incumbent_need_not_beat_itself(reg: registry.Registry, put: Callable[..., Any]) -> None:
+    put(0.5)
+    promote(reg, 1)
+    policy(reg, metrics=[margin(0.1)])
+    verdict = reg.check_gate(f"{NAME}@1", "prod", OPERATOR)
+    assert verdict is not None
+    assert [(check.found, check.passed) for check in verdict.checks] == [("it is the incumbent", True)]
 
 
 def test_a_new_alias_has_no_incumbent(reg: registry.Registry, put: Callable[..., Any]) -> None:
