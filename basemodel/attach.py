@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from basemodel.adapter_weights import AdapterWeights, LoraPair
 from basemodel.description import BaseDescription
 from basemodel.lora_ops import LoraPlan, add_lora
-from basemodel.packed_linear import DenseLinear, PackedLinear, can_multiply, can_pack
+from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, can_multiply, can_pack
 
 
 class AdapterSites:
     """Every place of one model that an adapter can change. Only the engine loop changes it.
 
     `rows` rank rows are set aside in every layer; an adapter of rank r takes r of them, the same ones everywhere.
-    `dtype` is the type in which adapters are kept and computed.
+    `dtype` is the type in which adapters are kept and computed where the CPU kernel does not do it.
     """
 
     def __init__(self, model: PreTrainedModel, base: BaseDescription, *, rows: int, dtype: torch.dtype) -> None:
@@ -60,19 +61,24 @@ class AdapterSites:
         return sum(site.arena_bytes for site in self._sites.values())
 
 
-def rank_row_bytes(base: BaseDescription, dtype: torch.dtype) -> int:
+def rank_row_bytes(model: PreTrainedModel, base: BaseDescription, dtype: torch.dtype) -> int:
     """Bytes of one rank row over all quantized layers (over all linear layers, where none is quantized)."""
-    linear = [shape for shape in base.modules.values() if shape.kind == "linear"]
-    counted = [shape for shape in linear if shape.quantized] or linear
-    return sum(shape.in_features + shape.out_features for shape in counted) * dtype.itemsize
+    linear = {path: shape for path, shape in base.modules.items() if shape.kind == "linear"}
+    counted = {path: shape for path, shape in linear.items() if shape.quantized} or linear
+    return sum(
+        (shape.in_features + shape.out_features)
+        * (torch.bfloat16 if can_pack(model.get_submodule(path)) else dtype).itemsize
+        for path, shape in counted.items()
+    )
 
 
 class AdaptedLinear(nn.Module):
     """A linear layer of the base and its arena. x [..., H] -> [..., O].
 
-    The arena, a [R, H] and b [R, O], is made when the first adapter needs it, so a layer that none touches costs
-    nothing. `used` names the adapters (by first row) that have factors here: a step whose adapters do not touch this
-    layer skips it. Where our CPU kernel can stand in for the base layer it takes over its weights.
+    The arena is made when the first adapter needs it, so a layer that none touches costs nothing. `used` names the
+    adapters (by first row) that have factors here: a step whose adapters do not touch this layer skips it. Where our
+    CPU kernel can stand in for the base layer it takes over its weights, and adapters are kept in bfloat16 as it reads
+    them: a [R, H] and b [strips, R, 16]. Elsewhere b is [1, R, O], in the type of the sites.
     """
 
     def __init__(
@@ -100,7 +106,7 @@ class AdaptedLinear(nn.Module):
             return self._packed(flat, plan, self._a, self._b).view(*x.shape[:-1], self.out_features)
         out = self._base_output(x)
         if plan is not None and self._a is not None and self._b is not None:
-            add_lora(out.view(-1, self.out_features), x.reshape(-1, self.in_features), self._a.T, self._b, plan)
+            add_lora(out.view(-1, self.out_features), x.reshape(-1, self.in_features), self._a.T, self._b[0], plan)
         return out
 
     def _base_output(self, x: torch.Tensor) -> torch.Tensor:
@@ -120,10 +126,10 @@ class AdaptedLinear(nn.Module):
         if pair is not None:
             filled = pair.rank
             self._a[start : start + filled].copy_(pair.a.T, non_blocking=True)
-            self._b[start : start + filled].copy_(pair.b, non_blocking=True)
+            self._b[:, start : start + filled].copy_(self._in_strips(pair.b), non_blocking=True)
             self.used.add(start)
         self._a[start + filled : start + rank].zero_()
-        self._b[start + filled : start + rank].zero_()
+        self._b[:, start + filled : start + rank].zero_()
 
     @property
     def arena_bytes(self) -> int:
@@ -141,6 +147,14 @@ class AdaptedLinear(nn.Module):
 
     def _new_arena(self) -> tuple[torch.Tensor, torch.Tensor]:
         sites, device = self._owner[0], self.weight.device
-        a = torch.zeros(sites.rows, self.in_features, dtype=sites.dtype, device=device)
-        b = torch.zeros(sites.rows, self.out_features, dtype=sites.dtype, device=device)
+        dtype = sites.dtype if self._packed is None else torch.bfloat16
+        strips, width = (1, self.out_features) if self._packed is None else (self._packed.strips, STRIP)
+        a = torch.zeros(sites.rows, self.in_features, dtype=dtype, device=device)
+        b = torch.zeros(strips, sites.rows, width, dtype=dtype, device=device)
         return a, b
+
+    def _in_strips(self, b: torch.Tensor) -> torch.Tensor:
+        """b [r, O] as it lies in the arena: [strips, r, width]; outputs that do not exist are zeros."""
+        assert self._b is not None
+        strips, _, width = self._b.shape
+        return pad(b, (0, strips * width - self.out_features)).view(-1, strips, width).transpose(0, 1)

@@ -36,6 +36,7 @@ class PackedLinear:
         """Takes over the weights of a layer that `can_pack` accepts: the layer keeps an empty one."""
         assert can_pack(layer)
         self.out_features, self.in_features = layer.weight.quant_state.shape
+        self.strips = -(-self.out_features // STRIP)
         self._weight = _packed(layer)
         self._bias = None if layer.bias is None else layer.bias.to(torch.bfloat16).contiguous()
         layer.weight.data = layer.weight.data.new_empty(0)
@@ -43,7 +44,7 @@ class PackedLinear:
     def __call__(
         self, x: torch.Tensor, plan: LoraPlan | None, a: torch.Tensor | None, b: torch.Tensor | None
     ) -> torch.Tensor:
-        """The layer's output; with a plan, every token's adapters from the arenas a [R, K] and b [R, O], in float32."""
+        """The layer's output; with a plan, every token's adapters added: a [R, K], b [strips, R, 16], bfloat16."""
         adapters: tuple[object, ...] = (None, None, None, None, None, 0)
         if plan is not None and plan.runs is not None:
             runs = plan.runs

@@ -160,15 +160,13 @@ const Group *group_of(const Adapters &adapters, int64_t row, const Group *from) 
 }
 
 // Add a row's adapters to 16 outputs: value += sum over r of hidden[r] * B[r, 16 outputs].
-inline __m512 expand(const Adapters &adapters, const Group &group, int64_t row, int64_t out_features, int64_t output,
-                     __mmask16 mask, __m512 value) {
+inline __m512 expand(const Adapters &adapters, const Group &group, int64_t row, int64_t strip, __m512 value) {
     const float *hidden = adapters.hidden + group.hidden + (row - group.first_row) * group.hidden_width;
     for (int64_t use = group.first_use; use < group.first_use + group.uses; use++) {
-        const float *b = adapters.b + adapters.uses[use].start * out_features + output;
+        const uint16_t *b = adapters.b + (strip * adapters.rank_rows + adapters.uses[use].start) * STRIP;
         __m512 delta = _mm512_setzero_ps();
         for (int64_t rank = 0; rank < adapters.uses[use].rank; rank++)
-            delta = _mm512_fmadd_ps(_mm512_set1_ps(*hidden++), _mm512_maskz_loadu_ps(mask, b + rank * out_features),
-                                    delta);
+            delta = _mm512_fmadd_ps(_mm512_set1_ps(*hidden++), widen(b + rank * STRIP), delta);
         value = _mm512_fmadd_ps(_mm512_set1_ps(adapters.uses[use].weight), delta, value);
     }
     return value;
@@ -191,7 +189,7 @@ void finish(const float *sums, int64_t first_row, int64_t row_count, const uint1
         if (adapters) {
             group = group_of(*adapters, first_row + index, group);
             if (group < adapters->groups + adapters->group_count && first_row + index >= group->first_row)
-                value = expand(*adapters, *group, first_row + index, out_features, output, mask, value);
+                value = expand(*adapters, *group, first_row + index, strip, value);
         }
         _mm256_mask_storeu_epi16(y + (first_row + index) * out_features + output, mask,
                                  (__m256i)_mm512_cvtneps_pbh(value));
@@ -200,14 +198,15 @@ void finish(const float *sums, int64_t first_row, int64_t row_count, const uint1
 
 // hidden values of `count` rows and one rank row of A: the row of A is read once for all of them.
 template <int count>
-void dot_rows(const uint16_t *x, int64_t in_features, const float *a, float *hidden, int64_t hidden_stride) {
+void dot_rows(const uint16_t *x, int64_t in_features, const uint16_t *a, float *hidden, int64_t hidden_stride) {
     __m512 sums[count];
     for (int row = 0; row < count; row++)
         sums[row] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < in_features; k += 16) {
-        const __m512 factor = _mm512_loadu_ps(a + k);
+    for (int64_t k = 0; k < in_features; k += 32) {
+        const __m512bh factor = (__m512bh)_mm512_loadu_si512(a + k);
         for (int row = 0; row < count; row++)
-            sums[row] = _mm512_fmadd_ps(widen(x + row * in_features + k), factor, sums[row]);
+            sums[row] =
+                _mm512_dpbf16_ps(sums[row], (__m512bh)_mm512_loadu_si512(x + row * in_features + k), factor);
     }
     for (int row = 0; row < count; row++)
         hidden[row * hidden_stride] = _mm512_reduce_add_ps(sums[row]);
@@ -255,7 +254,7 @@ void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, in
         for (int64_t rank = 0; rank < adapters.uses[use].rank; rank++, column++) {
             if (column < first_column || column >= last_column)
                 continue;
-            const float *a = adapters.a + (adapters.uses[use].start + rank) * in_features;
+            const uint16_t *a = adapters.a + (adapters.uses[use].start + rank) * in_features;
             const uint16_t *source = x + group.first_row * in_features;
             float *hidden = adapters.hidden + group.hidden + column;
             int64_t row = 0;

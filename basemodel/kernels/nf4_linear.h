@@ -31,8 +31,9 @@ struct Group {
 };
 
 struct Adapters {
-    const float *a; // [R, K]
-    const float *b; // [R, O]
+    const uint16_t *a; // [R, K] bf16
+    const uint16_t *b; // [strips, R, 16] bf16: what a strip needs of an adapter lies together
+    int64_t rank_rows; // R
     const Use *uses;
     const Group *groups;
     int64_t group_count;

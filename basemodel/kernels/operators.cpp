@@ -24,7 +24,7 @@ template <typename Function> void in_threads(int64_t count, bool is_small, const
 }
 
 // x [T, K] bf16, weight [strips * blocks * UNIT_BYTES] uint8, bias [O] bf16 -> [T, O] bf16.
-// a [R, K] and b [R, O] float; uses [U, 2] int64 (start, rank); weights [U] float; groups [G, 6] int64 (see Group).
+// a [R, K] and b [strips, R, 16] bf16; uses [U, 2] int64 (start, rank); weights [U] float; groups [G, 6] int64 (see Group).
 Tensor nf4_linear(const Tensor &x, const Tensor &weight, const std::optional<Tensor> &bias, int64_t out_features,
                   const std::optional<Tensor> &a, const std::optional<Tensor> &b, const std::optional<Tensor> &uses,
                   const std::optional<Tensor> &weights, const std::optional<Tensor> &groups, int64_t hidden_size) {
@@ -58,7 +58,12 @@ Tensor nf4_linear(const Tensor &x, const Tensor &weight, const std::optional<Ten
             use_list.push_back({pairs[2 * use], pairs[2 * use + 1], scales[use]});
         hidden = at::empty({hidden_size}, x.options().dtype(at::kFloat));
         static_assert(sizeof(loraplex::Group) == 6 * sizeof(int64_t), "Group is six integers");
-        adapters = {a->const_data_ptr<float>(), b->const_data_ptr<float>(), use_list.data(),
+        TORCH_CHECK(a->scalar_type() == at::kBFloat16 && b->scalar_type() == at::kBFloat16 && a->is_contiguous() &&
+                        b->is_contiguous() && a->size(1) == in_features && b->size(0) == strips &&
+                        b->size(1) == a->size(0),
+                    "a must be bfloat16 [R, K] and b [strips, R, 16]");
+        adapters = {static_cast<const uint16_t *>(a->data_ptr()), static_cast<const uint16_t *>(b->data_ptr()),
+                    a->size(0), use_list.data(),
                     reinterpret_cast<const loraplex::Group *>(groups->const_data_ptr<int64_t>()), groups->size(0),
                     hidden.mutable_data_ptr<float>()};
         for (int64_t index = 0; index < adapters.group_count; index++)

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from basemodel.attach import AdapterSites, rank_row_bytes
-from basemodel.description import BaseDescription
 from basemodel.load import Base, load_base
 from basemodel.snapshot import DTYPES
 from serving.engine.adapter_pool import AdapterPool
@@ -43,7 +42,7 @@ def build_engine(settings: EngineSettings) -> Engine:
 def engine_for(base: Base, settings: EngineSettings) -> Engine:
     """Make an engine around a base that is loaded; the base's layers are changed for good."""
     dtype = _adapter_dtype(base, settings.device)
-    sites = AdapterSites(base.model, base.description, rows=_rank_rows(settings, base.description, dtype), dtype=dtype)
+    sites = AdapterSites(base.model, base.description, rows=_rank_rows(settings, base, dtype), dtype=dtype)
     blocks = KVBlocks(_kv_blocks(settings, base), settings.kv_block_tokens)
     runner = Runner(
         base, sites, kv_slots=blocks.total * settings.kv_block_tokens, block_tokens=settings.kv_block_tokens
@@ -66,18 +65,19 @@ def engine_for(base: Base, settings: EngineSettings) -> Engine:
 
 
 def _adapter_dtype(base: Base, device: str) -> torch.dtype:
-    """float32 on the CPU: what the trainer computes in, and for small products faster than bfloat16, which pays about
-    50 microseconds a call in oneDNN (docs/log.md). Elsewhere the base's compute type.
+    """float32 on the CPU, where our kernel does not keep and compute them itself: what the trainer computes in, and for
+    small products faster than bfloat16, which pays about 50 microseconds a call in oneDNN (docs/log.md). Elsewhere the
+    base's compute type.
     """
     if device == "cpu":
         return torch.float32
     return DTYPES[base.description.quantization.compute_dtype]
 
 
-def _rank_rows(settings: EngineSettings, base: BaseDescription, dtype: torch.dtype) -> int:
+def _rank_rows(settings: EngineSettings, base: Base, dtype: torch.dtype) -> int:
     if settings.adapter_pool_bytes is None:
         return settings.adapter_slots * DEFAULT_SLOT_RANK
-    return max(1, settings.adapter_pool_bytes // rank_row_bytes(base, dtype))
+    return max(1, settings.adapter_pool_bytes // rank_row_bytes(base.model, base.description, dtype))
 
 
 def _kv_blocks(settings: EngineSettings, base: Base) -> int:

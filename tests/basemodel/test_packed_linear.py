@@ -14,7 +14,7 @@ from basemodel.four_bit import Linear4bit
 from basemodel.kernels import build
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.lora_ops import RankRows, Segment, add_lora_reference, plan_lora
-from basemodel.packed_linear import DenseLinear, PackedLinear, can_multiply, can_pack
+from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, can_multiply, can_pack
 
 needs_kernels = pytest.mark.skipif(
     not has_cpu_kernels(), reason="the kernels need a C++ compiler and a processor with AVX512-BF16 and AMX"
@@ -55,6 +55,12 @@ def dense(layer: Linear4bit) -> torch.Tensor:
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(torch.bfloat16)
 
 
+def in_strips(b: torch.Tensor) -> torch.Tensor:
+    """b [R, O] as the kernel reads it."""
+    padded = torch.nn.functional.pad(b, (0, -b.shape[1] % STRIP))
+    return padded.view(b.shape[0], -1, STRIP).transpose(0, 1).contiguous()
+
+
 @needs_kernels
 @pytest.mark.parametrize("rows", [1, 2, 7, 16, 17, 33, 64, 65, 150])
 @pytest.mark.parametrize(("out_features", "in_features"), [(96, 64), (100, 128), (512, 256), (16, 1024), (7, 192)])
@@ -86,13 +92,13 @@ def test_adapters_are_added_as_the_reference_does(name: str) -> None:
     layer = make_layer(100, 192)
     weight = dense(layer)
     torch.manual_seed(1)
-    a, b = torch.randn(RANK_ROWS, 192) * 0.1, torch.randn(RANK_ROWS, 100) * 0.1
+    a, b = (0.1 * torch.randn(RANK_ROWS, width).to(torch.bfloat16) for width in (192, 100))
     a[10 * 3 : 40] = float("inf")  # rows of nobody here: they may hold anything
     x = torch.randn(sum(segment.tokens for segment in segments), 192).to(torch.bfloat16)
     expected = x.double() @ weight.double().T
     add_lora_reference(expected, x.double(), a.double().T, b.double(), segments)
     plan = plan_lora(segments, device=torch.device("cpu"), dtype=torch.float32)
-    ours = PackedLinear(layer)(x, plan, a, b).double()
+    ours = PackedLinear(layer)(x, plan, a, in_strips(b)).double()
     rounding = expected.abs() * 2**-8 + 1e-3
     assert ((ours - expected).abs() <= rounding).all()
     if name != "nobody":
@@ -105,7 +111,8 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     """Bit by bit: whatever stands beside it, however many, and whatever their adapters hold."""
     packed = PackedLinear(make_layer(128, 256))
     torch.manual_seed(2)
-    a, b = torch.randn(RANK_ROWS, 256), torch.randn(RANK_ROWS, 128)
+    a = torch.randn(RANK_ROWS, 256).to(torch.bfloat16)
+    b = in_strips(torch.randn(RANK_ROWS, 128).to(torch.bfloat16))
     x = torch.randn(90, 256).to(torch.bfloat16)
     alone = plan_lora([Segment(1, (B,))], device=torch.device("cpu"), dtype=torch.float32)
     for rows in (1, 2, 9, 16, 17, 40, 64, 65, 90):
