@@ -81,7 +81,6 @@ class Registry:
         self._bases = Bases(self._database)
         self._catalog = Catalog(self._database)
         self.repositories, self.refs = Repositories(self._database), Refs(self._database)
-        self.snapshots = Snapshots(self._database)
         self._resolution = Resolution(self._database, self._catalog)
         self._listing = Listing(self._database)
         self._aliases = Aliases(self._database, verified_keys)
@@ -103,6 +102,7 @@ class Registry:
         self._fsck = Fsck(self._database, self._blobs)
         self._tenant_policies = TenantPolicies(self._database)
         self._mirrors = Mirrors(self._database, self._tenant_policies, self.publish_outcome)
+        self.snapshots = Snapshots(self._database, self._mirrors)
         self.commits = Commits(self._database, self._bases, self._blobs, self._tenant_policies)
         # What the Hub face streams to, counts and signs with, itself.
         self.blobs, self.quotas = self._blobs, self._quotas

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry.database import Database
+from registry.fresh_cache import FreshCache
 from registry.lookup import find_adapter, to_versions
 from registry.models import AdapterRow, CommitFileRow, CommitRow, VersionRow
 from registry.names import AdapterName
@@ -18,9 +20,12 @@ from registry.revisions import find_commit
 from registry.trees import Commit, TreeFile, commit_value, file_of, to_commit, tree_of
 from registry.version import Version, Visibility
 
+T = TypeVar("T")
+
 LOG_PAGE_LIMIT = 1_000
 CHANGES_LIMIT = 1_000
 CHANGES_BATCH = 50
+FILES_KEPT = 4_096
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,27 @@ class FileAt:
     file: TreeFile | None
 
 
-class Snapshots:
-    """Holds no state but the database, so threads may share it."""
+class PullThrough(Protocol):
+    """Reads again after a pull, where an adapter is unknown and its tenant's policy names an upstream."""
 
-    def __init__(self, database: Database) -> None:
+    def pulling_through(self, read: Callable[[], T], ref: str, principal: Principal) -> T:
+        """What `read` gives."""
+        ...
+
+
+class Snapshots:
+    """Holds no state but the database and answers that hold until it changes, so threads may share it."""
+
+    def __init__(self, database: Database, mirrors: PullThrough) -> None:
         self._database = database
+        self._mirrors = mirrors
+        self._files: FreshCache[tuple[Principal, AdapterName, str, str], FileAt] = FreshCache(database, FILES_KEPT)
 
     def at(self, name: AdapterName, revision: str, principal: Principal) -> Snapshot:
         """The adapter at this revision. Raises NotFoundError (of kind `adapter` or `revision`), ConflictError."""
+        return self._mirrors.pulling_through(lambda: self._at(name, revision, principal), str(name), principal)
+
+    def _at(self, name: AdapterName, revision: str, principal: Principal) -> Snapshot:
         with self._database.reading() as session:
             adapter = find_adapter(session, name, principal)
             row = find_commit(session, adapter, name, revision)
@@ -64,6 +82,16 @@ class Snapshots:
 
     def file(self, name: AdapterName, revision: str, path: str, principal: Principal) -> FileAt:
         """One file at this revision. Raises NotFoundError (of kind `adapter` or `revision`), ConflictError."""
+        key = (principal, name, revision, path)
+        return self._files.get(key, lambda: self._find_file(name, revision, path, principal))
+
+    def _find_file(self, name: AdapterName, revision: str, path: str, principal: Principal) -> FileAt:
+        def read() -> FileAt:
+            return self._read_file(name, revision, path, principal)
+
+        return self._mirrors.pulling_through(read, str(name), principal)
+
+    def _read_file(self, name: AdapterName, revision: str, path: str, principal: Principal) -> FileAt:
         with self._database.reading() as session:
             adapter = find_adapter(session, name, principal)
             row = find_commit(session, adapter, name, revision)
