@@ -5,7 +5,6 @@ from __future__ import annotations
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
 from registry.http.access import OPEN, require_access
@@ -36,6 +35,7 @@ from registry.http.controllers.webhooks import (
     WebhookController,
     WebhookPolicyController,
 )
+from registry.http.document import DocumentPlugin
 from registry.http.errors import handle_error
 from registry.http.request_id import send_request_id
 from registry.http.service import RegistryService
@@ -91,7 +91,7 @@ def create_rest_app(service: RegistryService) -> Litestar:
             use_handler_docstrings=True,
             security=[{"token": []}],
             components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),
-            render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],  # the document alone, no pages
+            render_plugins=[DocumentPlugin(path=["/", "/openapi.json"])],  # the document alone, no pages
             openapi_router=Router(DOCUMENT_PATH, route_handlers=[], opt={OPEN: True}, include_in_schema=False),
         ),
         state=State({"service": service}),

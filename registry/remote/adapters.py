@@ -17,7 +17,7 @@ from registry.pull import pull
 from registry.reasons import RejectReason
 from registry.remote.transfer import HashingFile, Progress, RemoteBlobs, check_uploaded
 from registry.remote.transport import Transport, part
-from registry.version import AdapterSummary, Split, Version
+from registry.version import AdapterSummary, Version
 
 Item = TypeVar("Item")
 
@@ -80,11 +80,6 @@ class RemoteAdapters:
         """The version that the reference means now; a bare name is the newest."""
         AdapterRef.parse(ref)
         return self._http.get("/resolve", Version, principal=principal, params={"ref": ref})
-
-    def resolve_split(self, ref: str, *, principal: Principal) -> Split:
-        """What the reference means now, with the candidate where a canary splits the traffic."""
-        AdapterRef.parse(ref)
-        return self._http.get("/resolve/split", Split, principal=principal, params={"ref": ref})
 
     def pull(self, version: Version, destination: Path, *, principal: Principal = OPERATOR) -> Path:
         """Put the version's files into a folder, verified, all at once."""

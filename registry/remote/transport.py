@@ -133,7 +133,7 @@ class Transport:
     def _open(self) -> httpx.Client:
         if self._client is None:
             host = urlsplit(self.url).hostname or ""
-            answer_seconds, connect_seconds = (ANSWER_SECONDS, CONNECT_SECONDS) if self._is_patient else (2.0, 1.0)
+            answer_seconds, connect_seconds = (ANSWER_SECONDS, CONNECT_SECONDS) if self._is_patient else (5.0, 2.0)
             self._client = httpx.Client(
                 base_url=self.url,
                 timeout=httpx.Timeout(answer_seconds, connect=connect_seconds),

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from registry.cli.serve import serve as registry_serve
 from serving.cli import serve
 from serving.settings import ENGINE_COMMAND
 from tests.serving.server import RunningServer, running_server
@@ -106,6 +107,14 @@ def test_the_commands_of_image_and_compose_are_understood() -> None:
     for name, *args in commands:
         assert name == "serve"
         serve.make_context("serve", args)
+
+
+def test_the_registrys_command_is_understood() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    group, name, *args = services["registry"]["command"]
+    assert (group, name) == ("registry", "serve")
+    registry_serve.make_context("serve", args)
+    assert args[args.index("--port") + 1] in services["registry"]["healthcheck"]["test"][-1]
 
 
 def test_compose_builds_and_mounts_what_exists() -> None:

@@ -19,7 +19,9 @@ from registry.signatures import LABEL_CHARACTERS, SigningKey, VersionSignature
 TenantQuery = Annotated[
     str | None, QueryParameter(name="tenant", max_length=TENANT_CHARACTERS, description="Only this tenant's.")
 ]
-BeforeQuery = Annotated[int | None, QueryParameter(name="before", ge=1, description="Only entries with lower ids.")]
+BeforeQuery = Annotated[
+    int | None, QueryParameter(name="before", ge=1, le=2**53, description="Only entries with lower ids.")
+]
 CountQuery = Annotated[int, QueryParameter(name="limit", ge=1, le=ENTRIES_LIMIT, description="How many entries.")]
 ExpectQuery = Annotated[
     str | None,

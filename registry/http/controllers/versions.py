@@ -11,7 +11,7 @@ from registry.http.parameters import CursorQuery, LimitQuery, NamePart, TenantPa
 from registry.http.service import caller_of, registry_of
 from registry.names import REFERENCE_CHARACTERS
 from registry.page import PAGE_DEFAULT, Page
-from registry.version import Split, Version
+from registry.version import Version
 
 RefQuery = Annotated[
     str,
@@ -59,11 +59,6 @@ class ResolveController(Controller):
     def resolve(self, request: Request[Any, Any, Any], ref: RefQuery) -> Response[Version]:
         """The version that a reference means now; a bare name is the newest."""
         return _answer(registry_of(request).resolve(ref, principal=caller_of(request)))
-
-    @get("/split", sync_to_thread=True)
-    def resolve_split(self, request: Request[Any, Any, Any], ref: RefQuery) -> Split:
-        """What a reference means now, with the candidate and its share of the traffic where a canary runs."""
-        return registry_of(request).resolve_split(ref, principal=caller_of(request))
 
 
 def _answer(version: Version) -> Response[Version]:
