@@ -29,7 +29,7 @@ def _clients() -> list[str]:
 
 
 def _features() -> list[str]:
-    return [*(f"- {feature.name}" for feature in FEATURES), f"- {hf_command.FEATURE}"]
+    return [*(f"- {feature.name}" for feature in FEATURES), f"- {hf_command.FEATURE}", f"- {hf_command.THOROUGH}"]
 
 
 if __name__ == "__main__":

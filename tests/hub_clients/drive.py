@@ -15,6 +15,7 @@ import inspect
 import io
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -452,12 +453,16 @@ def main(phase: str, work: Path) -> None:
     for item in FEATURES:
         if item.phase != phase:
             continue
+        started = time.perf_counter()
         try:
             item.run(client)
             failure = None
         except Exception:  # noqa: BLE001 - whatever it is, it is reported, and the next feature runs
             failure = traceback.format_exc()
-        print(json.dumps({"feature": item.name, "failure": failure}), flush=True)
+        print(
+            json.dumps({"feature": item.name, "failure": failure, "seconds": round(time.perf_counter() - started, 2)}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

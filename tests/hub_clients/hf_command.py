@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.hub_clients.clients import HubClient
 
-FEATURE = "hf: auth whoami, repos, upload, download, tags, delete"
+FEATURE = "`hf auth whoami`, `hf repos create`, `hf upload`, `hf download`, with their exit statuses"
+THOROUGH = "`hf repos tag`, `branch`, `delete-files`, `delete`, `hf models info`"
 SECONDS = 120
 
 
@@ -38,35 +40,55 @@ class Command:
         )
 
 
-def use_command(
-    client: HubClient, tenant: str, environments: Mapping[str, dict[str, str]], adapter: Path, work: Path
-) -> None:
-    """What somebody does at a shell, as a publisher and an admin of the tenant.
+@dataclass(frozen=True)
+class Shell:
+    """Somebody at a shell: a publisher and an admin of a tenant, and the adapter that they have there."""
 
-    Raises AssertionError with the command that went wrong.
-    """
-    is_old = client.hub.startswith("0.")
-    hf, admin = Command(client, environments["publisher"]), Command(client, environments["admin"])
-    repos = "repo" if is_old else "repos"
-    name = f"{tenant}/command"
-    assert tenant in hf.ok("auth", "whoami")
-    hf.ok(repos, "create", name, "--private")
-    hf.fails(repos, "create", name)
-    hf.ok("upload", name, adapter)
-    hf.ok("upload", name, adapter / "adapter_config.json", "copies/config.json")
-    hf.ok(repos, "tag", "create", name, "released")
-    hf.ok("download", name, "--revision", "v1", "--local-dir", work / "found")
-    for path in adapter.iterdir():
-        assert (work / "found" / path.name).read_bytes() == path.read_bytes(), path.name
-    hf.ok("download", name, "copies/config.json", "--revision", "released", "--local-dir", work / "one")
-    assert json.loads((work / "one/copies/config.json").read_text())["peft_type"] == "LORA"
+    client: HubClient
+    tenant: str
+    environments: Mapping[str, dict[str, str]]
+    adapter: Path
+    work: Path
+
+    def command(self, role: str = "publisher") -> Command:
+        """`hf` with the token of this role."""
+        return Command(self.client, self.environments[role])
+
+    @property
+    def repos(self) -> str:
+        """What the group of commands about repositories is called."""
+        return "repo" if self.client.hub.startswith("0.") else "repos"
+
+
+def use_command(shell: Shell) -> None:
+    """What most people do. Raises AssertionError with the command that went wrong."""
+    hf, name = shell.command(), f"{shell.tenant}/command"
+    assert shell.tenant in hf.ok("auth", "whoami")
+    hf.ok(shell.repos, "create", name, "--private")
+    hf.ok("upload", name, shell.adapter)
+    hf.ok("download", name, "--revision", "v1", "--local-dir", shell.work / "found")
+    for path in shell.adapter.iterdir():
+        assert (shell.work / "found" / path.name).read_bytes() == path.read_bytes(), path.name
     hf.fails("download", name, "--revision", "nowhere")
+
+
+def use_command_thoroughly(shell: Shell) -> None:
+    """What else there is. Raises AssertionError with the command that went wrong."""
+    hf, name = shell.command(), f"{shell.tenant}/thorough"
+    hf.ok(shell.repos, "create", name, "--private")
+    hf.fails(shell.repos, "create", name)
+    hf.ok("upload", name, shell.adapter)
+    hf.ok("upload", name, shell.adapter / "adapter_config.json", "copies/config.json")
+    hf.ok(shell.repos, "tag", "create", name, "released")
+    hf.ok("download", name, "copies/config.json", "--revision", "released", "--local-dir", shell.work / "one")
+    assert json.loads((shell.work / "one/copies/config.json").read_text())["peft_type"] == "LORA"
     hf.fails("download", "umbrella/secret")
-    if is_old:
+    if shell.repos == "repo":
         hf.ok("repo-files", "delete", name, "copies/config.json")
         return
     hf.ok("repos", "delete-files", name, "copies/config.json")
     hf.ok("repos", "branch", "create", name, "side")
+    hf.ok("models", "info", name)
     hf.fails("repos", "delete", name, "--yes")
-    admin.ok("repos", "delete", name, "--yes")
-    hf.fails("download", name, "--local-dir", work / "gone")
+    shell.command("admin").ok("repos", "delete", name, "--yes")
+    hf.fails("download", name, "--local-dir", shell.work / "gone")

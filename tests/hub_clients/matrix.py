@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from tests.hub_clients.registry_server import RunningRegistry
 DRIVER = Path(__file__).parent / "drive.py"
 PHASE_SECONDS = 240
 TRANSFER = "large files travel by Xet where hf_xet is there, by LFS where it is not"
+CLIENTS_AT_ONCE = 2
+WRITE, READ, PROMOTION = "write", "read", "promotion"
+OTHER_FAILURES = frozenset({WRITE, READ, PROMOTION})
 NOT_RUN = "it was not run"
 WITH_COMMAND = [client for client in CLIENTS if client.xet is not None and client.xet != "1.1.3"]
 """`hf` does what the library does: one environment of each release is enough."""
@@ -25,19 +28,34 @@ Outcomes = dict[tuple[str, str], str | None]
 """Failures by client and feature; None where all was well."""
 
 
-def run_matrix(server: RunningRegistry, adapter: Path, work: Path) -> Outcomes:
-    """Every client with a repository of its own."""
-    outcomes: Outcomes = {}
-    with ThreadPoolExecutor(2) as pool:
-        for found in pool.map(lambda client: run_client(server, client, adapter, work / client.name), CLIENTS):
-            outcomes |= found
-    return outcomes
+class Matrix:
+    """Every client with a tenant of its own; the tests of a client wait for that one only."""
+
+    def __init__(self, server: RunningRegistry, adapter: Path, work: Path, clients: Sequence[HubClient]) -> None:
+        self._pool = ThreadPoolExecutor(CLIENTS_AT_ONCE)
+        self._runs = {
+            client.name: self._pool.submit(run_client, server, client, adapter, work / client.name)
+            for client in clients
+        }
+
+    def failure(self, client: HubClient, feature: str) -> str | None:
+        """What went wrong; None where all was well."""
+        outcomes = self._runs[client.name].result()
+        failure = outcomes.get((client.name, feature), NOT_RUN)
+        if failure is None:
+            return None
+        others = [why for (_, name), why in outcomes.items() if name in OTHER_FAILURES and why]
+        return "\n".join([f"{client.name}: {feature}", failure, *others])
+
+    def close(self) -> None:
+        """Run no more clients."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 def run_client(server: RunningRegistry, client: HubClient, adapter: Path, work: Path) -> Outcomes:
     """One client, in a tenant of its own: it writes, the first version is promoted, and it reads."""
     work.mkdir(parents=True)
-    tenant = client.name.replace(".", "-")
+    tenant = tenant_of(client)
     tokens = server.new_tenant(tenant)
     plan = {
         "tenant": tenant,
@@ -48,16 +66,29 @@ def run_client(server: RunningRegistry, client: HubClient, adapter: Path, work: 
     }
     (work / "plan.json").write_text(json.dumps(plan))
     environment = client_environment(work, server.url, tokens["publisher"])
-    outcomes = _run_phase(client, "write", work, environment)
+    outcomes = _run_phase(client, WRITE, work, environment)
     outcomes[client.name, TRANSFER] = _check_transfer(server, client, tenant)
     try:
         server.registry.promote(f"{tenant}/sql@1", "prod", principal=registry.Principal.operator())
     except registry.RegistryError as error:
-        outcomes[client.name, "promotion"] = str(error)
-    outcomes |= _run_phase(client, "read", work, environment)
+        outcomes[client.name, PROMOTION] = str(error)
+    outcomes |= _run_phase(client, READ, work, environment)
     if client in WITH_COMMAND:
-        outcomes[client.name, hf_command.FEATURE] = _use_command(server, client, adapter, work, tenant, tokens)
+        outcomes[client.name, hf_command.FEATURE] = _use_command(shell_of(server, client, adapter, work, tokens))
     return outcomes
+
+
+def shell_of(
+    server: RunningRegistry, client: HubClient, adapter: Path, work: Path, tokens: Mapping[str, str]
+) -> hf_command.Shell:
+    """Somebody at a shell with the command of this client."""
+    environments = {role: client_environment(work, server.url, token) for role, token in tokens.items()}
+    return hf_command.Shell(client, tenant_of(client), environments, adapter, work)
+
+
+def tenant_of(client: HubClient) -> str:
+    """Each client has a tenant of its own."""
+    return client.name.replace(".", "-")
 
 
 def _check_transfer(server: RunningRegistry, client: HubClient, tenant: str) -> str | None:
@@ -69,12 +100,9 @@ def _check_transfer(server: RunningRegistry, client: HubClient, tenant: str) -> 
     return f"hf_xet is {client.xet}, and there were {found} Xet sessions"
 
 
-def _use_command(
-    server: RunningRegistry, client: HubClient, adapter: Path, work: Path, tenant: str, tokens: Mapping[str, str]
-) -> str | None:
-    environments = {role: client_environment(work, server.url, token) for role, token in tokens.items()}
+def _use_command(shell: hf_command.Shell) -> str | None:
     try:
-        hf_command.use_command(client, tenant, environments, adapter, work)
+        hf_command.use_command(shell)
     except AssertionError as error:
         return str(error)
     return None
