@@ -8,7 +8,7 @@ at most blobs that nothing refers to.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from registry.blobs import BlobStore, Staging
 from registry.blobs.staging_area import explained
 from registry.bounded_text import check_text
 from registry.catalog import Catalog
-from registry.errors import RegistryError
+from registry.errors import RegistryError, StorageError
 from registry.failpoints import reach
 from registry.names import AdapterName
 from registry.principal import Principal, Role
@@ -64,12 +64,15 @@ def publish(
         reach("publish.after_stage")
         admission = admit(staging.folder, bases, named_base=base_fingerprint, policy=policy)
         git_oids = _git_oids(staging)
-        with _room_for(staging, quotas, name, principal):
+        draft = admission.draft(staging.files, message=message)
+        with _room_for(staging, quotas, name, principal) as sizes:
             reach("publish.after_judge")
             blobs.keep(staging)
             reach("publish.after_keep")
-    draft = admission.draft(staging.files, message=message)
-    version, is_new = catalog.add_version(name, draft, visibility=visibility, principal=principal, git_oids=git_oids)
+            quotas.mark_stored(name.tenant, sizes)
+            version, is_new = catalog.add_version(
+                name, draft, visibility=visibility, principal=principal, git_oids=git_oids
+            )
     reach("publish.after_commit")
     return Publication(version, is_new)
 
@@ -82,13 +85,15 @@ def _git_oids(staging: Staging) -> dict[str, str]:
 
 
 @contextmanager
-def _room_for(staging: Staging, quotas: Quotas, name: AdapterName, principal: Principal) -> Iterator[None]:
-    """Room in the tenant's quota while its blobs are written; what could not be written is given back."""
+def _room_for(
+    staging: Staging, quotas: Quotas, name: AdapterName, principal: Principal
+) -> Iterator[list[tuple[str, int]]]:
+    """Room in the tenant's quota for these digests and sizes; where no version comes of it, it is given back."""
     sizes = [(file.sha256, file.size) for file in staging.files]
     reservation = quotas.reserve(name.tenant, sizes, principal=principal)
     try:
-        yield
+        yield sizes
     except RegistryError:
-        quotas.release(reservation)
+        with suppress(StorageError):  # it runs out by itself
+            quotas.release(reservation)
         raise
-    quotas.mark_stored(name.tenant, sizes)

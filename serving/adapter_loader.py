@@ -29,6 +29,7 @@ from serving.errors import AdapterBaseMismatchError, ModelNotFoundError, Registr
 from serving.messages import AdapterUse
 from serving.resolved_names import ResolvedNames
 from serving.served_base import SHORT_DIGITS, ServedBase
+from serving.version_leases import VersionLeases
 
 REGISTRY_THREADS = 4
 FETCH_THREADS = 4
@@ -78,10 +79,17 @@ class Target:
 class AdapterLoader:
     """Resolves and fetches. Used on one event loop; what blocks runs in its threads."""
 
-    def __init__(self, registry: Registry, cache: AdapterCache, names: ResolvedNames | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        cache: AdapterCache,
+        names: ResolvedNames | None = None,
+        leases: VersionLeases | None = None,
+    ) -> None:
         self._registry = registry
         self._cache = cache
         self._names = names or ResolvedNames(asks_always=True)
+        self._leases = leases or VersionLeases(registry)
         self._registry_threads = Threads("resolve", REGISTRY_THREADS)
         self._fetch_threads = Threads("fetch", FETCH_THREADS)
         self._fetches: dict[str, asyncio.Task[None]] = {}
@@ -146,14 +154,15 @@ class AdapterLoader:
         if version is None:
             yield ()
             return
-        while not self._cache.has(version):
-            await self._fetch_once(version, target.principal)
-        self._cache.pin(version)
-        try:
-            yield (AdapterUse(digest=version.digest, folder=str(self._cache.folder_of(version))),)
-        finally:
-            self._cache.unpin(version)
-            self._make_room()
+        with self._leases.using(version):
+            while not self._cache.has(version):
+                await self._fetch_once(version, target.principal)
+            self._cache.pin(version)
+            try:
+                yield (AdapterUse(digest=version.digest, folder=str(self._cache.folder_of(version))),)
+            finally:
+                self._cache.unpin(version)
+                self._make_room()
 
     async def _fetch_once(self, version: Version, principal: Principal) -> None:
         """Everybody who waits for a version waits for the same fetch; one who leaves does not end it."""

@@ -20,6 +20,7 @@ from registry.leases import Lease, Pin
 from registry.quotas import Usage
 from registry.retention import RetentionRule
 from registry.signatures import SigningKey, VersionSignature
+from registry.tenant_policy import TenantPolicy
 from registry.version import Version
 
 NAMES_SHOWN = 20
@@ -33,6 +34,13 @@ def print_usage(usage: Usage) -> None:
     click.echo(f"Tenant {usage.tenant}")
     click.echo(f"  bytes     {size_text(usage.used_bytes)} ({bytes_limit})")
     click.echo(f"  versions  {usage.used_versions:,} ({versions_limit})")
+
+
+def print_tenant_policy(tenant: str, policy: TenantPolicy) -> None:
+    """What a tenant demands of adapters."""
+    signature = "must have a trusted signature" if policy.require_signature else "need no signature"
+    click.echo(f"Tenant {tenant}: versions that an alias points at {signature}")
+    click.echo(f"  adapters whose base nobody recorded: {policy.unverified_base}")
 
 
 def print_audit(entries: Sequence[AuditEntry]) -> None:

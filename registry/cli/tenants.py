@@ -91,6 +91,42 @@ def set_quota(
         report_upkeep.print_usage(usage)
 
 
+@tenant.command("policy", cls=RegistryCommand)
+@click.argument("name", shell_complete=complete_tenant)
+@click.option(
+    "--require-signature/--no-require-signature",
+    "require_signature",
+    default=None,
+    help="Whether aliases move only to versions that a trusted key has signed.",
+)
+@click.option(
+    "--unverified-base",
+    type=click.Choice(["allow", "refuse"]),
+    default=None,
+    help="Whether adapters enter whose base nobody recorded.",
+)
+@place_options
+@json_option
+def tenant_policy(
+    name: str,
+    *,
+    require_signature: bool | None,
+    unverified_base: str | None,
+    home: Path,
+    registry: Place | None,
+    as_json: bool,
+) -> None:
+    """Show or change what the tenant NAME demands of adapters."""
+    given = {"require_signature": require_signature, "unverified_base": unverified_base}
+    changes = {field: value for field, value in given.items() if value is not None}
+    with open_place(home, registry) as reg:
+        policy = reg.set_tenant_policy(name, changes) if changes else reg.tenant_policy(name)
+    if as_json:
+        report.print_json(policy)
+    else:
+        report_upkeep.print_tenant_policy(name, policy)
+
+
 @click.group()
 def token() -> None:
     """Create, list, rotate and revoke access tokens."""

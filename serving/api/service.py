@@ -30,6 +30,7 @@ from serving.registry_follower import RegistryFollower
 from serving.resolved_names import NameInUse, ResolvedNames
 from serving.served_base import ServedBase
 from serving.settings import ServingSettings
+from serving.version_leases import VersionLeases
 
 TOKENIZER_THREADS = 2
 PRELOAD_SECONDS = 10.0
@@ -52,7 +53,9 @@ class Service:
         self.engine = EngineClient(settings.supervision, settings.engine_settings, on_ready=self._on_ready)
         is_remote = isinstance(registry, RemoteRegistry)
         names = ResolvedNames(asks_always=not is_remote)
-        self.loader = AdapterLoader(registry, AdapterCache(settings.adapters_folder, settings.disk_cache_bytes), names)
+        self.leases = VersionLeases(registry)
+        cache = AdapterCache(settings.adapters_folder, settings.disk_cache_bytes)
+        self.loader = AdapterLoader(registry, cache, names, self.leases)
         self.follower = RegistryFollower(
             registry, names, self._warm, is_remote=is_remote, token=settings.registry_token
         )
@@ -78,6 +81,7 @@ class Service:
         await self.loader.start()
         self.engine.start()
         self.follower.start()
+        self.leases.start()
 
     async def stop(self) -> None:
         """End the engine and the threads."""
@@ -85,6 +89,7 @@ class Service:
         await self.follower.stop()
         await self.engine.stop()
         await self._preloaded.aclose()
+        await self.leases.stop()
         self.loader.close()
         self.authenticator.close()
         self.tokenizer_threads.close()

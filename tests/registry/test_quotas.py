@@ -143,6 +143,7 @@ def test_publishing_counts(reg: registry.Registry, publish: Publish, make_adapte
     with pytest.raises(QuotaExceededError, match="may have 2 versions, has 2, and 1 more") as caught:
         reg.publish(folder, "acme/a", principal=OPERATOR)
     assert caught.value.limit == "versions"
+    assert used(reg) == (size, 2), "its bytes are given back, too"
     assert len(reg.list_versions("acme/a", OPERATOR)) == 1
     limit(reg)
     assert reg.publish(folder, "acme/a", principal=OPERATOR).number == 2

@@ -214,3 +214,6 @@ def test_commands_of_signatures(published: Registry, run: Run, tmp_path: Path) -
     assert "does not count: key 'release' was revoked" in run("verify", f"{A}@2", code=1).output
     stored = b"".join(path.read_bytes() for path in (tmp_path / "registry").rglob("*") if path.is_file())
     assert b"PRIVATE KEY" not in stored
+    assert "need no signature" in run("tenant", "policy", "acme").output
+    assert "must have a trusted signature" in run("tenant", "policy", "acme", "--require-signature").output
+    assert "signature" in run("promote", f"{A}@2", "--alias", "prod", code=1).output
