@@ -61,7 +61,7 @@ def _asked(ctx: click.Context, find: Callable[[Registry], Iterator[CompletionIte
     if home is None:
         return []
     try:
-        with open_briefly(home, place) as reg:
+        with open_briefly(ctx, home, place) as reg:
             return list(find(reg))
     except RegistryError:
         return []

@@ -103,10 +103,9 @@ def open_given(place: Place, *, create: bool = True) -> Registry:
     return open_registry(place, blobs=meta.get(_BLOBS), create=create)
 
 
-def open_briefly(home: Path, registry: Place | None) -> Registry:
+def open_briefly(ctx: click.Context, home: Path, registry: Place | None) -> Registry:
     """As `open_place`, for somebody who waits at a prompt: a registry over HTTP is asked once, and not for long."""
     place = registry or home / REGISTRY_FOLDER
     if scheme_of(place) not in HTTP_SCHEMES:
-        return open_place(home, registry)
-    token = click.get_current_context().meta.get(_TOKEN)
-    return cast("Registry", RemoteRegistry(str(place), token=token, is_patient=False))
+        return open_registry(place, blobs=ctx.meta.get(_BLOBS), create=False)
+    return cast("Registry", RemoteRegistry(str(place), token=ctx.meta.get(_TOKEN), is_patient=False))

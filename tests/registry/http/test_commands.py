@@ -110,7 +110,7 @@ def complete(words: str, *, home: Path, **env: str) -> list[str]:
         "LORAPLEX_HOME": str(home),
     }
     result = CliRunner().invoke(main, [], prog_name="loraplex", env=variables | env)
-    return [line.partition(",")[2] for line in result.stdout.splitlines()]
+    return [line.partition(",")[2] for line in result.stdout.splitlines() if line]
 
 
 def test_completion(url: str, reg_sqlite: Registry, make_adapter: Callable[..., Path], tmp_path: Path) -> None:
