@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from registry import audit
@@ -26,7 +26,10 @@ from registry.principal import Principal, Role
 HOLDER_CHARACTERS = 100
 REASON_CHARACTERS = 1_000
 LEASE_LIMIT = timedelta(hours=24)
-VERSIONS_LIMIT = 10_000
+VERSIONS_LIMIT = 1_000
+"""Versions of one call: other writers wait meanwhile."""
+HOLDERS_LIMIT = 1_000
+"""Holders of one version: more are not needed to keep it."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,14 @@ class Leases:
             raise InvalidValueError("duration", f"it is not between 0 and {LEASE_LIMIT.total_seconds():.0f} seconds")
         if len(refs) > VERSIONS_LIMIT:
             raise InvalidValueError("versions", f"there are more than {VERSIONS_LIMIT:,}")
-        until = datetime.now(UTC) + duration
+        now = datetime.now(UTC)
         leased = []
         with self._database.writing() as session:
+            forget_expired(session, now)
             for ref in refs:
                 version = _own_version(session, ref, principal)
                 if version is not None:
-                    session.merge(LeaseRow(version_id=version.id, holder=holder, expires_at=until))
+                    _lease(session, version, holder, now + duration)
                     leased.append(ref)
         return leased
 
@@ -153,6 +157,17 @@ class Leases:
 def forget_expired(session: Session, now: datetime) -> None:
     """Take away leases that ran out."""
     session.execute(delete(LeaseRow).where(LeaseRow.expires_at <= now))
+
+
+def _lease(session: Session, version: VersionRow, holder: str, until: datetime) -> None:
+    row = session.get(LeaseRow, (version.id, holder))
+    if row is not None:
+        row.expires_at = until
+        return
+    holders = select(func.count()).select_from(LeaseRow).where(LeaseRow.version_id == version.id)
+    if session.scalars(holders).one() < HOLDERS_LIMIT:
+        session.add(LeaseRow(version_id=version.id, holder=holder, expires_at=until))
+        session.flush()
 
 
 def _own_version(session: Session, ref: AdapterRef, principal: Principal) -> VersionRow | None:

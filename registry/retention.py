@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from registry import audit
 from registry.database import Database
+from registry.decoding import decode
 from registry.errors import InvalidValueError
 from registry.lookup import find_adapter
 from registry.models import (
@@ -33,7 +34,7 @@ from registry.models import (
 )
 from registry.names import AdapterName
 from registry.principal import Principal, Role
-from registry.trees import BRANCH
+from registry.trees import TAG
 from registry.version import MoveKind
 
 VERSIONS_LIMIT = 1_000_000
@@ -91,7 +92,7 @@ class Retention:
 def read_rule(session: Session, adapter: AdapterRow) -> RetentionRule | None:
     """The adapter's rule, in somebody's transaction."""
     row = session.get(RetentionRow, adapter.id)
-    return None if row is None else msgspec.json.decode(row.document, type=RetentionRule)
+    return None if row is None else decode(row.document, RetentionRule)
 
 
 def unneeded_versions(session: Session, adapter: AdapterRow, rule: RetentionRule, now: datetime) -> list[VersionRow]:
@@ -121,7 +122,7 @@ def _needed_ids(session: Session, adapter: AdapterRow, now: datetime) -> set[int
         select(LeaseRow.version_id).where(LeaseRow.version_id.in_(own), LeaseRow.expires_at > now),
         select(CommitRow.version_id)
         .join(RefRow, RefRow.commit_id == CommitRow.id)
-        .where(RefRow.adapter_id == adapter.id, RefRow.kind != BRANCH),
+        .where(RefRow.adapter_id == adapter.id, RefRow.kind == TAG),
     )
     return {version_id for query in queries for version_id in session.scalars(query) if version_id is not None}
 

@@ -31,6 +31,7 @@ GATHER_SECONDS = 0.2
 USED_SECONDS = 600.0
 """A version counts as in use this long after the last request: it is still loaded, or a few bytes away from it."""
 HOST_CHARACTERS = 60
+VERSIONS_PER_CALL = 500
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,10 @@ class VersionLeases:
                     await self._news.wait()
                 await asyncio.sleep(GATHER_SECONDS)
             self._news.clear()
-            if refs := self.in_use():
-                await self._ask(partial(self._registry.lease, refs, holder=self.holder, duration=LEASE))
+            refs = self.in_use()
+            for start in range(0, len(refs), VERSIONS_PER_CALL):
+                part = refs[start : start + VERSIONS_PER_CALL]
+                await self._ask(partial(self._registry.lease, part, holder=self.holder, duration=LEASE))
             self._leased = set(refs)
 
     async def _ask(self, call: Callable[[], object]) -> None:

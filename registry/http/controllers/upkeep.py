@@ -12,10 +12,10 @@ from litestar.params import JSONBody, QueryParameter
 from registry.http.parameters import NamePart, TenantPart, VersionPart
 from registry.http.service import caller_of, registry_of
 from registry.leases import HOLDER_CHARACTERS, LEASE_LIMIT, REASON_CHARACTERS, Lease, Pin
+from registry.leases import VERSIONS_LIMIT as VERSIONS_PER_LEASE
 from registry.names import REFERENCE_CHARACTERS
 from registry.retention import DAYS_LIMIT, VERSIONS_LIMIT, RetentionRule
 
-VERSIONS_PER_LEASE = 10_000
 HolderQuery = Annotated[
     str, QueryParameter(name="holder", min_length=1, max_length=HOLDER_CHARACTERS, description="Who holds leases.")
 ]
