@@ -96,9 +96,9 @@ def _measure_rows(
 ) -> Result:
     count = len(adapters)
     contenders: dict[str, Callable[[], float]] = {
-        "base": lambda: _decode_seconds(engine, [None] * count, tokens),
-        "same": lambda: _decode_seconds(engine, [adapters[0]] * count, tokens),
-        "mixed": lambda: _decode_seconds(engine, list(adapters), tokens),
+        "base": lambda: decode_seconds(engine, [None] * count, tokens),
+        "same": lambda: decode_seconds(engine, [adapters[0]] * count, tokens),
+        "mixed": lambda: decode_seconds(engine, list(adapters), tokens),
         "peft": lambda: _peft_seconds(peft, adapters, tokens),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -126,7 +126,7 @@ def _prompt(row: int) -> list[int]:
     return [64 + (row * 37 + position * 11) % 900 for position in range(PROMPT_TOKENS)]
 
 
-def _decode_seconds(engine: Engine, adapters: list[Path | None], tokens: int) -> float:
+def decode_seconds(engine: Engine, adapters: list[Path | None], tokens: int) -> float:
     """Seconds in which the engine generates `tokens` tokens for each row, after every row has its first."""
     for row, folder in enumerate(adapters):
         uses = () if folder is None else (AdapterUse(digest=folder.name, folder=str(folder)),)

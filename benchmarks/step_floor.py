@@ -1,0 +1,154 @@
+"""How far is a decode step from what the machine allows? Its time against reading the weights and multiplying.
+
+Run: `python -m benchmarks.step_floor [--model embedded|0.1b|0.5b] [--rows 1,8] [--quick] [--json FILE]`
+
+The floor of a step without adapters is the larger of two times, both from this machine in this run: reading every
+weight once at the measured memory bandwidth (4-bit codes and scales as bitsandbytes keeps them, the output head in its
+own type), and all multiply-adds at the measured peak of bfloat16 products. Attention is not in it. Measured is the
+engine, greedy, without HTTP; reported is the median of several runs. `outside_share` is the part of the step outside of
+torch's operators and our kernels: Python, as a profiler's trace of some steps sees it (which itself slows Python down).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from basemodel.description import BaseDescription, ModuleShape
+from basemodel.load import load_base
+from benchmarks.serve_mixed import PROMPT_TOKENS, decode_seconds, read_bandwidth
+from benchmarks.workload import MODELS, base_source
+from serving.engine.build import engine_for
+from serving.engine.engine import Engine
+from serving.messages import EngineSettings
+
+NF4_BITS = 4.127  # a weight and its share of the scales, with double quantization
+PROFILED_TOKENS = 8
+PEAK_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table. Times in milliseconds a step."""
+
+    rows: int
+    step_ms: float
+    read_ms: float
+    multiply_ms: float
+    floor_ratio: float
+    outside_share: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse `arguments` (None: those of the command line), measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="embedded")
+    parser.add_argument("--rows", default="1,8", help="numbers of concurrent requests")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens generated per request")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path.home() / ".loraplex" / "benchmarks")
+    parser.add_argument("--quick", action="store_true", help="8 rows, 16 tokens, 2 repeats")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.rows, options.tokens, options.repeats = "8", 16, 2
+    rows = [int(number) for number in options.rows.split(",")]
+    results = measure(options.model, rows, options.tokens, options.repeats, options.folder)
+    _print(options.model, results)
+    if options.json:
+        options.json.write_text(json.dumps({"model": options.model, "rows": [asdict(result) for result in results]}))
+
+
+def measure(model: str, rows: list[int], tokens: int, repeats: int, folder: Path) -> list[Result]:
+    """One result for each number of rows."""
+    source = base_source(model, folder)
+    base = load_base(source, cache_dir=folder / "bases")
+    settings = EngineSettings(
+        socket="",
+        base=source,
+        bases_folder="",
+        max_running=max(rows),
+        kv_cache_tokens=max(rows) * (PROMPT_TOKENS + tokens + 32),
+    )
+    engine = engine_for(base, settings)
+    bandwidth, peak = read_bandwidth(), _peak_multiply_adds()
+    read_ms = 1e3 * _weight_bytes(base.description) / bandwidth
+    weights = sum(shape.in_features * shape.out_features for shape in _multiplied(base.description))
+    return [_measure_rows(engine, count, tokens, repeats, read_ms, 1e3 * weights * count / peak) for count in rows]
+
+
+def _measure_rows(engine: Engine, rows: int, tokens: int, repeats: int, read_ms: float, multiply_ms: float) -> Result:
+    nobody: list[Path | None] = [None] * rows
+    decode_seconds(engine, nobody, tokens)  # warms up
+    step_ms = 1e3 * statistics.median(decode_seconds(engine, nobody, tokens) for _ in range(repeats)) / tokens
+    return Result(
+        rows=rows,
+        step_ms=step_ms,
+        read_ms=read_ms,
+        multiply_ms=multiply_ms,
+        floor_ratio=step_ms / max(read_ms, multiply_ms),
+        outside_share=_outside_share(engine, nobody),
+    )
+
+
+def _outside_share(engine: Engine, nobody: list[Path | None]) -> float:
+    begin = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        begin = time.perf_counter()
+        decode_seconds(engine, nobody, PROFILED_TOKENS)
+        wall = time.perf_counter() - begin
+    inside: float = sum(event.self_cpu_time_total for event in trace.key_averages()) * 1e-6
+    return max(0.0, 1 - inside / wall)
+
+
+def _multiplied(base: BaseDescription) -> list[ModuleShape]:
+    """The layers whose weights a decode step reads: all linear ones, the output head included."""
+    return [shape for shape in base.modules.values() if shape.kind == "linear"]
+
+
+def _weight_bytes(base: BaseDescription) -> float:
+    return sum(
+        shape.in_features * shape.out_features * (NF4_BITS if shape.quantized else 16) / 8
+        for shape in _multiplied(base)
+    )
+
+
+def _peak_multiply_adds() -> float:
+    """Multiply-adds per second of torch's bfloat16 product of two large squares, the best of several."""
+    left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE).to(torch.bfloat16) for _ in range(2))
+    best = 0.0
+    for _ in range(5):
+        begin = time.perf_counter()
+        left @ right
+        best = max(best, PEAK_SIZE**3 / (time.perf_counter() - begin))
+    return best
+
+
+def _print(model: str, results: list[Result]) -> None:
+    table = Table(title=f"{model}: a decode step without adapters, milliseconds")
+    for name in ("rows", "step", "reading", "multiplying", "step / floor", "outside of kernels"):
+        table.add_column(name, justify="right")
+    for r in results:
+        table.add_row(
+            str(r.rows),
+            f"{r.step_ms:.2f}",
+            f"{r.read_ms:.2f}",
+            f"{r.multiply_ms:.2f}",
+            f"{r.floor_ratio:.2f}",
+            f"{r.outside_share:.0%}",
+        )
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
