@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import secrets
 import shutil
 import time
@@ -42,6 +43,8 @@ from registry.principal import Principal, Role
 from registry.quotas import Quotas
 
 SESSION_IDLE_SECONDS = 2 * 3600
+FINISHED_SECONDS = 600
+"""So long a session lives on after its files are stored: the client may send more that builds on the same chunks."""
 SWEEP_SECONDS = 60
 STAGED_BYTES_LIMIT = 64 << 30
 STAGED_XORBS_LIMIT = 8192
@@ -165,6 +168,8 @@ class XetSession:
         except BaseException:
             self._quotas.release(reservation)
             raise
+        part.discard()
+        self._grow_old()
         return blobs
 
     def _check(self, file: ShardFile, xorbs: _OpenXorbs) -> None:
@@ -180,6 +185,12 @@ class XetSession:
                     for chunk in chunks:
                         writer.write(unpack_chunk(data, chunk))
             writer.finish(blob)
+
+    def _grow_old(self) -> None:
+        """Let the session go soon; whatever else is sent to it makes it young again."""
+        moment = time.time() - self._limits.idle_seconds + FINISHED_SECONDS
+        with explained(self._folder):
+            os.utime(self._folder, (moment, moment))
 
     def _require_room(self, announced_bytes: int) -> None:
         sizes = list(self._staged_sizes())

@@ -24,7 +24,7 @@ from registry.file_entry import Blob
 from registry.hub.app import HubApp, create_hub_app
 from registry.hub.xet_format import Scheme
 from registry.hub.xet_grant import XetGrant, XetGrants
-from registry.hub.xet_session import XetLimits, XetSession, XetSessions
+from registry.hub.xet_session import FINISHED_SECONDS, XetLimits, XetSession, XetSessions
 from tests.registry.golden_xet import FOLDER, originals
 from tests.registry.xet_bytes import Term, shard, shard_of, term, xorb
 
@@ -206,6 +206,22 @@ def test_stale_sessions_are_removed_and_the_client_can_upload_again(acme: regist
     second = sessions.find(sessions.begin(), GRANT)
     send_xorb(second, X1, xorb([b"content"]))
     send_shard(second, data)
+
+
+@pytest.mark.sqlite_only
+def test_a_finished_session_goes_soon_but_not_while_more_is_sent(acme: registry.Registry) -> None:
+    sessions = XetSessions(acme.blobs, acme.quotas, XetLimits(idle_seconds=FINISHED_SECONDS + 3600))
+    session = sessions.find(sessions.begin(), GRANT)
+    send_xorb(session, X1, xorb([b"content"]))
+    send_shard(session, shard_of([(b"content", [term(X1, 7, 0, 1)])]))
+    (folder,) = acme.blobs.scratch.glob("xet-*")
+    age = time.time() - folder.stat().st_mtime
+    assert age == pytest.approx(3600, abs=120)
+    assert sessions.remove_stale() == 0
+    send_xorb(session, X2, xorb([b"more"]))
+    assert time.time() - folder.stat().st_mtime < 120
+    assert sessions.count("acme") == 1
+    assert sessions.count("umbrella") == 0
 
 
 @pytest.mark.sqlite_only
