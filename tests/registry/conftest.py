@@ -87,6 +87,17 @@ def place(backend: str, request: pytest.FixtureRequest) -> RegistryPlace:
 
 
 @pytest.fixture
+def fresh_place(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RegistryPlace]:
+    """A place on each backend where no registry was opened yet."""
+    if backend == "sqlite":
+        yield FolderPlace(tmp_path / "registry")
+        return
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    with postgres.database() as url:
+        yield ServerPlace(url, request.getfixturevalue("s3"), secrets.token_hex(8), tmp_path / "scratch")
+
+
+@pytest.fixture
 def reg(place: RegistryPlace) -> Iterator[registry.Registry]:
     """An open registry of the test's own on each backend, that knows the tiny base."""
     with place.open() as opened:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import registry
 from tests.registry.adapter_folders import base_document, write_adapter
+from tests.registry.backends import RegistryPlace
 
 PROCESSES = 3
 VERSIONS = 5
@@ -20,14 +21,14 @@ import json, sys
 from pathlib import Path
 import registry
 from registry.errors import AliasMovedError
-folder, part, inputs = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+place, part, inputs = json.loads(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 operator = registry.Principal.operator()
 """
 
 
-def run_processes(script: str, folder: Path, inputs: list[list[str]]) -> list[list[object]]:
+def run_processes(script: str, place: RegistryPlace, inputs: list[list[str]]) -> list[list[object]]:
     """Run the script once per list of inputs, all at once; what each prints as JSON comes back."""
-    running = [start(script, folder, part, given) for part, given in enumerate(inputs)]
+    running = [start(script, place, part, given) for part, given in enumerate(inputs)]
     outputs = []
     for process in running:
         output, errors = process.communicate(timeout=60)
@@ -36,8 +37,8 @@ def run_processes(script: str, folder: Path, inputs: list[list[str]]) -> list[li
     return outputs
 
 
-def start(script: str, folder: Path, part: int, given: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PREAMBLE + script, str(folder), str(part), json.dumps(given)]
+def start(script: str, place: RegistryPlace, part: int, given: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PREAMBLE + script, json.dumps(place.arguments()), str(part), json.dumps(given)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -47,14 +48,16 @@ def versions_of(reg: registry.Registry) -> list[registry.Version]:
     return reg.list_versions("acme/a", operator) if reg.list_adapters(operator) else []
 
 
-def test_publishers_get_consecutive_numbers_and_promotions_lose_no_update(tmp_path: Path) -> None:
+def test_publishers_get_consecutive_numbers_and_promotions_lose_no_update(
+    fresh_place: RegistryPlace, tmp_path: Path
+) -> None:
     """The processes also open the registry for the first time at once, and promote by compare-and-set in a loop."""
     folders = [
         [str(write_adapter(tmp_path / f"a-{p}-{i}", seed=100 * p + i)) for i in range(VERSIONS)]
         for p in range(PROCESSES)
     ]
     script = f"""
-with registry.open(folder) as reg:
+with registry.open(**place) as reg:
     reg.register_base({base_document()!r})
     results = []
     for path in inputs:
@@ -69,13 +72,13 @@ with registry.open(folder) as reg:
         results.append([number, move.sequence, move.from_number, move.to_number])
     print(json.dumps(results))
 """
-    results = [row for part in run_processes(script, tmp_path / "registry", folders) for row in part]
+    results = [row for part in run_processes(script, fresh_place, folders) for row in part]
     count = PROCESSES * VERSIONS
     assert sorted(number for number, *_ in results) == list(range(1, count + 1))
     assert sorted(sequence for _, sequence, *_ in results) == list(range(1, count + 1)), "no promotion was lost"
     moves = sorted((row[1:] for row in results), key=lambda row: row[0])
     assert [origin for _, origin, _ in moves] == [None, *[target for *_, target in moves[:-1]]]
-    with registry.open(tmp_path / "registry") as reg:
+    with fresh_place.open() as reg:
         operator = registry.Principal.operator()
         history = reg.alias_history("acme/a", "prod", operator)
         assert [move.to_number for move in reversed(history)] == [target for *_, target in moves]
@@ -84,13 +87,12 @@ with registry.open(folder) as reg:
         reg.check_integrity()
 
 
-def test_a_killed_publisher_leaves_the_old_state_or_the_new_one(tmp_path: Path) -> None:
+def test_a_killed_publisher_leaves_the_old_state_or_the_new_one(fresh_place: RegistryPlace, tmp_path: Path) -> None:
     """kill -9 at any moment, again and again: every acknowledged version is there and whole, and nothing else."""
-    folder = tmp_path / "registry"
-    with registry.open(folder) as reg:
+    with fresh_place.open() as reg:
         reg.register_base(base_document())
     script = """
-with registry.open(folder) as reg:
+with registry.open(**place) as reg:
     print("ready", flush=True)
     for path in inputs:
         print(reg.publish(Path(path), "acme/a", principal=operator).digest, flush=True)
@@ -100,19 +102,19 @@ with registry.open(folder) as reg:
     operator = registry.Principal.operator()
     for turn in range(3):
         folders = [str(write_adapter(tmp_path / f"a-{turn}-{i}", seed=100 * turn + i)) for i in range(12)]
-        process = start(script, folder, 0, folders)
+        process = start(script, fresh_place, 0, folders)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(seconds.uniform(0.0, 0.25))
         process.send_signal(signal.SIGKILL)
         output, _ = process.communicate(timeout=30)
         acknowledged += [line for line in output.splitlines() if len(line) == len("sha256:") + 64]
-        with registry.open(folder) as reg:
+        with fresh_place.open() as reg:
             reg.check_integrity()
             digests = [version.digest for version in versions_of(reg)]
             assert set(acknowledged) <= set(digests), "an acknowledged version is lost"
             assert len(digests) - len(acknowledged) <= turn + 1, "at most the one under way each time"
-    with registry.open(folder) as reg:
+    with fresh_place.open() as reg:
         version = reg.publish(write_adapter(tmp_path / "last", seed=9999), "acme/a", principal=operator)
         assert version.number == len(digests) + 1
         reg.pull(version, tmp_path / "out")
