@@ -19,6 +19,7 @@ import msgspec
 
 from registry.adapter import FILES_LIMIT, WEIGHTS_BYTES_LIMIT, limit_bytes_of
 from registry.attestations import Attestation
+from registry.decoding import decode
 from registry.errors import ArchiveError
 from registry.file_entry import FileEntry, digest_of_files
 from registry.names import AdapterName, parse_alias
@@ -102,7 +103,7 @@ class ArchiveIndex(msgspec.Struct, frozen=True):
     def decode(cls, raw: bytes) -> ArchiveIndex:
         """Raises ArchiveError."""
         try:
-            index = msgspec.json.decode(raw, type=cls)
+            index = decode(raw, cls)
         except (msgspec.DecodeError, RecursionError) as error:
             raise ArchiveError(f"its index cannot be read ({error})") from error
         if index.schema != SCHEMA:

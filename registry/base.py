@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from registry.decoding import convert
 from registry.errors import InvalidBaseError, InvalidNameError
 from registry.names import parse_fingerprint
 
@@ -61,7 +62,7 @@ class BaseRecord(msgspec.Struct, frozen=True):
         if schema != BASE_DOCUMENT_SCHEMA:
             raise InvalidBaseError(f"its schema is {schema!r}, and this release reads {BASE_DOCUMENT_SCHEMA}")
         try:
-            record = msgspec.convert(dict(document), cls, strict=True)
+            record = convert(dict(document), cls)
             parse_fingerprint(record.fingerprint)
         except (msgspec.ValidationError, InvalidNameError) as error:
             raise InvalidBaseError(str(error).rstrip(".")) from error

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from registry.base import BaseRecord
+from registry.decoding import convert
 from registry.errors import RejectedAdapterError
 from registry.json_document import parse_json_object
 from registry.reasons import RejectReason
@@ -80,7 +81,7 @@ def parse_manifest(raw: bytes) -> tuple[Manifest, dict[str, Any]]:
     """Return the manifest, and the document as it was written. Raises RejectedAdapterError."""
     document = parse_json_object(raw, file=MANIFEST_FILE)
     try:
-        manifest = msgspec.convert(document, Manifest, strict=True)
+        manifest = convert(document, Manifest)
     except msgspec.ValidationError as error:
         raise RejectedAdapterError(RejectReason.BAD_MANIFEST, str(error), file=MANIFEST_FILE) from error
     return manifest, document

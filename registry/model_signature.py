@@ -24,6 +24,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from registry.decoding import decode
 from registry.errors import InvalidValueError
 from registry.file_entry import FileEntry
 
@@ -208,7 +209,7 @@ def hint_in(bundle: str) -> str | None:
 def _parse(bundle: str) -> _Bundle:
     if len(bundle) > BUNDLE_CHARACTERS:
         raise ValueError("too long")
-    parsed = msgspec.json.decode(bundle, type=_Bundle)
+    parsed = decode(bundle, _Bundle)
     if parsed.media_type != BUNDLE_MEDIA_TYPE or parsed.dsse_envelope.payload_type != PAYLOAD_TYPE:
         raise ValueError("another kind of bundle")
     return parsed
@@ -235,7 +236,7 @@ def _statement(files: Iterable[FileEntry], name: str) -> dict[str, Any]:
 
 def _disagreement(payload: bytes, files: Iterable[FileEntry]) -> str | None:
     try:
-        statement = msgspec.json.decode(payload, type=_Statement)
+        statement = decode(payload, _Statement)
         digests = [bytes.fromhex(resource.digest) for resource in statement.predicate.resources]
         root = statement.subject[0].digest["sha256"]
     except (msgspec.DecodeError, ValueError, LookupError, RecursionError):

@@ -37,6 +37,7 @@ from registry.archive_index import (
     pulled,
     write_file,
 )
+from registry.decoding import decode
 from registry.errors import ArchiveError, ConflictError, StorageError
 from registry.principal import Principal
 from registry.registry import Registry
@@ -262,7 +263,7 @@ def _plain_file(path: Path) -> Iterator[BinaryIO]:
 
 def _decode(raw: bytes, kind: Any, what: str) -> Any:
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return decode(raw, kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ArchiveError(f"{what} cannot be read ({error})") from error
 

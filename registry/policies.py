@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from registry.decoding import convert, decode
 from registry.errors import InvalidValueError
 
 POLICY_BYTES_LIMIT = 64_000
@@ -98,7 +99,7 @@ class GateVerdict(msgspec.Struct, frozen=True):
 def parse_policy(document: Any) -> AliasPolicy:
     """A policy from plain values. Raises InvalidValueError."""
     try:
-        policy = msgspec.convert(document, AliasPolicy, strict=True)
+        policy = convert(document, AliasPolicy)
     except msgspec.ValidationError as error:
         raise InvalidValueError("policy", str(error)) from error
     seen: set[tuple[str, str | None]] = set()
@@ -129,7 +130,7 @@ def write_policy(policy: AliasPolicy) -> str:
 
 def read_policy(document: str) -> AliasPolicy:
     """The policy out of the database."""
-    return msgspec.json.decode(document.encode(), type=AliasPolicy)
+    return decode(document.encode(), AliasPolicy)
 
 
 def write_gate(verdict: GateVerdict | None) -> str | None:
@@ -139,4 +140,4 @@ def write_gate(verdict: GateVerdict | None) -> str | None:
 
 def read_gate(document: str | None) -> GateVerdict | None:
     """The verdict out of the history."""
-    return None if document is None else msgspec.json.decode(document.encode(), type=GateVerdict)
+    return None if document is None else decode(document.encode(), GateVerdict)

@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from registry import audit
 from registry.database import Database
+from registry.decoding import convert
 from registry.errors import InvalidValueError, NotFoundError
 from registry.models import TenantRow
 from registry.principal import Principal, Role
@@ -86,11 +87,11 @@ def read_tenant_policy(document: str) -> TenantPolicy:
     """The policy as the database keeps it; fields of a newer release are left alone."""
     kept = json.loads(document)
     known = {field: kept[field] for field in TenantPolicy.__struct_fields__ if field in kept}
-    return msgspec.convert(known, TenantPolicy, strict=True)
+    return convert(known, TenantPolicy)
 
 
 def _parse(document: dict[str, Any]) -> TenantPolicy:
     try:
-        return msgspec.convert(document, TenantPolicy, strict=True)
+        return convert(document, TenantPolicy)
     except msgspec.ValidationError as error:
         raise InvalidValueError("policy", str(error)) from error

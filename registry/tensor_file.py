@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 import msgspec
 import numpy as np
 
+from registry.decoding import convert
 from registry.errors import RejectedAdapterError
 from registry.json_document import parse_json_object
 from registry.reasons import RejectReason
@@ -120,7 +121,7 @@ def _read_entry(name: str, raw: Any, *, data_start: int, file: str) -> Tensor:
     if not name or len(name) > NAME_CHARACTERS_LIMIT or not name.isprintable():
         _refuse(f"a tensor has the name {name[:80]!r}", file=file)
     try:
-        entry = msgspec.convert(raw, _HeaderEntry, strict=True)
+        entry = convert(raw, _HeaderEntry)
     except msgspec.ValidationError as error:
         _refuse(f"tensor {name!r} is not described ({error})", file=file, tensor=name)
     if entry.dtype not in ELEMENT_BYTES:

@@ -20,6 +20,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import msgspec
 
 from registry.adapter import FILES_LIMIT, limit_bytes_of
+from registry.decoding import decode
 from registry.errors import ForbiddenAddressError, InvalidValueError, NotFoundError, UpstreamError
 from registry.outbound import Answer, OutboundPolicy, exchange
 
@@ -131,7 +132,7 @@ class Upstream:
                 if len(raw) > METADATA_BYTES:
                     raise UpstreamError(self._host, f"it answered with more than {METADATA_BYTES} bytes")
         try:
-            return msgspec.json.decode(raw, type=kind)
+            return decode(raw, kind)
         except (msgspec.DecodeError, RecursionError) as error:
             raise UpstreamError(self._host, "its answer is not what the Hub protocol says") from error
 

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from registry.decoding import decode
+
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 VLLM_VOCABULARY_LIMIT = 258_048
 PEFT_MIN_VERSION = "0.14.0"
@@ -73,7 +75,7 @@ def serving_verdict(
 
 def read_verdict(text: str | None) -> ServingVerdict | None:
     """The verdict as the database keeps it; None for versions of a release that kept none."""
-    return None if text is None else msgspec.json.decode(text.encode(), type=ServingVerdict)
+    return None if text is None else decode(text.encode(), ServingVerdict)
 
 
 def write_verdict(verdict: ServingVerdict) -> str:

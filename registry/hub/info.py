@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from registry.base import BaseRecord
+from registry.decoding import decode
 from registry.errors import InvalidValueError, NotFoundError
 from registry.file_entry import Blob
 from registry.hub.card import CARD_BYTES_LIMIT, CARD_FILE, CardError, read_card
@@ -270,7 +271,7 @@ def _encode_cursor(position: Position) -> str:
 
 def _decode_cursor(text: str) -> Position:
     try:
-        return msgspec.json.decode(base64.b64decode(text, altchars=b"-_", validate=True), type=Position)
+        return decode(base64.b64decode(text, altchars=b"-_", validate=True), Position)
     except (msgspec.DecodeError, ValueError) as error:
         raise InvalidValueError("cursor", "it is none that this registry gave out") from error
 

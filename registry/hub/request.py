@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from registry.decoding import decode
 from registry.errors import InvalidValueError
 from registry.hub.errors import BodyTooLargeError, ClientGoneError
 from registry.principal import Principal
@@ -125,7 +126,7 @@ class Request:
 def decode_json(raw: bytes, kind: type[Document]) -> Document:
     """JSON as this struct. Raises InvalidValueError."""
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return decode(raw, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidValueError("body", f"it is not what this route takes ({error})") from error
 

@@ -14,6 +14,7 @@ from binascii import Error as Base64Error
 
 import msgspec
 
+from registry.decoding import decode
 from registry.errors import AuthenticationError
 from registry.names import AdapterName
 
@@ -56,7 +57,7 @@ class XetGrants:
         if not hmac.compare_digest(mac, self._mac(payload)):
             raise AuthenticationError
         try:
-            grant = msgspec.json.decode(urlsafe_b64decode(payload), type=XetGrant)
+            grant = decode(urlsafe_b64decode(payload), XetGrant)
         except (msgspec.DecodeError, Base64Error) as error:
             raise AuthenticationError from error
         if grant.expires_at <= time.time():

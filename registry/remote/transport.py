@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import msgspec
 
+from registry.decoding import decode
 from registry.error_documents import error_from
 from registry.errors import InvalidValueError, PermissionDeniedError, RegistryError, UnreachableError
 from registry.loopback import is_loopback_host
@@ -111,7 +112,7 @@ class Transport:
         if response.status_code >= 300:
             raise self._error(response)
         try:
-            return msgspec.json.decode(response.content, type=kind)
+            return decode(response.content, kind)
         except msgspec.DecodeError as error:
             raise UnreachableError(self.url, f"its answer is not what this release expects: {error}") from error
 
