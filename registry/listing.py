@@ -123,13 +123,18 @@ def _adapters_query(principal: Principal) -> Select[Any]:
 def _summaries(session: Session, rows: Sequence[Row[Any]]) -> Iterator[AdapterSummary]:
     ids = [row.id for row in rows]
     aliases: dict[int, dict[str, int]] = {}
-    alias_query = select(AliasRow.adapter_id, AliasRow.name, VersionRow.number).join(
-        VersionRow, VersionRow.id == AliasRow.version_id
-    )
+    unverified: dict[int, set[int]] = {}
+    columns = (AliasRow.adapter_id, AliasRow.name, VersionRow.number, VersionRow.base_verified)
+    alias_query = select(*columns).join(VersionRow, VersionRow.id == AliasRow.version_id)
     alias_query = alias_query.where(AliasRow.adapter_id.in_(ids)).order_by(AliasRow.adapter_id, AliasRow.name)
-    for adapter_id, alias, number in session.execute(alias_query):
+    for adapter_id, alias, number, base_verified in session.execute(alias_query):
         aliases.setdefault(adapter_id, {})[alias] = number
+        if not base_verified:
+            unverified.setdefault(adapter_id, set()).add(number)
     newest = _newest_versions(session, ids)
+    for adapter_id, version in newest.items():
+        if not version.base_verified:
+            unverified.setdefault(adapter_id, set()).add(version.number)
     for row in rows:
         if version := newest.get(row.id):  # None: its versions were deleted since the adapters were read
             yield AdapterSummary(
@@ -144,6 +149,7 @@ def _summaries(session: Session, rows: Sequence[Row[Any]]) -> Iterator[AdapterSu
                 aliases=aliases.get(row.id, {}),
                 created_at=row.created_at,
                 updated_at=row.updated_at,
+                unverified=tuple(sorted(unverified.get(row.id, ()))),
             )
 
 
@@ -156,7 +162,8 @@ def _newest_versions(session: Session, adapter_ids: list[int]) -> dict[int, Row[
     )
     is_newest = and_(VersionRow.adapter_id == newest.c.adapter_id, VersionRow.number == newest.c.number)
     columns = (VersionRow.adapter_id, VersionRow.number, VersionRow.digest, VersionRow.base_fingerprint)
-    query: Select[Any] = select(*columns, VersionRow.rank, VersionRow.adapter_bytes).join(newest, is_newest)
+    more = (VersionRow.rank, VersionRow.adapter_bytes, VersionRow.base_verified)
+    query: Select[Any] = select(*columns, *more).join(newest, is_newest)
     return {row.adapter_id: row for row in session.execute(query).all()}
 
 

@@ -76,7 +76,10 @@ class VersionDraft:
 
 @dataclass(frozen=True)
 class AdapterSummary:
-    """One line of a listing: an adapter, its newest version, and where its aliases point."""
+    """One line of a listing: an adapter, its newest version, and where its aliases point.
+
+    `unverified` are those of these versions whose base is not verified.
+    """
 
     tenant: str
     adapter: str
@@ -89,6 +92,7 @@ class AdapterSummary:
     aliases: Mapping[str, int]
     created_at: datetime
     updated_at: datetime
+    unverified: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ def _adapter_entries(summary: AdapterSummary, base: ServedBase) -> Iterator[Docu
     numbers = {summary.adapter: summary.newest_number}
     numbers |= {f"{summary.adapter}@{alias}": number for alias, number in summary.aliases.items()}
     for name, number in numbers.items():
-        yield _adapter_entry(name, f"{summary.adapter}@{number}", summary.tenant, base, summary.created_at)
+        entry = _adapter_entry(name, f"{summary.adapter}@{number}", summary.tenant, base, summary.created_at)
+        yield entry | {"base_verified": number not in summary.unverified}
 
 
 def _entry_of(name: str, target: Target) -> Document:

@@ -167,6 +167,8 @@ def test_an_unverified_base_is_shown(
     response = split_server.chat("!say a", model="acme/stock")
     assert response.headers["x-loraplex-base-verified"] == "false"
     assert split_server.client.get("/v1/models/acme/stock").json()["base_verified"] is False
+    listed = {entry["id"]: entry.get("base_verified") for entry in split_server.client.get("/v1/models").json()["data"]}
+    assert (listed["acme/stock"], listed[NAME], listed[ALIAS], listed["base"]) == (False, True, True, None)
     assert "x-loraplex-base-verified" not in split_server.chat("!say a", model=NAME).headers
     assert split_server.client.get(f"/v1/models/{NAME}").json()["base_verified"] is True
 
