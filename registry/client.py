@@ -37,6 +37,7 @@ LOCAL_ONLY = frozenset(
         "fsck",
         "newest_event",
         "open_file",
+        "publish_staged",
         "receiving",
         "restore",
     }

@@ -61,18 +61,53 @@ def publish(
     principal.require(Role.PUBLISHER, name, action="publish to")
     check_text("message", message, limit_characters=MESSAGE_CHARACTERS)
     with blobs.staged(folder, list_files(folder)) as staging:
-        reach("publish.after_stage")
-        admission = admit(staging.folder, bases, named_base=base_fingerprint, policy=policy)
-        git_oids = _git_oids(staging)
-        draft = admission.draft(staging.files, message=message)
-        with _room_for(staging, quotas, name, principal) as sizes:
-            reach("publish.after_judge")
-            blobs.keep(staging)
-            reach("publish.after_keep")
-            quotas.mark_stored(name.tenant, sizes)
-            version, is_new = catalog.add_version(
-                name, draft, visibility=visibility, principal=principal, git_oids=git_oids
-            )
+        return publish_staged(
+            catalog,
+            bases,
+            blobs,
+            quotas,
+            staging,
+            name,
+            principal=principal,
+            policy=policy,
+            base_fingerprint=base_fingerprint,
+            visibility=visibility,
+            message=message,
+        )
+
+
+def publish_staged(
+    catalog: Catalog,
+    bases: Bases,
+    blobs: BlobStore,
+    quotas: Quotas,
+    staging: Staging,
+    name: AdapterName,
+    *,
+    principal: Principal,
+    policy: TenantPolicy,
+    base_fingerprint: str | None,
+    visibility: Visibility | None,
+    message: str,
+) -> Publication:
+    """As `publish`, of files that lie in a private folder on the store's own disk already, hashed and synced.
+
+    Raises as `publish`.
+    """
+    principal.require(Role.PUBLISHER, name, action="publish to")
+    check_text("message", message, limit_characters=MESSAGE_CHARACTERS)
+    reach("publish.after_stage")
+    admission = admit(staging.folder, bases, named_base=base_fingerprint, policy=policy)
+    git_oids = _git_oids(staging)
+    draft = admission.draft(staging.files, message=message)
+    with _room_for(staging, quotas, name, principal) as sizes:
+        reach("publish.after_judge")
+        blobs.keep(staging)
+        reach("publish.after_keep")
+        quotas.mark_stored(name.tenant, sizes)
+        version, is_new = catalog.add_version(
+            name, draft, visibility=visibility, principal=principal, git_oids=git_oids
+        )
     reach("publish.after_commit")
     return Publication(version, is_new)
 

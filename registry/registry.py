@@ -21,7 +21,7 @@ from registry.backup import Backups
 from registry.backup_folder import BackupManifest
 from registry.base import BaseRecord
 from registry.bases import Bases
-from registry.blobs import BlobReader, BlobStore
+from registry.blobs import BlobReader, BlobStore, Staging
 from registry.canaries import Canaries
 from registry.cards import render_card
 from registry.catalog import Catalog
@@ -43,9 +43,9 @@ from registry.outbound import OutboundPolicy
 from registry.outbox import Outbox
 from registry.page import PAGE_DEFAULT, Page
 from registry.policies import AliasPolicy, GateVerdict, PolicyRecord
-from registry.principal import OPERATOR, OPERATOR_ACTOR, Principal, Role
+from registry.principal import OPERATOR, Principal, Role
 from registry.promote import check_gate, promote, promote_canary, roll_back
-from registry.publish import Publication, publish
+from registry.publish import Publication, publish, publish_staged
 from registry.pull import find_file, pull
 from registry.quotas import Quotas, Usage
 from registry.receiving import private_folder
@@ -265,6 +265,32 @@ class Registry:
             self._blobs,
             self._quotas,
             folder,
+            parsed,
+            principal=principal,
+            policy=self._tenant_policies.of(parsed.tenant),
+            base_fingerprint=base_fingerprint,
+            visibility=_parse_visibility(visibility),
+            message=message,
+        )
+
+    def publish_staged(
+        self,
+        staging: Staging,
+        name: str,
+        *,
+        principal: Principal,
+        base_fingerprint: str | None = None,
+        visibility: str | None = None,
+        message: str = "",
+    ) -> Publication:
+        """As `publish_outcome`, of files that were received into a folder of `receiving`; they are not copied again."""
+        parsed = AdapterName.parse(name)
+        return publish_staged(
+            self._catalog,
+            self._bases,
+            self._blobs,
+            self._quotas,
+            staging,
             parsed,
             principal=principal,
             policy=self._tenant_policies.of(parsed.tenant),

@@ -6,6 +6,8 @@ size or its number is refused while it arrives; whether it is an adapter is judg
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import BinaryIO
 
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
-from registry.adapter import FILES_LIMIT, limit_bytes_of
+from registry.adapter import FILES_LIMIT, limit_bytes_of, list_files
+from registry.blobs import Staging
 from registry.errors import InvalidValueError, RejectedAdapterError, StorageError
+from registry.file_entry import FileEntry
 from registry.reasons import RejectReason
 from registry.threads import Threads
 
@@ -29,7 +33,12 @@ class Upload:
 
     folder: Path
     options: dict[str, str] = field(default_factory=dict)
-    files: set[str] = field(default_factory=set)
+    files: dict[str, FileEntry | None] = field(default_factory=dict)
+
+    def staging(self) -> Staging:
+        """The files, hashed as they arrived, and synced. Raises RejectedAdapterError where they are no adapter's."""
+        entries = [self.files[name] for name in list_files(self.folder)]
+        return Staging(self.folder, tuple(entry for entry in entries if entry is not None))
 
 
 async def receive_upload(
@@ -82,6 +91,8 @@ class _Receiver:
         self._target: BinaryIO | None = None
         self._value = b""
         self._left_bytes = 0
+        self._digest = hashlib.sha256()
+        self._size = 0
 
     def take(self, parser: PushMultipartParser, piece: bytes) -> None:
         """Parse some bytes and write what they hold."""
@@ -122,7 +133,8 @@ class _Receiver:
         if len(self._upload.files) >= FILES_LIMIT:
             detail = f"there are more than {FILES_LIMIT} files"
             raise RejectedAdapterError(RejectReason.FILE_TOO_LARGE, detail)
-        self._upload.files.add(name)
+        self._upload.files[name] = None
+        self._digest, self._size = hashlib.sha256(), 0
         self._target = (self._upload.folder / name).open("xb", buffering=0)
         self._name, self._left_bytes = name, limit_bytes
 
@@ -136,13 +148,17 @@ class _Receiver:
         if self._left_bytes < 0:
             detail = f"it has more than the limit of {limit_bytes_of(self._name):,} bytes"
             raise RejectedAdapterError(RejectReason.FILE_TOO_LARGE, detail, file=self._name)
+        self._digest.update(data)
+        self._size += len(data)
         rest = memoryview(data)
         while rest:
             rest = rest[self._target.write(rest) :]
 
     def _end(self) -> None:
         if self._target is not None:
+            os.fsync(self._target.fileno())
             self.close()
+            self._upload.files[self._name] = FileEntry(self._name, self._size, self._digest.hexdigest())
             return
         try:
             self._upload.options[self._name] = self._value.decode()

@@ -61,8 +61,8 @@ async def _publish(
             request.stream(), content_type, folder, options=OPTIONS, threads=service.transfers
         )
         return await service.transfers.run(
-            service.registry.publish_outcome,
-            folder,
+            service.registry.publish_staged,
+            upload.staging(),
             str(adapter),
             principal=caller,
             base_fingerprint=upload.options.get("base_fingerprint"),
