@@ -219,15 +219,16 @@ def _linger(session: Session, tenant: TenantRow, version_ids: Sequence[int], now
 def _delete_commits(session: Session, adapter: AdapterRow, version: VersionRow, actor: str, now: datetime) -> None:
     """Take away the commits whose tree is the version; branches fall back to what is left before them."""
     query = select(CommitRow.id, CommitRow.parent_id, CommitRow.version_id).where(CommitRow.adapter_id == adapter.id)
-    commits = {row.id: (row.parent_id, row.version_id) for row in session.execute(query)}
-    doomed = [commit for commit, (_, version_id) in commits.items() if version_id == version.id]
+    rows = session.execute(query.order_by(CommitRow.sequence)).all()
+    parents = _parents([(row.id, row.parent_id) for row in rows])
+    doomed = [row.id for row in rows if row.version_id == version.id]
     branches = session.scalars(
         select(RefRow.name).where(RefRow.adapter_id == adapter.id, RefRow.kind == BRANCH, RefRow.commit_id.in_(doomed))
     ).all()
     for branch in branches:
         left: str | None = session.get_one(RefRow, (adapter.id, BRANCH, branch)).commit_id
-        while left is not None and (left in doomed or left not in commits):
-            left = commits[left][0] if left in commits else None
+        while left is not None and left in doomed:
+            left = parents[left]
         if left is not None:
             point(session, adapter, BRANCH, branch, left, at=now)
         elif branch == DEFAULT_BRANCH:
@@ -243,6 +244,16 @@ def _delete_commits(session: Session, adapter: AdapterRow, version: VersionRow, 
     session.flush()
     _delete_where(session, CommitFileRow, CommitFileRow.commit_id, doomed)
     _delete_where(session, CommitRow, CommitRow.id, doomed)
+
+
+def _parents(commits: Sequence[tuple[str, str | None]]) -> dict[str, str | None]:
+    """The parent of each commit, oldest first; the commit before it, where the parent went with a version earlier."""
+    known: dict[str, str | None] = {}
+    before: str | None = None
+    for commit, parent in commits:
+        known[commit] = parent if parent is None or parent in known else before
+        before = commit
+    return known
 
 
 def _delete_adapter(session: Session, tenant: TenantRow, adapter: AdapterRow, version_ids: Sequence[int]) -> None:

@@ -147,9 +147,13 @@ def _contents(session: Session, commit_ids: Sequence[str]) -> dict[str, dict[str
 
 
 def _line_to(session: Session, adapter: AdapterRow, head: CommitRow) -> Iterator[Commit]:
-    """A commit, its parent, and so on."""
+    """A commit, its parent, and so on. Where a parent went with its deleted version, the commit before it follows."""
     wanted: str | None = head.id
+    present: str | None = head.id
     for commit in _commits_down_from(session, adapter, head.sequence):
+        if commit.id != wanted and wanted != present:
+            found = session.get(CommitRow, wanted)
+            present = wanted = commit.id if found is None else wanted
         if commit.id == wanted:
             yield commit
             wanted = commit.parent_id

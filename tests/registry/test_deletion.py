@@ -80,6 +80,21 @@ def test_the_only_version_is_deleted(reg: registry.Registry, publish: Publish) -
     reg.check_integrity()
 
 
+def test_versions_are_deleted_one_after_another(reg: registry.Registry, publish: Publish) -> None:
+    for _ in range(5):
+        publish()
+    log = reg.snapshots.log
+    name = registry.AdapterName.parse(A)
+    for number in (3, 2):
+        reg.delete_version(f"{A}@{number}", OPERATOR)
+    assert [commit.version for commit in log(name, "main", OPERATOR, limit=10)] == [5, 4, 1]
+    for number, left in ((5, 4), (4, 1)):
+        reg.delete_version(f"{A}@{number}", OPERATOR)
+        assert head(reg)[0] == id_of(reg, left), "main falls back past what was deleted before"
+    assert [commit.version for commit in log(name, "main", OPERATOR, limit=10)] == [1]
+    reg.check_integrity()
+
+
 def test_what_is_in_use_stays(reg: registry.Registry, publish: Publish) -> None:
     publish()
     publish()
