@@ -8,6 +8,7 @@ store signs addresses, a GET is sent there; HEAD is answered here, without readi
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from urllib.parse import quote
 
 from registry.blobs import BlobReader
@@ -109,10 +110,10 @@ def _range_header(request: Request, etag: str) -> str | None:
 
 
 async def _pieces(hub: Hub, reader: BlobReader) -> AsyncGenerator[bytes, None]:
-    chunks = iter(reader)
     try:
-        while (chunk := await hub.run(next, chunks, None)) is not None:
-            yield chunk
+        async with aclosing(hub.read_all(iter(reader))) as chunks:
+            async for chunk in chunks:
+                yield chunk
     finally:
         await hub.run(reader.close)
 

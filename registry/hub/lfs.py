@@ -93,8 +93,7 @@ async def upload(hub: Hub, request: Request) -> Response:
     if grant.session:
         return await _upload_part(hub, request, grant)
     with hub.registry.blobs.receive(limit_bytes=grant.blob.size) as writer:
-        async for piece in request.large_pieces(limit_bytes=grant.blob.size):
-            await hub.run(writer.write, piece)
+        await hub.write_all(request.large_pieces(limit_bytes=grant.blob.size), writer.write)
         await hub.run(writer.finish, grant.blob)
     await hub.run(hub.registry.quotas.mark_stored, grant.tenant, [(grant.blob.sha256, grant.blob.size)])
     return json_response({}, headers={"etag": f'"{grant.blob.sha256}"'})
@@ -164,8 +163,7 @@ async def _upload_part(hub: Hub, request: Request, grant: UploadGrant) -> Respon
     session = PartsSession(hub.registry.blobs, grant.session, plan)
     part = await hub.run(session.open_part, grant.part)
     try:
-        async for piece in request.large_pieces(limit_bytes=plan.size_of(grant.part)):
-            await hub.run(part.write, piece)
+        await hub.write_all(request.large_pieces(limit_bytes=plan.size_of(grant.part)), part.write)
         etag = await hub.run(part.finish)
     finally:
         part.close()

@@ -17,7 +17,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 JSON_BYTES_LIMIT = 4_000_000
-WRITE_BYTES = 1 << 20
+WRITE_BYTES = 4 << 20
 QUERY_BYTES_LIMIT = 16_384
 QUERY_FIELDS_LIMIT = 256
 
@@ -98,7 +98,7 @@ class Request:
                 return
 
     async def large_pieces(self, *, limit_bytes: int) -> AsyncIterator[bytes]:
-        """The body in pieces of about a megabyte, for what writes each of them on another thread."""
+        """The body in pieces of some megabytes, for what writes each of them on another thread."""
         gathered: list[bytes] = []
         size = 0
         async for piece in self.pieces(limit_bytes=limit_bytes):
