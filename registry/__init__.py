@@ -14,6 +14,7 @@ from registry.errors import (
     AuthenticationError,
     BaseMismatchError,
     ConflictError,
+    GateError,
     IncompatibleRegistryError,
     IntegrityError,
     InvalidBaseError,
@@ -29,6 +30,7 @@ from registry.errors import (
 from registry.file_entry import FileEntry, digest_of_files
 from registry.names import AdapterName, AdapterRef, Digest
 from registry.opening import open_registry as open  # noqa: A004 - `registry.open(...)` is how it is meant to be read
+from registry.policies import AliasPolicy, MetricRule
 from registry.principal import Principal, Role
 from registry.publish import Publication
 from registry.reasons import RejectReason
@@ -43,6 +45,7 @@ __all__ = [
     "AdapterSummary",
     "AliasMove",
     "AliasMovedError",
+    "AliasPolicy",
     "AuthenticationError",
     "BaseMismatchError",
     "BaseModule",
@@ -50,12 +53,14 @@ __all__ = [
     "ConflictError",
     "Digest",
     "FileEntry",
+    "GateError",
     "IncompatibleRegistryError",
     "IntegrityError",
     "InvalidBaseError",
     "InvalidNameError",
     "InvalidValueError",
     "IssuedToken",
+    "MetricRule",
     "NotFoundError",
     "PermissionDeniedError",
     "Principal",

@@ -11,15 +11,23 @@ import registry
 
 PACKAGE = Path(registry.__file__).parent
 SURFACE = """
-ANY AdapterName AdapterRef AdapterSummary AliasMove AliasMovedError AuthenticationError BaseMismatchError BaseModule
-BaseRecord ConflictError Digest FileEntry IncompatibleRegistryError IntegrityError InvalidBaseError InvalidNameError
-InvalidValueError IssuedToken NotFoundError PermissionDeniedError Principal Publication QuotaExceededError Registry RegistryError
-RejectReason RejectedAdapterError Role StorageError Tenant Token Version Visibility digest_of_files open
+ANY AdapterName AdapterRef AdapterSummary AliasMove AliasMovedError AliasPolicy AuthenticationError BaseMismatchError
+BaseModule BaseRecord ConflictError Digest FileEntry GateError IncompatibleRegistryError IntegrityError
+InvalidBaseError InvalidNameError InvalidValueError IssuedToken MetricRule NotFoundError PermissionDeniedError
+Principal Publication QuotaExceededError Registry RegistryError RejectReason RejectedAdapterError Role StorageError
+Tenant Token Version Visibility digest_of_files open
 """.split()
 METHODS = """
-alias_history aliases authenticate base bases blobs check_integrity close commits create_tenant create_token folder
-has_tokens list_adapters list_tenants list_tokens list_versions promote publish publish_outcome pull quotas refs
-register_base repositories resolve revoke_token rollback set_quota signing_secret snapshots usage
+adapter add_key add_mirror alias_history aliases approve attach_signature attest_evaluation attest_probes attest_scan
+attestations audit_entries authenticate backup base base_lineage bases blobs canaries card change_canary check_gate
+check_integrity close collect_garbage commits courier create_tenant create_token create_webhook delete_adapter
+delete_version delete_webhook diff events folder fsck has_tokens lease leases lineage list_adapters list_keys
+list_mirrors list_tenants list_tokens list_versions list_webhooks move_adapter moved_to newest_event open_file
+page_adapters page_versions pin pins policies policy promote promote_canary publish publish_outcome publish_staged
+pull quotas receiving refs register_base release_leases remove_mirror remove_policy replay_webhook repositories
+resolve resolve_split restore retention revoke_key revoke_token rollback rotate_token set_policy set_quota
+set_retention set_tenant_policy set_webhook_policy signatures signing_secret snapshots start_canary stop_canary
+sync_mirror tenant_policy test_webhook unpin usage verify_audit webhook_deliveries webhook_policy
 """.split()
 
 
