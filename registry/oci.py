@@ -79,11 +79,11 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Index(msgspec.Struct, frozen=True, rename="camel"):
-    """All versions of the layout (image-spec, image-index.md)."""
+    """All versions of the layout (image-spec, image-index.md). Other tools leave its type out."""
 
     schema_version: Annotated[int, msgspec.Meta(ge=2, le=2)]
-    media_type: str
     manifests: Annotated[tuple[Descriptor, ...], msgspec.Meta(min_length=1, max_length=2 * VERSIONS_LIMIT)]
+    media_type: str = INDEX_TYPE
 
 
 def export_layout(
@@ -108,7 +108,7 @@ def export_layout(
             tags += [alias for alias, number in aliases.items() if number == version.number and not _is_version(alias)]
             listed += [_tagged(described, tag) for tag in tags]
         (partial / "oci-layout").write_bytes(_json(LAYOUT))
-        (partial / "index.json").write_bytes(_json(Index(2, INDEX_TYPE, tuple(listed))))
+        (partial / "index.json").write_bytes(_json(Index(2, tuple(listed))))
         partial.rename(destination)
     except OSError as error:
         raise StorageError(f"{destination} cannot be written ({error.strerror}).", path=destination) from error

@@ -143,6 +143,19 @@ def test_the_same_content_has_the_same_bytes(
         export_layout(reg, "acme/text2sql", layout, principal=operator)
 
 
+def test_a_layout_that_skopeo_has_copied(other: registry.Registry, layout: Path, operator: Principal) -> None:
+    """It writes an index of its own, without its type and without what is artifacts' own."""
+    index = read_json(layout / "index.json")
+    kept = [
+        {key: each[key] for key in ("mediaType", "digest", "size")} | {"annotations": {REF_NAME: "v2"}}
+        for each in index["manifests"]
+        if each["annotations"][REF_NAME] == "v2"
+    ]
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": kept}))
+    done = import_layout(other, layout, principal=operator)
+    assert [(each.number, each.publication.version.number) for each in done.versions] == [(2, 1)]
+
+
 def some_blob(layout: Path, kind: str) -> Path:
     manifest = read_json(blob_of(layout, read_json(layout / "index.json")["manifests"][0]))
     if kind == "manifest":
