@@ -132,9 +132,9 @@ def _summaries(session: Session, rows: Sequence[Row[Any]]) -> Iterator[AdapterSu
         if not base_verified:
             unverified.setdefault(adapter_id, set()).add(number)
     newest = _newest_versions(session, ids)
-    for adapter_id, version in newest.items():
-        if not version.base_verified:
-            unverified.setdefault(adapter_id, set()).add(version.number)
+    for adapter_id, found in newest.items():
+        if not found.base_verified:
+            unverified.setdefault(adapter_id, set()).add(found.number)
     for row in rows:
         if version := newest.get(row.id):  # None: its versions were deleted since the adapters were read
             yield AdapterSummary(
@@ -163,7 +163,7 @@ def _newest_versions(session: Session, adapter_ids: list[int]) -> dict[int, Row[
     is_newest = and_(VersionRow.adapter_id == newest.c.adapter_id, VersionRow.number == newest.c.number)
     columns = (VersionRow.adapter_id, VersionRow.number, VersionRow.digest, VersionRow.base_fingerprint)
     more = (VersionRow.rank, VersionRow.adapter_bytes, VersionRow.base_verified)
-    query: Select[Any] = select(*columns, *more).join(newest, is_newest)
+    query: Select[*tuple[Any, ...]] = select(*columns, *more).join(newest, is_newest)
     return {row.adapter_id: row for row in session.execute(query).all()}
 
 

@@ -19,7 +19,7 @@ class Inner(msgspec.Struct):
     counts: dict[str, int] | None = None
 '''
 sys.setswitchinterval(1e-6)
-for turn in range(200):
+for turn in range(60):
     module = types.ModuleType(f"types_{turn}")
     sys.modules[module.__name__] = module
     exec(SOURCE, module.__dict__)

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import registry
 from registry import failpoints
+from tests.registry.backends import CREDENTIALS
 from tests.registry.campaigns.faults import Fault
 from tests.registry.campaigns.operations import perform, perform_under_fault
 
@@ -47,7 +48,7 @@ class ForkServer:
     """Starts the process; `run` performs one operation in a worker of its own. `preload` is a library for all."""
 
     def __init__(self, *, preload: Path | None = None) -> None:
-        self._environment = dict(os.environ) | ({} if preload is None else {"LD_PRELOAD": str(preload)})
+        self._environment = dict(os.environ) | CREDENTIALS | ({} if preload is None else {"LD_PRELOAD": str(preload)})
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(

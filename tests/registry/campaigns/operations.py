@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import faulthandler
+import json
+import os
+import time
+import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import registry
-from registry.errors import RegistryError
+from registry.errors import AliasMovedError, NotFoundError, RegistryError
 from tests.registry.campaigns.faults import Fault, disarm, operations_seen
 
 OPERATOR = registry.Principal.operator()
 LONG_AFTER = timedelta(days=30)
+STORM_NAME = "acme/storm"
 
 
 def publish(reg: registry.Registry, *, folder: str, name: str) -> int:
@@ -46,6 +53,61 @@ def collect_garbage(reg: registry.Registry) -> int:
     return reg.collect_garbage(grace=timedelta(0), now=datetime.now(UTC) + LONG_AFTER).blobs_deleted
 
 
+def storm(location: dict[str, Any], *, inputs: list[list[list[str]]], out: str) -> int:
+    """A process for each list of lists and in it a thread for each list: all publish and promote on one alias.
+
+    This worker itself opens nothing. The history of child N is in OUT/N.json.
+    """
+    children = []
+    for part, lists in enumerate(inputs):
+        child = os.fork()
+        if child == 0:
+            try:
+                _storm_child(location, lists, Path(out) / f"{part}.json")
+            except BaseException:  # noqa: BLE001 - a child must never go on as a second worker
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    assert statuses == [0] * len(children), statuses
+    return len(children)
+
+
+def _storm_child(location: dict[str, Any], lists: list[list[str]], out: Path) -> None:
+    faulthandler.enable()
+    with registry.open(**location) as reg, ThreadPoolExecutor(len(lists)) as threads:
+        histories = list(threads.map(lambda folders: _publish_and_promote(reg, folders), lists))
+    out.write_text(json.dumps([row for history in histories for row in history]))
+
+
+def _publish_and_promote(reg: registry.Registry, folders: list[str]) -> list[dict[str, Any]]:
+    """Publish each folder and point the alias at it, each time expecting what was just read, until it is done."""
+    history: list[dict[str, Any]] = []
+    for folder in folders:
+        number = reg.publish(Path(folder), STORM_NAME, principal=OPERATOR).number
+        while True:
+            called = time.monotonic_ns()
+            found = _alias(reg)
+            history.append({"kind": "read", "called": called, "returned": time.monotonic_ns(), "found": found})
+            row = {"kind": "cas", "expected": found, "new": number, "called": time.monotonic_ns()}
+            try:
+                reg.promote(f"{STORM_NAME}@{number}", "prod", principal=OPERATOR, expected=found)
+            except AliasMovedError as error:
+                history.append(row | {"returned": time.monotonic_ns(), "found": error.actual})
+            else:
+                history.append(row | {"returned": time.monotonic_ns(), "has_set": True})
+                break
+    return history
+
+
+def _alias(reg: registry.Registry) -> int | None:
+    try:
+        return reg.resolve(f"{STORM_NAME}@prod", principal=OPERATOR).number
+    except NotFoundError:
+        return None
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (publish, promote, rollback, pull, delete_version, delete_adapter, collect_garbage)
@@ -54,6 +116,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 def perform(location: dict[str, Any], operation: str, arguments: dict[str, Any], *, tell: Callable[..., None]) -> None:
     """Open the registry, perform, tell the result or the registry's error. Other exceptions are bugs and go on."""
+    if operation == "storm":
+        tell(acknowledged=storm(location, **arguments))
+        return
     try:
         with registry.open(**location) as reg:
             tell(acknowledged=OPERATIONS[operation](reg, **arguments))
