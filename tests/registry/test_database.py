@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -14,6 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
 import registry
+from registry import file_system
 from registry.database import Database
 from registry.errors import IncompatibleRegistryError, InvalidValueError, NotFoundError, StorageError
 from registry.models import Row
@@ -90,6 +93,38 @@ def test_a_newer_schema_is_used_where_it_says_that_this_release_can(tmp_path: Pa
         assert [tenant.name for tenant in reg.list_tenants()] == ["acme", "globex"]
     with closing(sqlite3.connect(tmp_path / "catalog.sqlite")) as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(0x6969, "NFS"), (0xFF534D42, "CIFS"), (0x00C36400, "Ceph")])
+def test_a_network_file_system_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, name: str
+) -> None:
+    """The kind of the file system is what this machine cannot have: it is told instead of asked."""
+    monkeypatch.setattr(file_system, "file_system_type", lambda folder: kind)
+    with pytest.raises(StorageError, match=rf"network file system \({name}\).*PostgreSQL"):
+        registry.open(tmp_path / "registry")
+    assert not (tmp_path / "registry" / "catalog.sqlite").exists()
+
+
+def test_the_kind_of_a_file_system_is_what_the_system_says() -> None:
+    """`stat -f` asks the same of the kernel in another way."""
+    for folder in (Path("/"), Path("/proc"), Path("/dev")):
+        said = subprocess.run(["stat", "-f", "-c", "%t", folder], capture_output=True, text=True, check=True)
+        assert file_system.file_system_type(folder) == int(said.stdout, 16)
+        assert file_system.network_file_system(folder) is None
+
+
+def test_a_network_file_system_behind_fuse_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    mounts = tmp_path / "mountinfo"
+    monkeypatch.setattr(file_system, "MOUNTS", mounts)
+    monkeypatch.setattr(file_system, "file_system_type", lambda folder: file_system.FUSE_TYPE)
+    for kind, is_refused in (("fuse.sshfs", True), ("fuse.s3fs", True), ("fuse.gocryptfs", False), ("fuseblk", False)):
+        mounts.write_text(
+            f"22 1 0:1 / /proc rw - proc proc rw\n36 22 {number} / /x rw,noatime shared:1 - {kind} y rw\n"
+        )
+        assert (file_system.network_file_system(tmp_path) is not None) == is_refused, kind
 
 
 def test_what_is_no_registry(tmp_path: Path) -> None:

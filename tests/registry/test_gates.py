@@ -437,9 +437,8 @@ def test_attestations_are_listed_and_never_change(reg: registry.Registry, put: C
     ]
     assert reg.attestations(NAME, OPERATOR) == made
     assert made[0].document == {"metrics": {"a": 1.0}, "note": "by hand", "role": "admin"}
-    if reg.folder is not None:  # SQLite itself refuses; PostgreSQL has no trigger for it
-        with pytest.raises(registry.RegistryError), reg._database.writing() as session:
-            session.execute(text("UPDATE attestations SET passed = 1"))
+    with pytest.raises(registry.RegistryError), reg._database.writing() as session:  # the database itself refuses
+        session.execute(text("UPDATE attestations SET passed = true"))
 
 
 def test_two_promotions_at_once_leave_one_consistent_outcome(reg: registry.Registry, put: Callable[..., Any]) -> None:
