@@ -188,6 +188,7 @@ def serve(
         ),
     )
     logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # the server asks its registry all the time
     try:
         serve_settings(settings)
     except (ServingError, RegistryError) as error:

@@ -47,6 +47,7 @@ class RegistryFollower:
         self._task: asyncio.Task[None] | None = None
         self._warming: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(WARMED_AT_ONCE)
+        self.is_following = False
         self.events = 0
         self.failures = 0
 
@@ -71,12 +72,13 @@ class RegistryFollower:
                 if is_lost:
                     cursor = await self._begin(cursor)
                     is_lost, pause_seconds = False, FIRST_PAUSE_SECONDS
+                    self.is_following = True
                 wait_seconds = WAIT_SECONDS if self._is_remote else 0.0
                 page = await self._threads.run(self._registry.events, OPERATOR, after=cursor, seconds=wait_seconds)
             except RegistryError as error:
                 if not is_lost:
                     logger.warning("the registry's feed is lost: %s", error)
-                is_lost = True
+                is_lost, self.is_following = True, False
                 self.failures += 1
                 self._names.lost()
                 await asyncio.sleep(pause_seconds)

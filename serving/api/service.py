@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from litestar import Request
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from registry import Registry
 from registry.client import RemoteRegistry
@@ -67,6 +67,10 @@ class Service:
         self.adapters_in_use = AdaptersInUse()
         self.metrics = CollectorRegistry(auto_describe=False)
         self.instruments = Instruments(self.metrics, lambda: "unknown" if self.base is None else self.base.name)
+        followed = "Whether the registry's events are heard: 1 while they are."
+        Gauge("loraplex_registry_followed", followed, registry=self.metrics).set_function(
+            lambda: float(self.follower.is_following)
+        )
         self.metrics.register(
             EngineCollector(self.engine, self.loader, self.gate, self.adapters_in_use, lambda: self.base)
         )

@@ -275,8 +275,10 @@ async def test_what_happened_during_an_outage_is_heard_afterwards(
         reg.promote("acme/sql@2", "prod", principal=OPERATOR)
         await _until(lambda: warmed == ["acme/sql@prod"])
         assert names.current(READER, "acme/sql@prod") is None
+        assert follower.is_following
         feed.is_down.set()
         await _until(lambda: names._follower is None)
+        assert not follower.is_following
         reg.rollback("acme/sql", "prod", principal=OPERATOR)
         feed.is_down.clear()
         await _until(lambda: len(warmed) == 2)
