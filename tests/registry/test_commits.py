@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,26 @@ def test_a_commit_whose_answer_was_lost_is_sent_again(repo: Repo) -> None:
         repo.commit(*change, parent=first)
 
 
+def test_commits_at_once_lose_nothing(repo: Repo) -> None:
+    changes = [repo.add(f"{number}.json", b"%d" % number) for number in range(6)]
+    with ThreadPoolExecutor(len(changes)) as threads:
+        outcomes = list(threads.map(repo.commit, changes))
+    assert repo.paths() == [f"{number}.json" for number in range(6)]
+    log = repo.reg.snapshots.log(NAME, "main", OPERATOR, limit=10)
+    assert {outcome.commit.id for outcome in outcomes} == {commit.id for commit in log[:6]}
+
+    def with_parent(change: Operation) -> bool:
+        try:
+            repo.commit(change, parent=log[0].id)
+        except ParentMovedError:
+            return False
+        return True
+
+    rivals = [repo.add("same.json", b"rival %d" % number) for number in range(4)]
+    with ThreadPoolExecutor(len(rivals)) as threads:
+        assert sum(threads.map(with_parent, rivals)) == 1
+
+
 def test_files_and_folders_are_deleted(repo: Repo) -> None:
     repo.commit(*(repo.add(path, path.encode()) for path in ("a.json", "b/c.json", "b/d/e.json", "bc.json")))
     repo.commit(DeleteFolder("b/"), DeleteFile("a.json"))
@@ -162,12 +183,14 @@ def test_blobs_of_other_tenants_cannot_be_named(repo: Repo, make_adapter: Callab
         repo.commit(AddLarge("x.safetensors", theirs.sha256, theirs.size))
 
 
+@pytest.mark.sqlite_only
 def test_paths_outside_the_grammar_are_refused(repo: Repo) -> None:
     for path in ("", "/a", "a//b", "../a", "a/./b", "a\\b", "a\nb", "a/.git/b", "x" * 513, "d/" * 40):
         with pytest.raises(InvalidNameError):
             repo.commit(AddFile(TreeFile(path, 1, "a" * 64, False, "b" * 40)))
 
 
+@pytest.mark.sqlite_only
 def test_code_and_pickles_are_refused_by_name_and_by_content(repo: Repo) -> None:
     for path in ("a.bin", "deep/model.PT", "run.py", "x.pkl", "lib.so", "w.tar.gz"):
         with pytest.raises(InvalidValueError, match="can hold code"):
@@ -177,6 +200,7 @@ def test_code_and_pickles_are_refused_by_name_and_by_content(repo: Repo) -> None
             repo.commit(repo.add("innocent.json", content))
 
 
+@pytest.mark.sqlite_only
 def test_a_path_is_a_file_or_a_folder(repo: Repo) -> None:
     repo.commit(repo.add("a/b", b"x"))
     with pytest.raises(InvalidValueError, match="a file and a folder"):
@@ -245,6 +269,7 @@ def test_tags_are_written_once(repo: Repo) -> None:
     repo.reg.refs.create_tag(NAME, "golden", first, "", OPERATOR)
 
 
+@pytest.mark.sqlite_only
 def test_ref_names_that_mean_something_else_are_refused(repo: Repo) -> None:
     for name in ("v3", "12", "deadbeef", "a..b", "a//b", "-a", "a b", "HEAD", "refs/heads/x", "é", "a.lock"):
         with pytest.raises(InvalidNameError):

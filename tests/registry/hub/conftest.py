@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,18 @@ def hub_settings() -> HubSettings:
 
 @pytest.fixture
 def server(reg: registry.Registry, hub_settings: HubSettings) -> Iterator[Server]:
-    """The Hub face of `reg` on a port of its own, in a thread. Tenants acme and rival exist."""
+    """The Hub face of `reg` on a port of its own. Tenants acme and rival exist."""
+    with serving(reg, hub_settings) as running:
+        yield running
+
+
+@contextmanager
+def serving(reg: registry.Registry, settings: HubSettings) -> Iterator[Server]:
+    """The Hub face of a registry on a port of its own, in a thread, with the tenants acme and rival."""
     for tenant in ("acme", "rival"):
         reg.create_tenant(tenant)
     authenticator = Authenticator(reg, is_loopback=True, remember_seconds=0.0)
-    app = create_hub_app(reg, authenticate=authenticator.principal_of_scope, settings=hub_settings)
+    app = create_hub_app(reg, authenticate=authenticator.principal_of_scope, settings=settings)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(128)

@@ -17,6 +17,7 @@ from tests.registry.hub.conftest import Server
 PAGE = Path(__file__).parents[3] / "docs" / "hub.md"
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw:DeprecationWarning")
 def test_the_page_runs(
     server: Server, api: HfApi, make_adapter: Callable[..., Path], capsys: pytest.CaptureFixture[str]
