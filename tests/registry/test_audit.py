@@ -37,6 +37,7 @@ def busy(reg: registry.Registry, publish: Publish) -> registry.Registry:
     return reg
 
 
+@pytest.mark.sqlite_only
 def test_every_change_is_a_row_of_its_tenant(busy: registry.Registry) -> None:
     entries = busy.audit_entries()
     actions = [(entry.action, entry.tenant) for entry in reversed(entries)]
@@ -107,12 +108,14 @@ def test_tampering_is_found(busy: registry.Registry, tamper: Tamper, statement: 
     assert faults[0].startswith(fault)
 
 
+@pytest.mark.sqlite_only
 def test_rows_that_changed_places_are_found(busy: registry.Registry, tamper: Tamper) -> None:
     swap = "UPDATE audit_events SET id = {} WHERE id = {}"
     tamper(swap.format(99, 3), swap.format(3, 4), swap.format(4, 99))
     assert busy.verify_audit().faults[0].startswith("row 3 does not follow")
 
 
+@pytest.mark.sqlite_only
 def test_a_chain_made_anew_is_found_with_a_hash_kept_elsewhere(busy: registry.Registry, tamper: Tamper) -> None:
     kept = busy.verify_audit().row_hash
     tamper(
@@ -161,6 +164,7 @@ def test_writers_at_once_make_one_chain(reg: registry.Registry, place: RegistryP
     assert verification.rows == 31
 
 
+@pytest.mark.sqlite_only
 def test_a_change_that_fails_leaves_no_row(busy: registry.Registry) -> None:
     rows = busy.verify_audit().rows
     with pytest.raises(registry.ConflictError):

@@ -57,6 +57,7 @@ def test_a_version_is_gone_and_its_number_stays_taken(
     assert (entry.subject, entry.detail) == (f"{A}@2", {"digest": second.digest})
 
 
+@pytest.mark.sqlite_only
 def test_the_newest_version_is_deleted(reg: registry.Registry, publish: Publish) -> None:
     publish()
     publish()
@@ -68,6 +69,7 @@ def test_the_newest_version_is_deleted(reg: registry.Registry, publish: Publish)
     reg.check_integrity()
 
 
+@pytest.mark.sqlite_only
 def test_the_only_version_is_deleted(reg: registry.Registry, publish: Publish) -> None:
     publish()
     reg.delete_version(f"{A}@1", OPERATOR)
@@ -80,6 +82,7 @@ def test_the_only_version_is_deleted(reg: registry.Registry, publish: Publish) -
     reg.check_integrity()
 
 
+@pytest.mark.sqlite_only
 def test_versions_are_deleted_one_after_another(reg: registry.Registry, publish: Publish) -> None:
     for _ in range(5):
         publish()
@@ -95,6 +98,7 @@ def test_versions_are_deleted_one_after_another(reg: registry.Registry, publish:
     reg.check_integrity()
 
 
+@pytest.mark.sqlite_only
 def test_what_is_in_use_stays(reg: registry.Registry, publish: Publish) -> None:
     publish()
     publish()
@@ -118,6 +122,7 @@ def test_what_is_in_use_stays(reg: registry.Registry, publish: Publish) -> None:
     assert len(reg.list_versions(A, OPERATOR)) == 1
 
 
+@pytest.mark.sqlite_only
 def test_a_lease_that_ran_out_holds_nothing(reg: registry.Registry, publish: Publish) -> None:
     publish()
     over = datetime.now(UTC) - timedelta(seconds=1)
@@ -126,6 +131,7 @@ def test_a_lease_that_ran_out_holds_nothing(reg: registry.Registry, publish: Pub
     reg.delete_version(f"{A}@1", OPERATOR)
 
 
+@pytest.mark.sqlite_only
 def test_a_tag_holds_a_version(reg: registry.Registry, publish: Publish) -> None:
     publish()
     with reg._database.writing() as session:
@@ -188,6 +194,7 @@ def test_renaming(reg: registry.Registry, publish: Publish) -> None:
     reg.check_integrity()
 
 
+@pytest.mark.sqlite_only
 def test_a_name_that_is_taken_or_elsewhere(reg: registry.Registry, publish: Publish) -> None:
     publish()
     publish("acme/other")
@@ -206,6 +213,7 @@ def test_a_name_that_is_taken_or_elsewhere(reg: registry.Registry, publish: Publ
     assert reg.resolve(A, principal=OPERATOR).number == 1
 
 
+@pytest.mark.sqlite_only
 def test_where_it_moved_to_is_told_only_to_who_may_read_it(reg: registry.Registry, publish: Publish) -> None:
     publish()
     reg.move_adapter(A, "acme/sql", OPERATOR)
@@ -217,6 +225,7 @@ def test_where_it_moved_to_is_told_only_to_who_may_read_it(reg: registry.Registr
     assert reg.moved_to(A, stranger) == "acme/sql"
 
 
+@pytest.mark.sqlite_only
 def test_who_may(reg: registry.Registry, publish: Publish) -> None:
     publish()
     promoter = reg.authenticate(reg.create_token("acme", "promoter").secret)

@@ -24,6 +24,7 @@ def blob_of(version: registry.Version, path: str) -> str:
     return next(file.sha256 for file in version.files if file.path == path)
 
 
+@pytest.mark.sqlite_only
 def test_a_sound_registry(reg: registry.Registry, publish: Publish) -> None:
     publish()
     publish()
@@ -147,6 +148,7 @@ def test_what_can_be_mended_is(reg: registry.Registry, publish: Publish, place: 
     reg.check_integrity()
 
 
+@pytest.mark.sqlite_only
 def test_an_orphan_is_waste_and_no_fault(reg: registry.Registry, publish: Publish) -> None:
     publish()
     with reg._blobs.receive() as writer:

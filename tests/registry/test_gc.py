@@ -77,6 +77,7 @@ def test_what_was_deleted_goes_and_its_bytes_are_free(
     assert [entry.action for entry in reg.audit_entries()].count("gc") == 1
 
 
+@pytest.mark.sqlite_only
 def test_a_blob_stays_while_another_tenant_has_it(
     reg: registry.Registry, make_adapter: Callable[..., Path], place: RegistryPlace
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_blob_stays_while_another_tenant_has_it(
     assert place.blob_names() == []
 
 
+@pytest.mark.sqlite_only
 def test_an_upload_that_nobody_finished_goes_when_its_lease_is_over(
     reg: registry.Registry, publish: Publish, place: RegistryPlace, tmp_path: Path
 ) -> None:
@@ -110,6 +112,7 @@ def test_an_upload_that_nobody_finished_goes_when_its_lease_is_over(
     assert not reg._quotas.is_present("acme", blob.sha256)
 
 
+@pytest.mark.sqlite_only
 def test_an_orphan_goes_after_the_grace_period(reg: registry.Registry, place: RegistryPlace) -> None:
     with reg._blobs.receive() as writer:
         writer.write(b"a publisher died before it reserved anything")
@@ -144,6 +147,7 @@ def test_retention_keeps_what_is_needed(reg: registry.Registry, publish: Publish
     assert publish().number == 10
 
 
+@pytest.mark.sqlite_only
 def test_retention_by_days(reg: registry.Registry, publish: Publish) -> None:
     for _ in range(3):
         publish()
@@ -157,6 +161,7 @@ def test_retention_by_days(reg: registry.Registry, publish: Publish) -> None:
     assert reg.retention(A, OPERATOR) is None
 
 
+@pytest.mark.sqlite_only
 def test_a_rollback_to_a_version_that_was_deleted_says_so(reg: registry.Registry, publish: Publish) -> None:
     publish()
     publish()
@@ -194,6 +199,7 @@ def test_leases(reg: registry.Registry, publish: Publish) -> None:
         reg.leases("acme/open", stranger)
 
 
+@pytest.mark.sqlite_only
 def test_pins(reg: registry.Registry, publish: Publish) -> None:
     publish()
     reg.promote(f"{A}@1", "prod", principal=OPERATOR)
@@ -236,13 +242,12 @@ def test_a_collection_that_fails_is_finished_by_the_next(
     assert place.blob_names() == sorted({file.sha256 for file in versions[3].files})
 
 
-@pytest.mark.parametrize("slow", ["gc.before_forget=sleep:0.05", "gc.before_delete=sleep:0.05"])
 def test_publishers_and_collectors_at_once(
-    reg: registry.Registry, place: RegistryPlace, tmp_path: Path, slow: str, monkeypatch: pytest.MonkeyPatch
+    reg: registry.Registry, place: RegistryPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same files are published, deleted, collected and published again; every version keeps its bytes."""
     folders = [write_adapter(tmp_path / f"seed-{seed}", seed=seed) for seed in range(3)]
-    arm(monkeypatch, slow)
+    arm(monkeypatch, "gc.before_forget=sleep:0.05,gc.before_delete=sleep:0.05")
     failed: list[str] = []
     done = threading.Event()
 

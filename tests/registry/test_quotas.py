@@ -34,6 +34,7 @@ def limit(reg: registry.Registry, quota_bytes: int | None = None, quota_versions
     reg.set_quota("acme", quota_bytes=quota_bytes, quota_versions=quota_versions)
 
 
+@pytest.mark.sqlite_only
 def test_a_blob_counts_once_and_is_present_when_it_is_stored(acme: registry.Registry) -> None:
     quotas = acme._quotas
     reservation = quotas.reserve("acme", [(A, 10), (B, 5)], principal=OPERATOR)
@@ -48,6 +49,7 @@ def test_a_blob_counts_once_and_is_present_when_it_is_stored(acme: registry.Regi
     assert used(acme) == (15, 0)
 
 
+@pytest.mark.sqlite_only
 def test_presence_is_the_tenants_own(acme: registry.Registry) -> None:
     acme.create_tenant("globex")
     acme._quotas.reserve("acme", [(A, 10)], principal=OPERATOR)
@@ -70,6 +72,7 @@ def test_more_than_the_quota_is_refused_and_changes_nothing(acme: registry.Regis
     assert used(acme) == (100, 0)
 
 
+@pytest.mark.sqlite_only
 def test_a_true_size_beyond_the_reserved_one_is_charged(acme: registry.Registry) -> None:
     limit(acme, quota_bytes=100)
     acme._quotas.reserve("acme", [(A, 60)], principal=OPERATOR)
@@ -83,6 +86,7 @@ def test_a_true_size_beyond_the_reserved_one_is_charged(acme: registry.Registry)
     assert used(acme) == (99, 0), "what is stored has its true size"
 
 
+@pytest.mark.sqlite_only
 def test_what_was_not_written_is_given_back(acme: registry.Registry) -> None:
     quotas = acme._quotas
     first = quotas.reserve("acme", [(A, 10), (B, 5)], principal=OPERATOR)
@@ -151,6 +155,7 @@ def test_publishing_counts(reg: registry.Registry, publish: Publish, make_adapte
     assert used(reg)[1] == 3
 
 
+@pytest.mark.sqlite_only
 def test_a_version_needs_its_blobs_to_be_reserved(reg: registry.Registry, publish: Publish) -> None:
     """The last check before a version is made: what garbage collection has forgotten is uploaded again."""
     version = publish("acme/a")
@@ -172,6 +177,7 @@ def test_a_version_needs_its_blobs_to_be_reserved(reg: registry.Registry, publis
         )
 
 
+@pytest.mark.sqlite_only
 def test_who_may_set_and_see_it(acme: registry.Registry) -> None:
     acme.create_tenant("globex")
     admin = acme.authenticate(acme.create_token("acme", "admin").secret)
@@ -186,6 +192,7 @@ def test_who_may_set_and_see_it(acme: registry.Registry) -> None:
         limit(acme, quota_bytes=-1)
 
 
+@pytest.mark.sqlite_only
 def test_a_wrong_counter_is_found_and_corrected(acme: registry.Registry) -> None:
     acme._quotas.reserve("acme", [(A, 10)], principal=OPERATOR)
     with acme._database.writing() as session:

@@ -197,6 +197,7 @@ def test_a_version_is_signed(reg: registry.Registry, publish: Publish) -> None:
     reg.check_integrity()
 
 
+@pytest.mark.sqlite_only
 def test_who_may_manage_keys_and_sign(reg: registry.Registry, publish: Publish) -> None:
     version = publish()
     reg.create_tenant("globex")
@@ -226,6 +227,7 @@ def test_who_may_manage_keys_and_sign(reg: registry.Registry, publish: Publish) 
             reg.revoke_key("acme", absent)
 
 
+@pytest.mark.sqlite_only
 def test_another_tenants_key_does_not_count(reg: registry.Registry, publish: Publish) -> None:
     version = publish()
     reg.create_tenant("globex")
@@ -235,6 +237,7 @@ def test_another_tenants_key_does_not_count(reg: registry.Registry, publish: Pub
         reg.attach_signature(f"{A}@1", sign(version, key), principal=OPERATOR)
 
 
+@pytest.mark.sqlite_only
 def test_a_tenant_may_demand_signatures(reg: registry.Registry, publish: Publish) -> None:
     version = publish()
     publish()

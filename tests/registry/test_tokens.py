@@ -23,6 +23,7 @@ def scoped(reg: registry.Registry, *patterns: str, role: str = "admin") -> regis
     return reg.authenticate(reg.create_token("acme", role, scope=patterns).secret)
 
 
+@pytest.mark.sqlite_only
 def test_a_scope_is_kept_and_shown(reg: registry.Registry) -> None:
     reg.create_tenant("acme")
     issued = reg.create_token("acme", "reader", scope=["text2sql", "cron-*"])
@@ -51,6 +52,7 @@ def test_outside_of_its_scope_a_private_adapter_is_missing(reg: registry.Registr
         reg.resolve(hidden.digest, principal=caller)
 
 
+@pytest.mark.sqlite_only
 def test_outside_of_its_scope_nothing_is_changed(reg: registry.Registry, publish: Publish) -> None:
     publish("acme/other")
     caller = scoped(reg, "sql-*")
@@ -108,6 +110,7 @@ def test_rotation(reg: registry.Registry) -> None:
         reg.rotate_token(new.token_id)
 
 
+@pytest.mark.sqlite_only
 def test_an_overlap_does_not_make_a_token_live_longer(reg: registry.Registry) -> None:
     reg.create_tenant("acme")
     end = datetime.now(UTC) + timedelta(hours=1)
@@ -118,6 +121,7 @@ def test_an_overlap_does_not_make_a_token_live_longer(reg: registry.Registry) ->
         reg.rotate_token(old.token_id, overlap=timedelta(days=31))
 
 
+@pytest.mark.sqlite_only
 def test_who_may_rotate(reg: registry.Registry) -> None:
     for tenant in ("acme", "globex"):
         reg.create_tenant(tenant)
