@@ -6,12 +6,11 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import registry
-from registry.errors import IntegrityError, RegistryError, StorageError
-from tests.registry.adapter_folders import lora_tensors, modules_named
+from registry.errors import IntegrityError, RegistryError
+from tests.registry.adapter_folders import config_document, lora_tensors, modules_named
 from tests.registry.backends import FolderPlace, RegistryPlace
 from tests.registry.campaigns.state import OPERATOR
 
@@ -58,15 +57,21 @@ def is_found(place: RegistryPlace, version: registry.Version, destination: Path)
 
 
 def check_all(
-    place: RegistryPlace, reg: registry.Registry, make_adapter: Callable[..., Path], tmp_path: Path, *, flips: int
+    place: RegistryPlace,
+    reg: registry.Registry,
+    make_adapter: Callable[..., Path],
+    tmp_path: Path,
+    *,
+    flips: int,
+    stride: int,
 ) -> int:
     tensors = lora_tensors(modules_named("q_proj", "v_proj"), rank=RANK)
-    version = reg.publish(make_adapter(tensors=tensors, config=_config(RANK)), "acme/a", principal=OPERATOR)
+    version = reg.publish(make_adapter(tensors=tensors, config=config_document(r=RANK)), "acme/a", principal=OPERATOR)
     other = reg.publish(make_adapter(seed=1), "acme/a", principal=OPERATOR)
     found = 0
     for file in version.files:
         sound = place.read_blob(file.sha256)
-        for what, damage in damages(file.size, seed=file.size, flips=flips).items():
+        for what, damage in list(damages(file.size, seed=file.size, flips=flips).items())[::stride]:
             damaged = damage(sound)
             if damaged == sound:
                 continue
@@ -88,16 +93,10 @@ def check_all(
     return found + len(version.files) + 1
 
 
-def _config(rank: int) -> dict[str, object]:
-    from tests.registry.adapter_folders import config_document
-
-    return config_document(r=rank)
-
-
 def test_damaged_blobs_are_found(
     place: RegistryPlace, reg: registry.Registry, make_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
-    assert check_all(place, reg, make_adapter, tmp_path, flips=1) > 30
+    assert check_all(place, reg, make_adapter, tmp_path, flips=1, stride=5) > 12
 
 
 @pytest.mark.long
@@ -105,7 +104,7 @@ def test_damaged_blobs_are_found(
 def test_very_many_damaged_blobs_are_found(
     place: RegistryPlace, reg: registry.Registry, make_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
-    print(place.name, check_all(place, reg, make_adapter, tmp_path, flips=200))
+    print(place.name, check_all(place, reg, make_adapter, tmp_path, flips=200, stride=1))
 
 
 def test_damage_after_the_first_read_is_found_when_a_folder_is_pulled(
@@ -149,7 +148,6 @@ def test_a_damaged_catalog_answers_nothing_wrong(
                 for version in opened.list_versions("acme/a", OPERATOR):
                     assert version.digest in digests
                     opened.pull(version, tmp_path / f"out-{turn}-{version.number}")
-        except (StorageError, RegistryError):
+        except RegistryError:
             refused += 1
     assert refused > 0
-    assert np.all([len(digest) == 71 for digest in digests])
