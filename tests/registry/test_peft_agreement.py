@@ -81,6 +81,7 @@ AWKWARD = [
 
 
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning")
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize("options", AWKWARD)
 def test_ranks_and_scales_are_those_of_peft(tmp_path: Path, reg: registry.Registry, options: dict[str, Any]) -> None:
     model = Decoder()
