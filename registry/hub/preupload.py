@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from registry.errors import InvalidValueError
+from registry.errors import InvalidValueError, QuotaExceededError
 from registry.hub.context import Hub
 from registry.hub.errors import HubError
 from registry.hub.gitignore import GitIgnore
@@ -21,6 +21,7 @@ from registry.hub.request import Request
 from registry.hub.response import Response, json_response, warning_header
 from registry.hub.routing import Route
 from registry.hub.tree import content_oid
+from registry.principal import OPERATOR
 from registry.tree_paths import PATH_CHARACTERS, check_beginning, check_kind, check_path, is_byproduct
 from registry.trees import TreeFile, is_large
 
@@ -56,13 +57,39 @@ async def preupload(hub: Hub, request: Request) -> Response:
     ignore = GitIgnore(body.git_ignore or "")
     documents = await hub.run(lambda: [_answer(hub, file, tree, ignore) for file in body.files])
     left_out = [file.path for file in body.files if is_byproduct(file.path)]
-    return json_response({"files": documents}, headers=_warning(left_out))
+    large = [
+        file
+        for file, document in zip(body.files, documents, strict=True)
+        if document["uploadMode"] == "lfs" and not document["shouldIgnore"] and not _may_be_there(file, tree)
+    ]
+    shortage = await hub.run(_shortage, hub, repo.name.tenant, [file.size for file in large])
+    return json_response({"files": documents}, headers=shortage or _warning(left_out))
 
 
 def refuse_pull_request(request: Request) -> None:
     """Raises HubError where the client asks for a pull request."""
     if dict(request.query()).get("create_pr") in ("1", "true", "True"):
         raise HubError(501, "This registry has no pull requests. Commit to a branch of its own: `revision=BRANCH`.")
+
+
+def _may_be_there(file: Announced, tree: dict[str, TreeFile]) -> bool:
+    present = tree.get(file.path)
+    return present is not None and present.size == file.size
+
+
+def _shortage(hub: Hub, tenant: str, sizes: list[int]) -> dict[str, str]:
+    """A warning where the files may not fit into the quota; by Xet, clients do not show why they fail later.
+
+    What does fit is known when the digests are: the tenant may have some of the files already. Raises
+    QuotaExceededError where one file alone is larger than the whole quota.
+    """
+    usage = hub.registry.quotas.usage(tenant, principal=OPERATOR) if sizes else None
+    if usage is None or usage.quota_bytes is None or usage.used_bytes + sum(sizes) <= usage.quota_bytes:
+        return {}
+    error = QuotaExceededError(tenant, "bytes", quota=usage.quota_bytes, used=usage.used_bytes, asked=sum(sizes))
+    if max(sizes) > usage.quota_bytes:
+        raise error
+    return warning_header("quota", f"if these files are new, the upload will fail. {error.message}")
 
 
 def _answer(hub: Hub, file: Announced, tree: dict[str, TreeFile], ignore: GitIgnore) -> dict[str, Any]:
