@@ -16,6 +16,7 @@ import yaml
 CARD_FILE = "README.md"
 CARD_BYTES_LIMIT = 64_000
 DEPTH_LIMIT = 16
+CARDS_KEPT = 256
 
 _FRONT_MATTER = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 
@@ -24,7 +25,7 @@ class CardError(ValueError):
     """Metadata that cannot be read. The text is for the card's author."""
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=CARDS_KEPT)
 def read_card(content: bytes) -> dict[str, Any] | None:
     """The metadata of a card; None where it has none. Raises CardError. The result is shared: do not change it."""
     found = _FRONT_MATTER.match(content[: CARD_BYTES_LIMIT + 1])

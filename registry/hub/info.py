@@ -29,6 +29,8 @@ from registry.version import Version, Visibility
 
 PAGE = 100
 PAGE_LIMIT = 1_000
+FULL_PAGE_LIMIT = 100
+"""Where each repository's files are looked at."""
 SCANNED_LIMIT = 5_000
 """A page of a filtered listing looks at so many repositories, and then says where to go on."""
 
@@ -38,6 +40,8 @@ _FIELDS = frozenset(
     "author baseModels cardData config createdAt disabled downloads downloadsAllTime gated lastModified library_name "
     "likes pipeline_tag private safetensors sha siblings tags usedStorage trendingScore".split()
 )
+_DEEP = frozenset("cardData config library_name pipeline_tag safetensors siblings tags usedStorage".split())
+"""What only a repository's files say, in whole or in part."""
 
 
 class YamlCheck(msgspec.Struct, frozen=True, rename={"repo_type": "repoType"}):
@@ -109,7 +113,10 @@ def _list(
     order = _SORTS.get(fields.get("sort", ""), Order.NAME)
     after = _decode_cursor(fields["cursor"]) if "cursor" in fields else None
     bases = {base.fingerprint: base for base in hub.registry.bases()}
-    is_full = is_true(fields.get("full")) or is_true(fields.get("cardData")) or is_true(fields.get("config"))
+    is_full = any(is_true(fields.get(name)) for name in ("full", "cardData", "config")) or bool(
+        _DEEP & set(wanted or ())
+    )
+    limit = min(limit, FULL_PAGE_LIMIT) if is_full else limit
     documents: list[dict[str, Any]] = []
     scanned = 0
     while True:
@@ -127,7 +134,7 @@ def _list(
             document = _document(repository.name, repository, bases.get(repository.base_fingerprint or ""), None)
             if tags and not tags <= set(document["tags"]):
                 continue
-            if is_full or wanted is not None:
+            if is_full:
                 document = _complete(hub, repository, document, principal)
             documents.append(_select(document, wanted))
             if len(documents) == limit:
