@@ -12,8 +12,8 @@ from litestar.response import Stream
 
 from registry.adapter import NAME_CHARACTERS_LIMIT
 from registry.blobs import BlobReader
+from registry.byte_range import ByteRange, UnsatisfiableRangeError, parse_range
 from registry.file_entry import FileEntry
-from registry.http.byte_range import ByteRange, UnsatisfiableRangeError, parse_range
 from registry.http.parameters import NamePart, TenantPart, VersionPart
 from registry.http.service import RegistryService, caller_of, service_of
 from registry.pull import find_file

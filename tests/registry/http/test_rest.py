@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import registry
 from registry import errors
+from registry.byte_range import ByteRange, UnsatisfiableRangeError, parse_range
 from registry.error_documents import STORAGE_MESSAGE, code_of, document_of, error_from, known_errors
-from registry.http.byte_range import ByteRange, UnsatisfiableRangeError, parse_range
 from registry.http.errors import STATUSES, status_of
 from registry.http.rest import create_rest_app
 from registry.http.service import RegistryService
