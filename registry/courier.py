@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from registry.errors import ForbiddenAddressError, StorageError, UpstreamError
+from registry.errors import ForbiddenAddressError, RegistryError, UpstreamError
 from registry.outbound import OutboundPolicy, exchange
 from registry.outbox import Claim, Outbox
 from registry.webhook_signature import sign
@@ -78,7 +78,7 @@ class Courier:
             while not self._stopping.is_set():
                 try:
                     claimed = self._claim_and_post(pool)
-                except StorageError as error:
+                except RegistryError as error:
                     logger.error("the outbox cannot be read: %s", error)
                     claimed = 0
                 if self._flying:
@@ -88,15 +88,18 @@ class Courier:
 
     def _claim_and_post(self, pool: ThreadPoolExecutor) -> int:
         """Hand what is due to free threads, one delivery of a webhook at a time: a slow one delays only itself."""
-        self._flying = {flight: webhook for flight, webhook in self._flying.items() if not flight.done()}
+        for flight in [flight for flight in self._flying if flight.done()]:
+            del self._flying[flight]
+            if (error := flight.exception()) is not None:
+                logger.error("an attempt failed in a way that is not foreseen", exc_info=error)
         room = self._settings.at_once - len(self._flying)
         now = datetime.now(UTC)
         due_at = self._outbox.next_due(except_for=self._flying.values())
         if room == 0 or due_at is None or due_at > now:
             return 0
         seconds = self._settings.attempt_seconds + CLAIM_MARGIN_SECONDS
-        claims = self._outbox.claim(now, seconds=seconds, limit=room, except_for=self._flying.values())
         policy = self._policy()
+        claims = self._outbox.claim(now, seconds=seconds, limit=room, except_for=self._flying.values())
         for claim in claims:
             self._flying[pool.submit(self._deliver, claim, policy)] = claim.webhook_id
         return len(claims)
@@ -113,7 +116,7 @@ class Courier:
                 self._outbox.arrived(claim, datetime.now(UTC), status)
             else:
                 self._conclude(claim, status, f"it answered {status}")
-        except StorageError as error:
+        except RegistryError as error:
             logger.error("the outcome of %r cannot be written: %s", claim, error)
 
     def _conclude(self, claim: Claim, status: int | None, failure: str) -> None:

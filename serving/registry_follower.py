@@ -25,7 +25,7 @@ POLL_SECONDS = 0.25
 """A registry in this process is asked for news so often: nothing waits for it in a thread, and stopping is quick."""
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 5.0
-WARMED_AT_ONCE = 2
+WARMED_AT_ONCE = 16
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class RegistryFollower:
         self._threads = Threads("follow", 1)
         self._task: asyncio.Task[None] | None = None
         self._warming: set[asyncio.Task[None]] = set()
+        self._waiting: set[NameInUse] = set()
         self._places = asyncio.Semaphore(WARMED_AT_ONCE)
         self.is_following = False
         self.events = 0
@@ -107,10 +108,14 @@ class RegistryFollower:
     def _take(self, event: Event) -> None:
         self.events += 1
         for name in self._names.changed(event.adapter) if event.adapter else ():
+            if name in self._waiting:
+                continue  # it has not been asked for yet, and will mean what it means then
+            self._waiting.add(name)
             warming = asyncio.create_task(self._warm_one(name), name=f"warm-{name.model}")
             self._warming.add(warming)
             warming.add_done_callback(self._warming.discard)
 
     async def _warm_one(self, name: NameInUse) -> None:
         async with self._places:
+            self._waiting.discard(name)
             await self._warm(name)

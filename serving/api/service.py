@@ -33,7 +33,7 @@ from serving.settings import ServingSettings
 from serving.version_leases import VersionLeases
 
 TOKENIZER_THREADS = 2
-PRELOAD_SECONDS = 10.0
+PRELOAD_SECONDS = 5.0
 """How long a folder stays for an engine that was told to preload it."""
 
 logger = logging.getLogger(__name__)
@@ -132,23 +132,29 @@ class Service:
         return [adapter for model in self.settings.preload for adapter in await self._fetch_preload(model, base)]
 
     async def _fetch_preload(self, model: str, base: ServedBase) -> tuple[AdapterUse, ...]:
-        """One adapter to preload; its folder stays until the server ends. At the first start it must be there."""
+        """What one name means, with its canary; the folders stay until the server ends. At the first start it must be
+        there.
+        """
+        adapters: tuple[AdapterUse, ...] = ()
         try:
-            target = await self.loader.resolve(model, Principal.operator(), base)
-            return await self._preloaded.enter_async_context(self.loader.hold(target))
+            for target in await self.loader.sides(model, Principal.operator(), base):
+                adapters += await self._preloaded.enter_async_context(self.loader.hold(target))
+            return adapters
         except ServingError as error:
             if not self.engine.was_ready:
                 raise
             logger.error("%s could not be preloaded: %s", model, error)
-            return ()
+            return adapters
 
     async def _warm(self, name: NameInUse) -> None:
         """Make what the name means now ready, before a request asks for it; its folder stays until it is loaded."""
         if self.base is None:
             return
         try:
-            target = await self.loader.resolve(name.model, name.principal, self.base)
-            async with self.loader.hold(target) as adapters:
+            async with AsyncExitStack() as held:
+                adapters: tuple[AdapterUse, ...] = ()
+                for target in await self.loader.sides(name.model, name.principal, self.base):
+                    adapters += await held.enter_async_context(self.loader.hold(target))
                 for adapter in adapters:
                     self.engine.preload(adapter)
                 await asyncio.sleep(PRELOAD_SECONDS if adapters else 0)

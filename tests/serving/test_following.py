@@ -287,6 +287,35 @@ async def test_what_happened_during_an_outage_is_heard_afterwards(
         await follower.stop()
 
 
+async def test_a_burst_of_events_warms_a_name_once_or_twice(
+    names: ResolvedNames, clock: Clock, stocked: Stocked
+) -> None:
+    warmed: list[str] = []
+    release = asyncio.Event()
+
+    async def warm(name: NameInUse) -> None:
+        warmed.append(name.model)
+        await release.wait()
+
+    with registry.open(stocked.home / "registry") as reg:
+        for number in (2, 1) * 10:
+            reg.promote(f"acme/sql@{number}", "prod", principal=OPERATOR)
+        everything = reg.events(OPERATOR, after=0).events
+        follower = RegistryFollower(reg, names, warm, is_remote=False, token=None)
+        for model in ("acme/sql@prod", "acme/sql"):
+            keep(names, clock, split_of(stocked), model=model)
+        for event in everything:
+            follower._take(event)
+        await _until(lambda: len(warmed) == 2)
+        for event in everything:
+            follower._take(event)
+        release.set()
+        await _until(lambda: len(warmed) == 4)
+        await asyncio.sleep(0.05)
+        assert sorted(warmed) == ["acme/sql", "acme/sql", "acme/sql@prod", "acme/sql@prod"]
+        await follower.stop()
+
+
 async def _until(holds: Callable[[], object]) -> None:
     async with asyncio.timeout(GENEROUS_SECONDS):
         while not holds():  # noqa: ASYNC110 - what is waited for has no event
