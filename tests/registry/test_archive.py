@@ -73,6 +73,7 @@ def test_one_version_there_and_back(
     assert not again.versions[0].publication.is_new
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
 def test_the_same_content_has_the_same_bytes(
     reg: registry.Registry, publish: Publish, operator: Principal, tmp_path: Path, name: str
@@ -104,6 +105,7 @@ def test_all_versions_with_their_aliases(
     assert other.aliases("globex/copy", operator) == {"prod": 1}
 
 
+@pytest.mark.sqlite_only
 def test_aliases_stay_unless_they_are_wanted(
     reg: registry.Registry, other: registry.Registry, publish: Publish, operator: Principal, tmp_path: Path
 ) -> None:
@@ -114,6 +116,7 @@ def test_aliases_stay_unless_they_are_wanted(
     assert other.aliases("acme/text2sql", operator) == {}
 
 
+@pytest.mark.sqlite_only
 def test_an_unverified_base_stays_unverified(
     reg: registry.Registry,
     other: registry.Registry,

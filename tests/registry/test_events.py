@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +22,7 @@ from registry import events as events_module
 from registry.errors import InvalidValueError
 from registry.events import EventKind, Feed
 from registry.scope import Scope
+from tests.registry.backends import RegistryPlace
 
 Publish = Callable[..., registry.Version]
 
@@ -190,3 +197,30 @@ def _record_and_fail(reg: registry.Registry) -> None:
             session, at=datetime.now(UTC), kind="x", tenant="acme", adapter="acme/a", is_public=True, document={}
         )
         raise RuntimeError
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.parametrize("point", ["publish.before_commit", "publish.after_commit"])
+def test_a_publish_that_is_killed_has_its_event_or_neither(
+    reg: registry.Registry, place: RegistryPlace, operator: Principal, make_adapter: Callable[..., Path], point: str
+) -> None:
+    """With its delivery: the three are one transaction."""
+    reg.create_tenant("acme")
+    webhook = reg.create_webhook("acme", "https://example.org/", principal=operator)
+    cursor = reg.events(operator).cursor
+    code = (
+        "import json, sys, pathlib, registry\n"
+        "with registry.open(**json.loads(sys.argv[1])) as reg:\n"
+        "    reg.publish(pathlib.Path(sys.argv[2]), 'acme/a', principal=registry.Principal.operator())\n"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "LORAPLEX_FAILPOINTS": f"{point}=kill",
+    }
+    command = [sys.executable, "-c", code, json.dumps(place.arguments()), str(make_adapter())]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    happened = [event.kind for event in reg.events(operator, after=cursor).events]
+    delivered = [delivery.kind for delivery in reg.webhook_deliveries(webhook.webhook_id, operator)]
+    is_published = any(summary.adapter == "acme/a" for summary in reg.list_adapters(operator))
+    assert is_published == (point == "publish.after_commit")
+    assert happened == delivered == (["version.published"] if is_published else [])

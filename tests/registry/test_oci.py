@@ -85,6 +85,7 @@ def check_descriptor(layout: Path, descriptor: dict[str, Any]) -> bytes:
     return content
 
 
+@pytest.mark.sqlite_only
 def test_the_layout_is_what_the_specification_says(
     reg: registry.Registry, fresh_layout: Path, operator: Principal
 ) -> None:
@@ -129,6 +130,7 @@ def test_there_and_back(
     assert other.aliases("globex/copy", operator) == {}
 
 
+@pytest.mark.sqlite_only
 def test_the_same_content_has_the_same_bytes(
     reg: registry.Registry, fresh_layout: Path, operator: Principal, tmp_path: Path
 ) -> None:
