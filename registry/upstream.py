@@ -83,7 +83,7 @@ class Upstream:
         """The commit that a branch, tag or commit is now. Raises NotFoundError, UpstreamError."""
         if not revision or len(revision) > REVISION_CHARACTERS or not revision.isprintable():
             raise InvalidValueError("revision", f"it is not 1 to {REVISION_CHARACTERS} printable characters")
-        info = self._json(f"/api/models/{self.repository}/revision/{quote(revision, safe='')}", _Info)
+        info: _Info = self._json(f"/api/models/{self.repository}/revision/{quote(revision, safe='')}", _Info)
         if not _COMMIT.fullmatch(info.sha):
             raise UpstreamError(self._host, "the commit that it names is none")
         return info.sha
