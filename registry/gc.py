@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from registry import audit, locks
@@ -91,7 +91,7 @@ class GarbageCollection:
                 for adapter_id in _adapters_with_rules(session):
                     run.retain(session, adapter_id)
                 for tenant_id in _tenants(session):
-                    run.forget(session, tenant_id)
+                    run.forget(session, tenant_id, run.forgettable(session, tenant_id))
                 run.count(_unneeded(session, stored))
                 raise _UndoneError
         else:
@@ -99,15 +99,19 @@ class GarbageCollection:
         return run.report
 
     def _collect(self, run: _Run, stored: Sequence[StoredBlob], principal: Principal) -> None:
+        self._blobs.remove_stale(now=datetime.now(UTC))
         with self._database.reading() as session:
             adapters, tenants = _adapters_with_rules(session), _tenants(session)
         for adapter_id in adapters:
             with self._database.writing() as session:
                 run.retain(session, adapter_id)
         for tenant_id in tenants:
-            with self._database.writing() as session:
-                run.forget(session, tenant_id)
-                reach("gc.before_forget")
+            with self._database.reading() as session:
+                candidates = run.forgettable(session, tenant_id)
+            for digests in _parts(candidates, DIGESTS_PER_QUERY):
+                with self._database.writing() as session:
+                    run.forget(session, tenant_id, digests)
+                    reach("gc.before_forget")
         with self._database.reading() as session:
             doomed = list(_unneeded(session, stored))
         for part in _parts(doomed, BLOBS_PER_SWEEP):
@@ -148,20 +152,32 @@ class _Run:
                 self.report.versions.append(f"{name}@{version.number}")
             remove_version(session, tenant, adapter, name, version, actor=RETENTION_ACTOR, now=self.now)
 
-    def forget(self, session: Session, tenant_id: int) -> None:
-        """Free the bytes of blobs that the tenant does not need: not leased, not young, not referred to."""
+    def forgettable(self, session: Session, tenant_id: int) -> list[str]:
+        """The blobs that the tenant does not need now: not leased, not young, not referred to."""
+        tenant = session.get_one(TenantRow, tenant_id)
+        query = select(TenantBlobRow.sha256).where(*self._is_over(tenant_id))
+        found = session.scalars(query.order_by(TenantBlobRow.sha256)).all()
+        parts = _parts(found, DIGESTS_PER_QUERY)
+        return [sha256 for part in parts for sha256 in sorted(set(part) - referenced(session, tenant, part))]
+
+    def forget(self, session: Session, tenant_id: int, digests: Sequence[str]) -> None:
+        """Free the bytes of these blobs, where the tenant does still not need them."""
         tenant = session.get_one(TenantRow, tenant_id, with_for_update=True)
-        query = select(TenantBlobRow.sha256).where(
-            TenantBlobRow.tenant_id == tenant_id,
-            TenantBlobRow.created_at < self.oldest_kept,
-            or_(TenantBlobRow.leased_until.is_(None), TenantBlobRow.leased_until < self.now),
-        )
-        for part in _parts(session.scalars(query).all(), DIGESTS_PER_QUERY):
-            freed = forget(session, tenant, sorted(set(part) - referenced(session, tenant, part)))
+        for part in _parts(digests, DIGESTS_PER_QUERY):
+            query = select(TenantBlobRow.sha256).where(*self._is_over(tenant_id), TenantBlobRow.sha256.in_(part))
+            over = set(session.scalars(query))
+            freed = forget(session, tenant, sorted(over - referenced(session, tenant, over)))
             if freed:
                 before = self.report.tenant_bytes_freed.get(tenant.name, 0)
                 self.report.tenant_bytes_freed[tenant.name] = before + freed
         session.flush()
+
+    def _is_over(self, tenant_id: int) -> tuple[ColumnElement[bool], ...]:
+        return (
+            TenantBlobRow.tenant_id == tenant_id,
+            TenantBlobRow.created_at < self.oldest_kept,
+            or_(TenantBlobRow.leased_until.is_(None), TenantBlobRow.leased_until < self.now),
+        )
 
     def count(self, blobs: Iterable[StoredBlob]) -> None:
         """These blobs are deleted."""

@@ -144,5 +144,8 @@ class BlobStore(Protocol):
         Raises UploadMismatchError, StorageError.
         """
 
+    def remove_stale(self, *, now: datetime) -> None:
+        """Remove what crashes and abandoned uploads left behind a day ago. Opening does it, too."""
+
     def close(self) -> None:
         """Give up what is open."""

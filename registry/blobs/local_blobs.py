@@ -164,6 +164,10 @@ class LocalBlobs:
         """False: nothing was put to an address that does not exist."""
         return False
 
+    def remove_stale(self, *, now: datetime) -> None:
+        """See `BlobStore`."""
+        self._area.remove_stale(now_seconds=now.timestamp())
+
     def close(self) -> None:
         """Nothing is open between calls."""
 

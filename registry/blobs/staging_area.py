@@ -35,7 +35,7 @@ class StagingArea:
         self.folder = folder
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._remove_stale()
+        self.remove_stale(now_seconds=time.time())
 
     @contextmanager
     def private_folder(self) -> Iterator[Path]:
@@ -64,10 +64,13 @@ class StagingArea:
             with target:
                 yield Receipt(target, path, place, limit_bytes)
 
-    def _remove_stale(self) -> None:
-        oldest_kept = time.time() - STALE_STAGING_SECONDS
-        for entry in self.folder.iterdir():
-            with suppress(FileNotFoundError):  # its owner may finish at this moment
+    def remove_stale(self, *, now_seconds: float) -> None:
+        """Remove what crashes left behind a day ago. Raises StorageError."""
+        oldest_kept = now_seconds - STALE_STAGING_SECONDS
+        with explained(self.folder):
+            entries = list(self.folder.iterdir())
+        for entry in entries:
+            with explained(entry), suppress(FileNotFoundError):  # its owner may finish at this moment
                 if entry.stat().st_mtime >= oldest_kept:
                     continue
                 if entry.is_dir():

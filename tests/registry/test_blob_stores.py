@@ -268,6 +268,9 @@ def test_direct_transfers_are_verified_before_a_blob_is_there(direct: Kept) -> N
     with pytest.raises(UploadMismatchError):
         direct.store.adopt(blob, scope="tenant-1")
     assert direct.names() == [], "the wrong bytes are gone"
+    put(url, raw + b"more")
+    with pytest.raises(UploadMismatchError, match="10004 bytes, and 10000 were announced"):
+        direct.store.adopt(blob, scope="tenant-1")
     put(url, raw)
     assert not direct.store.adopt(blob, scope="tenant-2"), "another tenant has put nothing"
     assert direct.store.adopt(blob, scope="tenant-1")
