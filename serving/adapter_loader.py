@@ -125,11 +125,20 @@ class AdapterLoader:
             return Target(base, None)
         split = self._names.current(principal, model) or await self._ask(model, principal)
         version, side = _choose(split, request_key)
-        if version.base_fingerprint != base.fingerprint:
-            raise AdapterBaseMismatchError(
-                f"{version.adapter}@{version.number}", expected=version.base_fingerprint, found=base.fingerprint
-            )
-        return Target(base, version, side, principal)
+        return _target(base, version, side, principal)
+
+    async def sides(self, model: str, principal: Principal, base: ServedBase) -> tuple[Target, ...]:
+        """Every target that `model` may mean to a request now: the stable one first, then the canary's, if one runs.
+
+        Raises as `resolve` does.
+        """
+        if base.is_named(model):
+            return (Target(base, None),)
+        split = self._names.current(principal, model) or await self._ask(model, principal)
+        if split.candidate is None:
+            return (_target(base, split.stable, None, principal),)
+        stable = _target(base, split.stable, Side.STABLE, principal)
+        return stable, _target(base, split.candidate, Side.CANARY, principal)
 
     async def _ask(self, model: str, principal: Principal) -> Split:
         """What the registry says now, or said last if it cannot be asked."""
@@ -199,6 +208,13 @@ class AdapterLoader:
             removal = asyncio.create_task(self._fetch_threads.run(_remove, out))
             self._removals.add(removal)
             removal.add_done_callback(self._removals.discard)
+
+
+def _target(base: ServedBase, version: Version, side: Side | None, principal: Principal) -> Target:
+    if version.base_fingerprint != base.fingerprint:
+        name = f"{version.adapter}@{version.number}"
+        raise AdapterBaseMismatchError(name, expected=version.base_fingerprint, found=base.fingerprint)
+    return Target(base, version, side, principal)
 
 
 def _choose(split: Split, request_key: str | None) -> tuple[Version, Side | None]:

@@ -49,8 +49,8 @@ async def show_model(request: Request[Any, Any, Any], model: FromPath[str]) -> D
         raise ModelNotFoundError(name[:LONGEST_MODEL])
     if base.is_named(name):
         return _base_entry(service, base, name)
-    target = await service.loader.resolve(name, request.auth, base)
-    return _entry_of(name, target)
+    stable, *canary = await service.loader.sides(name, request.auth, base)
+    return _entry_of(name, stable) | ({"canary": canary[0].name} if canary else {})
 
 
 def _base_entry(service: Service, base: ServedBase, name: str) -> Document:

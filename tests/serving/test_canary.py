@@ -119,6 +119,18 @@ def test_promoting_the_candidate_ends_the_canary_at_once(
     assert response.json()["model"] == f"{NAME}@2"
 
 
+def test_a_model_is_shown_by_its_stable_version_with_its_canary(
+    split_server: RunningServer, reg: registry.Registry
+) -> None:
+    def shown() -> dict[str, str]:
+        return split_server.client.get(f"/v1/models/{ALIAS}").json()
+
+    assert "canary" not in shown()
+    reg.start_canary(f"{NAME}@2", "prod", permille=1000, principal=OPERATOR)
+    for _ in range(4):
+        assert (shown()["root"], shown()["canary"]) == (f"{NAME}@1", f"{NAME}@2")
+
+
 def test_a_stream_names_its_side(split_server: RunningServer, reg: registry.Registry) -> None:
     reg.start_canary(f"{NAME}@2", "prod", permille=1000, principal=OPERATOR)
     body = {"model": ALIAS, "messages": [{"role": "user", "content": "!say a"}], "stream": True}
