@@ -84,7 +84,7 @@ def test_damage_in_either_store_is_found(reg: registry.Registry, publish: Publis
 
 
 @pytest.mark.sqlite_only
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_one_flipped_bit_anywhere_is_found(
     reg: registry.Registry, publish: Publish, place: FolderPlace, data: st.DataObject
