@@ -14,7 +14,7 @@ from registry.database import Database
 from registry.errors import StorageError
 from registry.version import Split
 from serving.adapter_cache import AdapterCache
-from serving.adapter_loader import AdapterLoader, Target
+from serving.adapter_loader import AdapterLoader, Side, Target
 from serving.errors import AdapterBaseMismatchError, ModelNotFoundError, RegistryUnavailableError
 from serving.messages import Ready
 from serving.served_base import ServedBase
@@ -225,3 +225,16 @@ async def test_names_that_lead_nowhere(loader: AdapterLoader, base: ServedBase, 
             await foreign.resolve("acme/foreign", OPERATOR, base)
         assert (caught.value.expected, caught.value.found) == (stocked.foreign.base_fingerprint, base.fingerprint)
         foreign.close()
+
+
+async def test_both_sides_of_a_canary_can_be_made_ready(
+    loader: AdapterLoader, reg: CountingRegistry, base: ServedBase, tmp_path: Path
+) -> None:
+    reg.publish(write_adapter(tmp_path / "second", seed=50), "acme/a1", principal=OPERATOR)
+    reg.promote("acme/a1@1", "prod", principal=OPERATOR)
+    assert [target.side for target in await loader.sides("acme/a1@prod", OPERATOR, base)] == [None]
+    reg.start_canary("acme/a1@2", "prod", permille=1, principal=OPERATOR)
+    stable, canary = await loader.sides("acme/a1@prod", OPERATOR, base)
+    assert (stable.name, stable.side) == ("acme/a1@1", Side.STABLE)
+    assert (canary.name, canary.side) == ("acme/a1@2", Side.CANARY)
+    assert [target.name for target in await loader.sides(base.name, OPERATOR, base)] == [base.name]
