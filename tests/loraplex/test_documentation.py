@@ -31,7 +31,8 @@ def mentions(text: str) -> list[str]:
 
 
 def _without_placeholders(found: Iterable[str]) -> list[str]:
-    return [line for line in found if line.startswith("loraplex ") and not PLACEHOLDER.search(line)]
+    """Without rows of an output that begin with the word, which have two spaces after it."""
+    return [line for line in found if re.match("loraplex \\S", line) and not PLACEHOLDER.search(line)]
 
 
 def parse(words: list[str]) -> None:
