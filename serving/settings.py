@@ -113,5 +113,5 @@ class ServingSettings:
         if not self.is_loopback and not has_tokens:
             raise SettingsError(
                 f"Refusing to listen on {self.host} without tokens: everybody who reaches it could use every adapter. "
-                "Make a token with `loraplex token create TENANT`, or listen on 127.0.0.1."
+                "Make a token with `loraplex token create --tenant TENANT`, or listen on 127.0.0.1."
             )
