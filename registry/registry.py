@@ -32,6 +32,7 @@ from registry.deletion import Deletion
 from registry.diff import VersionDiff, diff_versions
 from registry.errors import InvalidValueError
 from registry.events import PAGE_EVENTS, EventPage, Feed
+from registry.fresh_cache import FreshCache
 from registry.fsck import Fsck, FsckReport, OnBlob
 from registry.gc import GRACE, GarbageCollection, GcReport
 from registry.leases import Lease, Leases, Pin
@@ -51,7 +52,7 @@ from registry.quotas import Quotas, Usage
 from registry.receiving import private_folder
 from registry.refs import Refs
 from registry.repositories import Repositories
-from registry.resolution import Resolution
+from registry.resolution import ANSWERS_LIMIT, Resolution
 from registry.retention import Retention, RetentionRule
 from registry.scope import Scope
 from registry.signatures import Signatures, SigningKey, VersionSignature, verified_keys
@@ -82,6 +83,7 @@ class Registry:
         self._catalog = Catalog(self._database)
         self.repositories, self.refs = Repositories(self._database), Refs(self._database)
         self._resolution = Resolution(self._database, self._catalog)
+        self._splits: FreshCache[tuple[Principal, str], Split] = FreshCache(self._database, ANSWERS_LIMIT)
         self._listing = Listing(self._database)
         self._aliases = Aliases(self._database, verified_keys)
         self._signatures = Signatures(self._database)
@@ -420,7 +422,10 @@ class Registry:
 
     def resolve_split(self, ref: str, *, principal: Principal) -> Split:
         """What the reference means now, with the canary that runs on it."""
-        return self._mirrors.pulling_through(lambda: self._canaries.resolve_split(ref, principal), ref, principal)
+        return self._mirrors.pulling_through(lambda: self._split(ref, principal), ref, principal)
+
+    def _split(self, ref: str, principal: Principal) -> Split:
+        return self._splits.get((principal, ref), lambda: self._canaries.resolve_split(ref, principal))
 
     def set_policy(self, name: str, alias: str, policy: AliasPolicy, *, principal: Principal) -> PolicyRecord:
         """Set what a version must show before the alias may point at it."""
