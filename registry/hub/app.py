@@ -40,7 +40,8 @@ Authenticate = Callable[[Scope], Awaitable[Any]]
 
 _MODULES = (account, repos, info, tree, history, preupload, lfs, cas, commit, download)
 _OWN_PREFIXES = (b"/api/", b"/cas/", b"/oauth/")
-_REPO_PATH = re.compile(rb"/[^/]+/(?:[^/]+/(?:resolve|raw|commit|tree|blob)/|[^/]+\.git/|[^/]+/?$)")
+_REPO_PATH = re.compile(rb"/[^/]+/(?:[^/]+/resolve/|[^/]+\.git/)")
+_WITHOUT_TENANT = re.compile(rb"/api/models/[^/]+/?$|/[^/]+/resolve/[^/]+/.")
 _OTHER_KINDS = re.compile(rb"/(?:api/)?(?:datasets|spaces|kernels)(?:/|$)")
 _HOST = re.compile(r"[A-Za-z0-9.\-_]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
 
@@ -67,6 +68,7 @@ class HubApp:
             raw_path.startswith(_OWN_PREFIXES)
             or _OTHER_KINDS.match(raw_path) is not None
             or _REPO_PATH.match(raw_path) is not None
+            or _WITHOUT_TENANT.match(raw_path) is not None
         )
 
     def close(self) -> None:
@@ -150,7 +152,7 @@ def _hide(failure: Failure, error: RegistryError, *, is_repo: bool) -> Failure:
 
 
 def _no_route(raw_path: bytes, allowed: frozenset[str]) -> Response:
-    if _OTHER_KINDS.match(raw_path):
+    if _OTHER_KINDS.match(raw_path) or _WITHOUT_TENANT.match(raw_path):  # no repository here has such a name
         return _error_response(Failure(404, REPO_NOT_FOUND, "RepoNotFound"))
     if allowed:
         message = "This address does not take this method."

@@ -15,7 +15,7 @@ import pytest
 
 import registry
 from registry.file_entry import Blob
-from registry.hub.app import create_hub_app
+from registry.hub.app import HubApp, create_hub_app
 from registry.hub.commit import LINE_BYTES_LIMIT
 from registry.hub.context import HubSettings
 from registry.hub.routing import Access
@@ -327,9 +327,18 @@ def test_every_route_asks_who_it_is(server: Server) -> None:
 
 @pytest.mark.sqlite_only
 def test_other_kinds_of_repositories_and_methods(raw: httpx.Client) -> None:
-    for address in ("/api/datasets/acme/sql", "/datasets/acme/sql/resolve/main/a", "/api/spaces/acme/sql/tree/main"):
+    for address in (
+        "/api/datasets/acme/sql",
+        "/datasets/acme/sql/resolve/main/a",
+        "/api/spaces/acme/sql/tree/main",
+        "/api/models/gpt2",
+        "/gpt2/resolve/main/config.json",
+    ):
+        assert HubApp.takes(address.encode())
         answer = raw.get(address)
         assert (answer.status_code, answer.headers["x-error-code"]) == (404, "RepoNotFound")
+    for other in (b"/v1/models", b"/registry/v1/adapters", b"/metrics", b"/", b"/v1/chat/completions"):
+        assert not HubApp.takes(other)
     answer = raw.put("/api/whoami-v2")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
     assert raw.get("/api/agent-harnesses").status_code == 404
