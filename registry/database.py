@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -138,7 +139,7 @@ class Database:
                 f"The catalog at {self._backend.place} is overloaded: no connection became free in time. Try again.",
                 path=self._backend.path,
             ) from error
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, psycopg.Error, OSError) as error:
             raise self._backend.explain(error) from error
 
 

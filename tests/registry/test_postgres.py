@@ -22,6 +22,7 @@ from tests.registry.adapter_folders import write_adapter
 from tests.registry.backends import PostgresServer, ServerPlace, postgres_server
 
 OPERATOR = registry.Principal.operator()
+CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'loraplex registry'"
 
 
 @pytest.fixture
@@ -133,20 +134,34 @@ def test_a_reader_sees_one_state_and_waits_for_nobody(database: Database) -> Non
 
 def test_a_connection_that_was_cut_is_replaced(database: Database, postgres: PostgresServer) -> None:
     add_tenant(database, "acme")
-    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'loraplex registry'"
-    postgres.execute(cut)
+    postgres.execute(CUT)
     assert tenants(database) == ["acme"]
 
     def delete_and_be_cut_off() -> None:
         with database.writing() as session:
             session.execute(text("DELETE FROM tenants"))
-            postgres.execute(cut)
+            postgres.execute(CUT)
 
     with pytest.raises(StorageError, match="look whether it was made") as caught:
         delete_and_be_cut_off()
     assert "\n" not in str(caught.value)
     assert tenants(database) == ["acme"], "what was not committed is undone"
     add_tenant(database, "globex")
+
+
+def test_a_registry_goes_on_where_its_connections_were_cut(
+    postgres_place: ServerPlace, postgres: PostgresServer, tmp_path: Path
+) -> None:
+    with postgres_place.open() as reg:
+        version = reg.publish(write_adapter(tmp_path / "a", seed=1), "acme/a", principal=OPERATOR)
+        for _ in range(2):
+            assert reg.resolve("acme/a", principal=OPERATOR) == version
+            postgres.execute(CUT)
+        reg.promote("acme/a@1", "prod", principal=OPERATOR)
+        postgres.execute(CUT)
+        assert reg.events(OPERATOR, after=0).events
+        postgres.execute(CUT)
+        reg.check_integrity()
 
 
 def test_what_cannot_be_reached(url: str) -> None:
@@ -194,9 +209,11 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path: Path) -> None:
             time.sleep(0.01)
         server.kill()
         writer.join()
-        with pytest.raises(StorageError):
-            tenants(database)
+        for ask in (lambda: tenants(database), database.stamp, lambda: add_tenant(database, "x")):
+            with pytest.raises(StorageError, match="Check that the server runs"):
+                ask()
         server.restart()
+        assert database.stamp()
         found = tenants(database)
         assert set(written) <= set(found), "an acknowledged write is lost"
         assert len(found) - len(written) <= 1, "at most the one under way"
