@@ -116,8 +116,8 @@ async def _stream(
     page: EventPage,
     kinds: list[str] | None,
 ) -> AsyncIterator[bytes]:
-    """The stream's bytes. Each keep-alive moves the client's cursor past what it may not see, and checks its token."""
-    ends_at = time.monotonic() + STREAM_SECONDS
+    """The stream's bytes. Keep-alives move the cursor past what the client may not see; its token is checked as often."""
+    ends_at, check_at = time.monotonic() + STREAM_SECONDS, time.monotonic() + KEEP_ALIVE_SECONDS
     try:
         with service.tide.client(caller):
             yield f"retry: {RECONNECT_MILLISECONDS}\n\n".encode()
@@ -128,8 +128,13 @@ async def _stream(
                     yield _encoded(event)
                 if time.monotonic() >= ends_at or service.draining.is_set():
                     return
-                if not await service.tide.wait_past(page.cursor, KEEP_ALIVE_SECONDS):
+                is_news = await service.tide.wait_past(page.cursor, KEEP_ALIVE_SECONDS)
+                if (
+                    not is_news or time.monotonic() >= check_at
+                ):  # a busy stream checks its token as often as a quiet one
                     await service.authenticator.principal_of_scope(request.scope)
+                    check_at = time.monotonic() + KEEP_ALIVE_SECONDS
+                if not is_news:
                     yield _cursor(page)
                 page = await _read(service, caller, page.cursor, PAGE_EVENTS, kinds)
     except RegistryError:  # the status is sent: an end is all that can be said, and the client asks again

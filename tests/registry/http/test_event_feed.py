@@ -180,6 +180,35 @@ def test_a_stream_shows_what_one_may_read(
         list(blocks)  # it ends
 
 
+def test_a_busy_stream_ends_with_its_token(
+    reg_sqlite: registry.Registry, url: str, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is always something to tell, so there are no keep-alives."""
+    monkeypatch.setattr(controller, "KEEP_ALIVE_SECONDS", 0.5)
+    publish(visibility="public")
+    publish(visibility="public")
+    reg_sqlite.create_tenant("rival")
+    token = reg_sqlite.create_token("rival", "reader")
+    done = threading.Event()
+
+    def keep_busy() -> None:
+        number = 0
+        while not done.wait(0.05):
+            number += 1
+            reg_sqlite.promote(f"acme/a@{1 + number % 2}", "prod", principal=OPERATOR)
+
+    busy = threading.Thread(target=keep_busy)
+    busy.start()
+    try:
+        with stream(url, token.secret) as blocks:
+            next_event(blocks)
+            reg_sqlite.revoke_token(token.token_id)
+            list(blocks)  # it ends
+    finally:
+        done.set()
+        busy.join()
+
+
 def test_a_stream_ends_after_a_while(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller, "STREAM_SECONDS", 0.3)
     monkeypatch.setattr(controller, "KEEP_ALIVE_SECONDS", 0.1)
