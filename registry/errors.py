@@ -232,7 +232,8 @@ class GateError(ConflictError):
             for check in checks
         )
         super().__init__(
-            f"Version {number} of {adapter!r} does not pass the policy of alias {alias!r}; nothing was changed. {listed}"
+            f"Version {number} of {adapter!r} does not pass the policy of alias {alias!r}; nothing was changed. "
+            f"{listed}"
         )
         self.adapter = adapter
         self.alias = alias

@@ -31,8 +31,8 @@ class Principal:
     """The caller. `tenant` is None only for the operator, who owns the machine and may do everything.
 
     `secret` is set where another machine's registry authenticated the caller: asking it on the caller's behalf needs
-    the token itself (`registry.client`). `scope` None is every adapter of the tenant; otherwise the private ones that it
-    does not name are not there for this caller.
+    the token itself (`registry.client`). `scope` None is every adapter of the tenant; otherwise the private ones that
+    it does not name are not there for this caller.
     """
 
     tenant: str | None
