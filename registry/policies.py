@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from registry.bounded_text import is_unicode
 from registry.decoding import convert, decode
 from registry.errors import InvalidValueError
 
@@ -106,6 +107,8 @@ def parse_policy(document: Any) -> AliasPolicy:
     for rule in policy.metrics:
         if rule.bound is None and rule.margin is None:
             raise InvalidValueError("policy", f"metric {rule.metric!r} has neither `bound` nor `margin`")
+        if not is_unicode(rule.metric + (rule.evaluation or "")):
+            raise InvalidValueError("policy", "a name in it is not Unicode text")
         if (rule.metric, rule.evaluation) in seen:
             raise InvalidValueError("policy", f"metric {rule.metric!r} appears twice")
         seen.add((rule.metric, rule.evaluation))

@@ -334,6 +334,8 @@ def test_the_expectation_is_compared_before_the_gate(reg: registry.Registry, put
         {"metrics": [{"metric": "a", "better": "best", "bound": 1}]},
         {"metrics": [{"metric": "", "better": "higher", "bound": 1}]},
         {"metrics": [{"metric": "a\n", "better": "higher", "bound": 1}]},
+        {"metrics": [{"metric": "a\ud800", "better": "higher", "bound": 1}]},
+        {"metrics": [{"metric": "a", "better": "higher", "bound": float("nan")}]},
         {"metrics": [{"metric": "a", "better": "higher", "bound": 1e300}]},
         {"metrics": [{"metric": "a", "better": "higher", "bound": 1}] * 2},
         {"metrics": [{"metric": f"m{number}", "better": "higher", "bound": 1} for number in range(33)]},
