@@ -33,7 +33,7 @@ FAULTS = {
     "the disk stays full": {"kind": "writes", "error": "ENOSPC", "is_lasting": True},
     "an operation that reads fails once": {"kind": "reads", "error": "EIO", "is_lasting": False},
 }
-SAMPLED = 8
+SAMPLED = 6
 """The normal suite tries so many values of N for each operation and fault; the long one tries every N."""
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="faults.c needs a C compiler")
@@ -113,7 +113,7 @@ def fail_each(disk: FaultyDisk, operation: str, fault: dict[str, Any], *, sample
 @pytest.mark.parametrize("operation", ["publish", "promote"])
 @pytest.mark.parametrize("what", FAULTS)
 def test_an_operation_on_a_file_that_fails(disk: FaultyDisk, operation: str, what: str) -> None:
-    fail_each(disk, operation, FAULTS[what], sampled=SAMPLED)
+    print(operation, what, fail_each(disk, operation, FAULTS[what], sampled=SAMPLED))
 
 
 @needs_compiler
@@ -182,6 +182,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, operation: str) -> None:
                     break
         check_sound(reg)
     assert refused > 0, "the disk was never full"
+    print(f"{operation}: refused {refused} times")
 
 
 def perform(reg: registry.Registry, operation: str, arguments: dict[str, Any]) -> None:

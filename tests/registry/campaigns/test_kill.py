@@ -179,6 +179,7 @@ def test_every_point_is_tried() -> None:
 def test_whoever_is_killed_there(campaign: Campaign, operation: str, point: str) -> None:
     CAMPAIGNS[operation][0](campaign, point)
     assert campaign.deaths > 0
+    print(f"{operation} at {point}: {campaign.deaths} deaths")
 
 
 @pytest.mark.long
