@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import click
+from click.core import ParameterSource
 
 from registry.cli.progress import progress_of
 from registry.client import RemoteRegistry
@@ -14,7 +15,7 @@ from registry.opening import HTTP_SCHEMES, open_registry, scheme_of
 from registry.registry import Registry
 
 REGISTRY_FOLDER = "registry"
-_TOKEN, _BLOBS = "registry.cli.token", "registry.cli.blobs"
+_TOKEN, _BLOBS, _BLOBS_OF_FOLDER = "registry.cli.token", "registry.cli.blobs", "registry.cli.blobs-of-folder"
 
 Command = Callable[..., None]
 Place = Path | str
@@ -46,6 +47,12 @@ def _keep(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
         ctx.meta[key] = value
 
     return keep
+
+
+def _keep_blobs(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """As `_keep`; what the environment says belongs to the registry in PostgreSQL, not to a folder named by hand."""
+    is_named = ctx.get_parameter_source("blobs") is not ParameterSource.ENVIRONMENT
+    ctx.meta[_BLOBS], ctx.meta[_BLOBS_OF_FOLDER] = value, value if is_named else None
 
 
 def place_options(command: Command) -> Command:
@@ -84,7 +91,7 @@ _blobs_option = click.option(
     default=None,
     metavar="DIR|URL",
     expose_value=False,
-    callback=_keep(_BLOBS),
+    callback=_keep_blobs,
     help="Where the files of a registry in PostgreSQL are: a folder, or s3://bucket/prefix.",
 )
 
@@ -100,12 +107,14 @@ def open_given(place: Place, *, create: bool = True) -> Registry:
     meta = {} if ctx is None else ctx.meta
     if scheme_of(place) in HTTP_SCHEMES:
         return open_registry(place, token=meta.get(_TOKEN), progress=progress_of(ctx))
-    return open_registry(place, blobs=meta.get(_BLOBS), create=create)
+    blobs = meta.get(_BLOBS_OF_FOLDER if scheme_of(place) is None else _BLOBS)
+    return open_registry(place, blobs=blobs, create=create)
 
 
 def open_briefly(ctx: click.Context, home: Path, registry: Place | None) -> Registry:
     """As `open_place`, for somebody who waits at a prompt: a registry over HTTP is asked once, and not for long."""
     place = registry or home / REGISTRY_FOLDER
     if scheme_of(place) not in HTTP_SCHEMES:
-        return open_registry(place, blobs=ctx.meta.get(_BLOBS), create=False)
+        blobs = ctx.meta.get(_BLOBS_OF_FOLDER if scheme_of(place) is None else _BLOBS)
+        return open_registry(place, blobs=blobs, create=False)
     return cast("Registry", RemoteRegistry(str(place), token=ctx.meta.get(_TOKEN), is_patient=False))

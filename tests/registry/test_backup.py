@@ -203,7 +203,7 @@ def write_manifest(folder: Path, document: dict[str, dict[str, object]]) -> None
 
 
 @pytest.mark.sqlite_only
-def test_the_commands(busy: Registry, tmp_path: Path) -> None:
+def test_the_commands(busy: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*arguments: str) -> str:
         done = CliRunner().invoke(main, ["registry", *arguments])
         assert done.exit_code == 0, done.output
@@ -213,8 +213,15 @@ def test_the_commands(busy: Registry, tmp_path: Path) -> None:
     assert "verified" in run("backup", str(tmp_path / "backup"), "--registry", source)
     restored = json.loads(run("restore", str(tmp_path / "backup"), "--registry", target, "--json"))
     assert restored["blobs"] > 3
+    elsewhere = str(tmp_path / "elsewhere")
+    monkeypatch.setenv("LORAPLEX_BLOBS", elsewhere)
+    run("restore", str(tmp_path / "backup"), "--registry", str(tmp_path / "second"))
+    assert not (tmp_path / "elsewhere").exists(), "the variable is for a registry in PostgreSQL"
+    run("restore", str(tmp_path / "backup"), "--registry", str(tmp_path / "third"), "--blobs", elsewhere)
+    assert (tmp_path / "elsewhere").is_dir()
     refused = CliRunner().invoke(main, ["registry", "restore", str(tmp_path / "backup"), "--registry", target])
     assert refused.exit_code == 1
     assert "not empty" in refused.output
     with registry.open(target) as opened:
+        opened.check_integrity()
         assert opened.aliases("acme/a", OPERATOR) == {"prod": 2}
