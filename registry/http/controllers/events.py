@@ -116,7 +116,7 @@ async def _stream(
     page: EventPage,
     kinds: list[str] | None,
 ) -> AsyncIterator[bytes]:
-    """The stream's bytes. Keep-alives move the cursor past what the client may not see; its token is checked as often."""
+    """The stream's bytes. Keep-alives move its cursor past what may not be seen; the token is checked as often."""
     ends_at, check_at = time.monotonic() + STREAM_SECONDS, time.monotonic() + KEEP_ALIVE_SECONDS
     try:
         with service.tide.client(caller):
