@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -15,19 +14,7 @@ from click.testing import CliRunner
 from loraplex.cli import COMMANDS, main
 from loraplex.lazy_group import SHOWN_TO_USERS, is_shown_to_users
 
-HELP_LIMIT_SECONDS = 0.3
-HEAVY = ("torch", "transformers", "litestar", "sqlalchemy", "matplotlib")
-
-
-def run_help() -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "loraplex", "--help"], check=True, capture_output=True)
-    return time.perf_counter() - started
-
-
-def test_help_is_quick() -> None:
-    """The best of five: the limit is about what is imported, not about who else uses the machine."""
-    assert min(run_help() for _ in range(5)) < HELP_LIMIT_SECONDS
+HEAVY = ("torch", "transformers", "litestar", "sqlalchemy", "matplotlib", "httpx", "obstore", "psycopg", "cryptography")
 
 
 def test_help_and_settings_import_nothing_heavy(tmp_path: Path) -> None:
