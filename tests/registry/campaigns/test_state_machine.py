@@ -169,7 +169,7 @@ def run(opened: Callable[[], registry.Registry], folder: Path, *, examples: int,
 
 
 def test_a_registry_does_what_its_model_does(make_registry: Callable[[], registry.Registry], tmp_path: Path) -> None:
-    run(make_registry, tmp_path, examples=6, steps=20)
+    run(make_registry, tmp_path, examples=4, steps=16)
 
 
 @pytest.mark.long
