@@ -113,7 +113,7 @@ def test_the_registrys_command_is_understood() -> None:
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     group, name, *args = services["registry"]["command"]
     assert (group, name) == ("registry", "serve")
-    registry_serve.make_context("serve", args)
+    registry_serve.make_context("serve", list(args))
     assert args[args.index("--port") + 1] in services["registry"]["healthcheck"]["test"][-1]
 
 
