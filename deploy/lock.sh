@@ -26,6 +26,8 @@ compile() { # compile OUTPUT EXTRA...: one resolution, without torch and CUDA
 
 UV_OPTIONS=("$@")
 compile "$work/everything" demo dev
+# What runs has the versions that are tested: those of the resolution with the test tools.
+grep -E '^[A-Za-z0-9].*==' "$work/everything" | sed 's/ *\\$//' >> "$work/constraints"
 compile "$work/runtime" demo
 note="Written by deploy/lock.sh from pyproject.toml; torch $torch_version is installed by deploy/setup.sh."
 { echo "# $note" && cat "$work/runtime"; } > requirements.lock
