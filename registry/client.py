@@ -39,6 +39,7 @@ LOCAL_ONLY = frozenset(
         "open_file",
         "publish_staged",
         "receiving",
+        "remembered",
         "restore",
     }
 )

@@ -75,6 +75,11 @@ class Database:
         with self._explained(), self._backend.reading.connect() as connection:
             yield connection
 
+    @property
+    def is_in_this_process(self) -> bool:
+        """Whether asking it is no round trip to a server."""
+        return self._backend.reading.dialect.name == "sqlite"
+
     def stamp(self) -> Stamp:
         """What changes with every commit of whichever process, in microseconds. Raises StorageError."""
         with self._explained():

@@ -40,5 +40,11 @@ class FreshCache(Generic[Key, Value]):
                 self._answers[key] = value
         return value
 
+    def peek(self, key: Key) -> Value | None:
+        """The answer if it is known and still holds."""
+        stamp = self._database.stamp()
+        with self._lock:
+            return self._answers.get(key) if stamp == self._stamp else None
+
     def __len__(self) -> int:
         return len(self._answers)

@@ -49,6 +49,13 @@ class Resolution:
         """
         return self._answers.get((principal, text), lambda: self.look_up(AdapterRef.parse(text), principal))
 
+    def remembered(self, text: str, *, principal: Principal) -> Version | None:
+        """What `resolve` would answer, if that is known now and takes microseconds: it may be asked on an event loop.
+
+        Always None where even to ask whether anything changed is a round trip (PostgreSQL). Raises StorageError.
+        """
+        return self._answers.peek((principal, text)) if self._database.is_in_this_process else None
+
     def look_up(self, ref: AdapterRef, principal: Principal) -> Version:
         """As `resolve`, from the database as it is now."""
         if ref.adapter is None:

@@ -16,6 +16,8 @@ from registry.principal import Principal
 from registry.registry import Registry
 from registry.threads import Threads
 
+LOOKUP_THREADS = 4
+
 
 class RegistryService:
     """The parts of the registry's faces. `draining` is set once, when the server begins to end; the rest is fixed.
@@ -41,6 +43,7 @@ class RegistryService:
         )
         self.metrics = metrics if metrics is not None else CollectorRegistry(auto_describe=False)
         self.instruments = Instruments(self.metrics)
+        self.lookups = Threads("lookup", LOOKUP_THREADS)
         self.transfers = Threads("transfer", settings.transfer_threads)
         self.draining = asyncio.Event()
         self.tide = Tide(registry.newest_event, self.draining)
@@ -48,6 +51,7 @@ class RegistryService:
     def close(self) -> None:
         """End the threads."""
         self.draining.set()
+        self.lookups.close()
         self.transfers.close()
         self.tide.close()
         self.authenticator.close()

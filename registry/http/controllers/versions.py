@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Annotated, Any, cast
 
-from litestar import Controller, Request, Response, get
+import msgspec
+from litestar import Controller, MediaType, Request, Response, get
 from litestar.params import QueryParameter
 
 from registry.http.parameters import CursorQuery, LimitQuery, NamePart, TenantPart, VersionPart
-from registry.http.service import caller_of, registry_of
+from registry.http.service import caller_of, registry_of, service_of
 from registry.names import REFERENCE_CHARACTERS
 from registry.page import PAGE_DEFAULT, Page
 from registry.version import Version
+
+ENCODED_LIMIT = 1024
 
 RefQuery = Annotated[
     str,
@@ -55,12 +60,32 @@ class ResolveController(Controller):
     path = "/resolve"
     tags = ("versions",)
 
-    @get(sync_to_thread=True)
-    def resolve(self, request: Request[Any, Any, Any], ref: RefQuery) -> Response[Version]:
+    @get()
+    async def resolve(self, request: Request[Any, Any, Any], ref: RefQuery) -> Response[Version]:
         """The version that a reference means now; a bare name is the newest."""
-        return _answer(registry_of(request).resolve(ref, principal=caller_of(request)))
+        service, caller = service_of(request), caller_of(request)
+        version = service.registry.remembered(ref, principal=caller)
+        if version is None:
+            version = await service.lookups.run(service.registry.resolve, ref, principal=caller)
+        return _answer(version)
 
 
 def _answer(version: Version) -> Response[Version]:
     """The ETag is the digest: what is addressed by it never changes."""
-    return Response(version, headers={"etag": f'"{version.digest}"', "cache-control": "private, no-cache"})
+    shown = _Shown((version.adapter, version.number, version.digest, version.visibility.value), version)
+    headers = {"etag": f'"{version.digest}"', "cache-control": "private, no-cache"}
+    return Response(cast("Version", _encoded(shown)), media_type=MediaType.JSON, headers=headers)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A version, known by its name, number and digest, and by its adapter's visibility: the rest never changes."""
+
+    identity: tuple[str, int, str, str]
+    version: Version = field(compare=False)
+
+
+@lru_cache(ENCODED_LIMIT)
+def _encoded(shown: _Shown) -> bytes:
+    """The version as JSON: what is resolved often is encoded once."""
+    return msgspec.json.encode(shown.version)
