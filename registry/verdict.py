@@ -64,7 +64,7 @@ def serving_verdict(
     largest = max(ranks.values())
     known = () if base_match == "manifest" else (f"its base is not verified: it was found by {base_match}",)
     if base_match == "named":
-        known = ("its base is not verified: it was named at publish",)
+        known = ("its base is not verified: it fits by its shapes",)
     return ServingVerdict(
         base_match=base_match,
         loraplex=ServerVerdict(True, {"base": base_name, "rank": largest}, known),

@@ -31,9 +31,10 @@ class MoveKind(StrEnum):
 class Version:
     """One immutable version of an adapter. `digest` is its identity; `number` is how people call it.
 
-    `base_verified` is False where the base was only named at publish, not recorded by the trainer. `rank` is the
-    largest of any module; `target_modules` are the last parts of the module names. Visibility is the adapter's, as it
-    was when this value was read. `serving` says who can serve it, None where an older release made it. Times are UTC.
+    `base_verified` is False where the base was named at publish or found by its shapes, not recorded by the trainer.
+    `rank` is the largest of any module; `target_modules` are the last parts of the module names. Visibility is the
+    adapter's, as it was when this value was read. `serving` says who can serve it, None where an older release made
+    it. Times are UTC.
     """
 
     tenant: str

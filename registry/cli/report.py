@@ -203,7 +203,7 @@ def print_revoked_token(token: Token) -> None:
 
 def _facts_of(version: Version, base: BaseRecord) -> dict[str, str]:
     """What the registry found by judging."""
-    source = "recorded by the trainer" if version.base_verified else "named at publish, not verified"
+    source = "recorded by the trainer" if version.base_verified else "fits by its shapes, not verified"
     targets = ", ".join(version.target_modules)
     return {
         "digest": version.digest,

@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from registry.principal import Principal
 from registry.opening import open_registry
+from registry.principal import Principal
 from tests.trainer.workshop import Bench, animal_rows, write_rows
 from trainer.cli import train
 from trainer.events import PhaseAdvanced, PhaseStarted, StepDone, Validated
