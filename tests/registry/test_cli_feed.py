@@ -87,7 +87,7 @@ def test_events_are_followed_until_interrupted(published: registry.Registry, mak
     environment = os.environ | {"LORAPLEX_REGISTRY": str(published.folder), "PYTHONUNBUFFERED": "1"}
     # Whoever runs the tests in the background ignores interrupts, and so would the command.
     heeding = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import loraplex.cli as c; c.main()"
+        "from signal import *; signal(SIGINT, default_int_handler); import loraplex.cli as c; c.main()"
     )
     command = [sys.executable, "-c", heeding, "events", "--follow", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
