@@ -86,9 +86,7 @@ def test_events(shell: Shell, published: registry.Registry) -> None:
 def test_events_are_followed_until_interrupted(published: registry.Registry, make_adapter: MakeAdapter) -> None:
     environment = os.environ | {"LORAPLEX_REGISTRY": str(published.folder), "PYTHONUNBUFFERED": "1"}
     # Whoever runs the tests in the background ignores interrupts, and so would the command.
-    heeding = (
-        "from signal import *; signal(SIGINT, default_int_handler); import loraplex.cli as c; c.main()"
-    )
+    heeding = "from signal import *; signal(SIGINT, default_int_handler); import loraplex.cli as c; c.main()"
     command = [sys.executable, "-c", heeding, "events", "--follow", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
