@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from registry import Registry
 from registry.errors import AuthenticationError, MissingTokenError, PermissionDeniedError, StorageError
 from registry.http.authenticator import Authenticator as RegistryAuthenticator
@@ -12,8 +15,17 @@ from serving import errors
 class Authenticator:
     """Turns headers into a principal, remembered for some seconds. Used on one event loop."""
 
-    def __init__(self, registry: Registry, *, is_loopback: bool, remember_seconds: float) -> None:
-        self.of_registry = RegistryAuthenticator(registry, is_loopback=is_loopback, remember_seconds=remember_seconds)
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        is_loopback: bool,
+        remember_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.of_registry = RegistryAuthenticator(
+            registry, is_loopback=is_loopback, remember_seconds=remember_seconds, clock=clock
+        )
 
     def close(self) -> None:
         """Take no further requests."""

@@ -36,16 +36,22 @@ class RunningServer:
         return self.log_path.read_text()
 
     def metric(self, name: str, **labels: str) -> float:
-        """The value of a sample now, summed over the series that have these labels."""
-        text = self.client.get("/metrics").text
-        values = [
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        ]
-        assert values, f"no sample {name} {labels}"
-        return sum(values)
+        """The value of a sample now, summed over the series that have these labels.
+
+        An engine that has just become ready sends its first figures a moment later: they are waited for.
+        """
+        deadline = time.monotonic() + 2
+        while True:
+            values = [
+                sample.value
+                for family in text_string_to_metric_families(self.client.get("/metrics").text)
+                for sample in family.samples
+                if sample.name == name and labels.items() <= sample.labels.items()
+            ]
+            if values:
+                return sum(values)
+            assert time.monotonic() < deadline, f"no sample {name} {labels}"
+            time.sleep(0.02)
 
     def chat(self, content: str, **fields: Any) -> httpx.Response:
         body = {"model": "base", "messages": [{"role": "user", "content": content}]} | fields
