@@ -46,6 +46,7 @@ class PackedLinear:
     ) -> torch.Tensor:
         """The layer's output; with a plan, every token's adapters added: a [R, K], b [strips, R, 16], bfloat16."""
         adapters: tuple[object, ...] = (None, None, None, None, None, 0)
+        assert plan is None or plan.runs is not None or not plan.starts, "adapters would be left out in silence"
         if plan is not None and plan.runs is not None:
             runs = plan.runs
             adapters = (a, b, runs.uses, runs.weights, runs.groups, runs.hidden_size)
