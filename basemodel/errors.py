@@ -5,6 +5,7 @@ BaseModelError
     BaseFormatError          the source is there, but is no causal language model that can be quantized here
     SnapshotDamagedError     the cached quantized snapshot is incomplete or was changed
     AdapterFormatError       an adapter folder does not fit this base
+    MixtureFormatError       a mixture's files are not what they must be, or do not fit this base
 """
 
 from __future__ import annotations
@@ -55,4 +56,12 @@ class AdapterFormatError(BaseModelError):
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(f"the adapter in {folder.name} cannot be attached: {reason}")
         self.folder = folder
+        self.reason = reason
+
+
+class MixtureFormatError(BaseModelError):
+    """A mixture cannot be used. `reason` names the file and the key or tensor."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the mixture cannot be used: {reason}")
         self.reason = reason
