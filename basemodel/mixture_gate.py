@@ -5,7 +5,7 @@ It does not: attach experts, train a gate (`trainer`), or decide who may use one
 
 The router reads the input of the first adapted layer, which depends on the token id alone: its scores are a table. What
 context it has is a running mean of the scores, so a choice depends on the request's own tokens up to there and nothing
-else: not on its neighbours, on how its prompt was cut into chunks, or on what was cached. One choice is for every layer.
+else: not on its neighbours, nor on how its prompt was cut into chunks or what was cached. One choice is for all layers.
 Source: LoRA-Switch (arXiv 2405.17741), whose merge into the weights is left out (one base serves other rows as well).
 
 Letters: V vocabulary, H hidden size, E experts, T tokens, k experts per token.
