@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 
 VENV="${1:-.venv}"
 TORCH_VERSION="${TORCH_VERSION:-2.13.0}"
+TRITON_VERSION="${TRITON_VERSION:-3.9.0}" # beside a CPU build of torch only
 TORCH_CPU_INDEX="https://download.pytorch.org/whl/cpu" # pytorch's documented channel for its CPU builds on Linux
 INSTALL="${LORAPLEX_INSTALL:-dev}" # dev or runtime
 
@@ -71,6 +72,14 @@ install_postgresql() {
     say "PostgreSQL is not installed, so its tests will be skipped (Debian, Ubuntu: apt-get install postgresql)"
 }
 
+# A CPU build of torch brings no Triton. The tests of the GPU kernels run in its interpreter; without it they are skipped.
+install_triton() {
+    if [ "$(uname -sm)" = "Linux x86_64" ] && ! ls -d "$VENV"/lib/python3*/site-packages/triton > /dev/null 2>&1; then
+        say "triton $TRITON_VERSION, for the tests"
+        "$VENV/bin/pip" install --quiet --no-deps "triton==$TRITON_VERSION"
+    fi
+}
+
 if [ ! -x "$VENV/bin/pip" ]; then
     python=$(find_python)
     say "virtual environment $VENV with $("$python" --version)"
@@ -81,6 +90,7 @@ locks=(--requirement requirements.lock)
 package=(".[demo]")
 if [ "$INSTALL" = dev ]; then
     install_postgresql
+    install_triton
     locks+=(--requirement requirements-dev.lock)
     package=(--editable ".[demo,dev]")
 fi

@@ -1,0 +1,64 @@
+"""The plan of a step as the GPU kernels read it: tiles of tokens, each with the adapters that its tokens use.
+
+It does: cut the runs of `lora_ops` into tiles of at most TILE_TOKENS tokens, on the host, once per step for all layers.
+It does not: launch anything (`lora_kernels`).
+
+Letters: N tiles, U uses (an adapter in a tile), T tokens of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from basemodel.lora_ops import Segment
+
+TILE_TOKENS = 16
+"""The fewest rows that a tensor core multiplies at once."""
+RANK_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class TileTable:
+    """tiles [N, 4] int32: first token, tokens, first use, uses. uses [U, 4] int32: tile, first rank row, rank, and
+    where the tile's hidden values begin in the scratch. weights [U, TILE_TOKENS] float32: of each token of the tile.
+
+    `hidden_size` floats of scratch are needed per split; `most_rank_blocks` blocks of ranks has the largest adapter.
+    """
+
+    tiles: torch.Tensor
+    uses: torch.Tensor
+    weights: torch.Tensor
+    hidden_size: int
+    most_rank_blocks: int
+
+
+def tile_table(segments: Sequence[Segment], device: torch.device) -> TileTable | None:
+    """The tiles of a step; None where no token uses an adapter. Segments follow the order of the tokens."""
+    tiles: list[tuple[int, int, int, int]] = []
+    uses: list[tuple[int, int, int, int]] = []
+    weights: list[list[float]] = []
+    position = hidden = most = 0
+    for segment in segments:
+        used = segment.adapters if segment.tokens else ()
+        for first in range(position, position + segment.tokens, TILE_TOKENS) if used else ():
+            tokens = min(TILE_TOKENS, position + segment.tokens - first)
+            tiles.append((first, tokens, len(uses), len(used)))
+            for use in used:
+                blocks = -(-use.rank // RANK_BLOCK)
+                uses.append((len(tiles) - 1, use.start, use.rank, hidden))
+                weights.append([use.weight] * TILE_TOKENS)
+                hidden += TILE_TOKENS * blocks * RANK_BLOCK
+                most = max(most, blocks)
+        position += segment.tokens
+    if not tiles:
+        return None
+    return TileTable(
+        tiles=torch.tensor(tiles, dtype=torch.int32).to(device, non_blocking=True),
+        uses=torch.tensor(uses, dtype=torch.int32).to(device, non_blocking=True),
+        weights=torch.tensor(weights, dtype=torch.float32).to(device, non_blocking=True),
+        hidden_size=hidden,
+        most_rank_blocks=most,
+    )
