@@ -92,7 +92,7 @@ def _batch(rows: int, vocabulary: int) -> Batch:
     is_label = torch.zeros(rows, ROW_TOKENS, dtype=torch.bool)
     is_label[:, -LABEL_TOKENS:] = True
     flat = is_label.flatten().nonzero().flatten()
-    return Batch(token_ids, flat - 1, token_ids.flatten()[flat], rows * ROW_TOKENS)
+    return Batch(token_ids, flat - 1, token_ids.flatten()[flat], (ROW_TOKENS,) * rows)
 
 
 def _loss_over_all_positions(model: PeftModel, batch: Batch) -> Tensor:

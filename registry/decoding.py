@@ -7,6 +7,7 @@ found by the storm of `tests/registry/campaigns`). Here the first use of a type 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,10 +18,13 @@ _lock = threading.Lock()
 _worked_out: set[Any] = set()
 
 
-def convert(document: object, kind: type[T]) -> T:
-    """Values that are parsed already, as this type. Raises msgspec.ValidationError."""
+def convert(document: object, kind: type[T], *, dec_hook: Callable[[type, Any], Any] | None = None) -> T:
+    """Values that are parsed already, as this type; `dec_hook` makes what msgspec does not know.
+
+    Raises msgspec.ValidationError.
+    """
     _work_out(kind)
-    return msgspec.convert(document, kind)
+    return msgspec.convert(document, kind, dec_hook=dec_hook)
 
 
 def decode(raw: bytes | str, kind: type[T]) -> T:

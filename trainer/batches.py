@@ -116,7 +116,12 @@ class Batch:
     token_ids: Tensor
     positions: Tensor
     targets: Tensor
-    real_tokens: int
+    row_tokens: tuple[int, ...]
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens without the padding."""
+        return sum(self.row_tokens)
 
 
 def collate(examples: Sequence[Example], device: torch.device) -> Batch:
@@ -132,7 +137,7 @@ def collate(examples: Sequence[Example], device: torch.device) -> Batch:
         token_ids=torch.from_numpy(token_ids).to(device),
         positions=torch.from_numpy(labels - 1).to(device),  # token 0 of a row is no label, so this stays in the row
         targets=torch.from_numpy(token_ids.reshape(-1)[labels]).to(device),
-        real_tokens=sum(len(example.token_ids) for example in examples),
+        row_tokens=tuple(len(example.token_ids) for example in examples),
     )
 
 

@@ -49,11 +49,12 @@ class Position:
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What must be the same for a resumed run to be the same run."""
+    """What must be the same for a resumed run to be the same run. `experts` are digests, None for new ones."""
 
     job: dict[str, Any]
     data_digest: str
     base_fingerprint: str
+    experts: list[str | None] = field(default_factory=list)
 
     def refuse_other(self, other: RunIdentity, folder: Path) -> None:
         """Raise CheckpointError that names the first difference."""
@@ -62,6 +63,10 @@ class RunIdentity:
         if self.base_fingerprint != other.base_fingerprint:
             raise CheckpointError(
                 folder, f"this run stands on base {other.base_fingerprint}, not on {self.base_fingerprint}"
+            )
+        if self.experts != other.experts:
+            raise CheckpointError(
+                folder, "the experts are not the versions with which this run began; name those, or begin a new run"
             )
         for section, values in self.job.items():
             before = other.job.get(section)
@@ -74,6 +79,11 @@ class RunIdentity:
 def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
     """The tensors that train, by name: the live ones, not copies."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def is_of_gate(name: str) -> bool:
+    """Whether a tensor that trains is a mixture's gate, not an adapter's."""
+    return name.startswith("gate.")
 
 
 def save_checkpoint(

@@ -70,7 +70,7 @@ def train(
     as_json: bool,
     **_settings: Any,
 ) -> None:
-    """Train a LoRA or QLoRA adapter, as JOB_FILE (TOML) or the flags say.
+    """Train a LoRA or QLoRA adapter, or a mixture of adapters, as JOB_FILE (TOML) or the flags say.
 
     A flag wins over the job file. The run folder gets the adapter (a PEFT folder), a plot of the losses and a summary.
     """
@@ -79,7 +79,7 @@ def train(
     job = _job(ctx, job_file)
     registry_place = registry or home / REGISTRY_FOLDER
     check_publication(job, registry_place)
-    result = _run(job, home, resume=resume, overwrite=overwrite)
+    result = _run(job, home, registry_place, resume=resume, overwrite=overwrite)
     version = publish_result(result, job, registry_place)
     if as_json:
         print_document(result_document(result, job, version))
@@ -87,9 +87,17 @@ def train(
         print_summary(result, job, version, Console(soft_wrap=True), place=_place(ctx, home, registry))
 
 
-def _run(job: Job, home: Path, *, resume: bool, overwrite: bool) -> TrainingResult:
+def _run(job: Job, home: Path, registry: Place, *, resume: bool, overwrite: bool) -> TrainingResult:
     with stop_on_signal() as should_stop, RunProgress(Console(stderr=True)) as progress:
-        return run_job(job, home=home, on_event=progress, should_stop=should_stop, resume=resume, overwrite=overwrite)
+        return run_job(
+            job,
+            home=home,
+            registry=registry,
+            on_event=progress,
+            should_stop=should_stop,
+            resume=resume,
+            overwrite=overwrite,
+        )
 
 
 def _place(ctx: click.Context, home: Path, registry: Place | None) -> list[str]:

@@ -15,11 +15,14 @@ from trainer.evaluate import Metrics, answerable, completion_loss, exact_match, 
 from trainer.events import Listener, Noticed, PhaseAdvanced, PhaseStarted
 from trainer.export import export_adapter, round_to_saved_dtype
 from trainer.manifest import TrainingRecord, build_manifest, hardware_of
+from trainer.mixture_export import export_mixture
+from trainer.outcome import Outcome
 from trainer.plot import draw_losses
 from trainer.preparation import PreparedRun
 from trainer.probes import measure_probes, probe_prompts
-from trainer.result import TrainingResult
+from trainer.result import FinishedExpert, TrainingResult
 from trainer.run_folder import RunFolder, write_json
+from trainer.tuners import without_adapters
 
 
 def conclude_run(
@@ -36,7 +39,7 @@ def conclude_run(
         on_event(PhaseStarted(title, total))
 
     round_to_saved_dtype(run.model, run.job.adapter.dtype)
-    with run.model.disable_adapter():
+    with without_adapters(run.model):
         base_metrics = _measure(run, "the base", begin, on_event)
     adapter_metrics = _measure(run, "the adapter", begin, on_event)
     if base_metrics and adapter_metrics and adapter_metrics.validation_loss >= base_metrics.validation_loss:
@@ -59,12 +62,24 @@ def conclude_run(
         truncated_rows=run.train.truncated_rows,
         dropped_rows=run.train.dropped_rows,
     )
+    outcome = Outcome(run, record, base_metrics, adapter_metrics, prompts)
+    experts = () if run.switch is None else export_mixture(outcome, run.switch, folder)
+    if run.switch is None:
+        _export_adapter(outcome, folder)
+    draw_losses(position, folder.plot, title=run.job.run_name)
+    result = _result(run, folder, position, base_metrics, adapter_metrics, experts)
+    write_json(folder.summary, result.to_json())
+    return result
+
+
+def _export_adapter(outcome: Outcome, folder: RunFolder) -> None:
+    run = outcome.run
     manifest = build_manifest(
-        record,
+        outcome.record,
         run.base.description,
-        base_metrics=base_metrics,
-        adapter_metrics=adapter_metrics,
-        probes=measure_probes(run.model, prompts),
+        base_metrics=outcome.base_metrics,
+        adapter_metrics=outcome.adapter_metrics,
+        probes=measure_probes(run.model, outcome.prompts),
     )
     export_adapter(
         run.model,
@@ -72,12 +87,8 @@ def conclude_run(
         dtype=run.job.adapter.dtype,
         base=run.base.description,
         manifest=manifest,
-        private_paths=[folder.path, run.base.folder, run.data.train_file.path],
+        private_paths=outcome.private_paths(folder),
     )
-    draw_losses(position, folder.plot, title=run.job.run_name)
-    result = _result(run, folder, position, base_metrics, adapter_metrics)
-    write_json(folder.summary, result.to_json())
-    return result
 
 
 def _measure(
@@ -106,6 +117,7 @@ def _result(
     position: Position,
     base_metrics: Metrics | None,
     adapter_metrics: Metrics | None,
+    experts: tuple[FinishedExpert, ...],
 ) -> TrainingResult:
     return TrainingResult(
         name=run.job.run_name,
@@ -127,4 +139,5 @@ def _result(
         label_tokens=position.label_tokens,
         seconds=position.seconds,
         tokens_per_s=position.tokens / position.seconds,
+        experts=experts,
     )

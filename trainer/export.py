@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from basemodel.description import BaseDescription
 from trainer.card import render_card
-from trainer.checkpoint import adapter_tensors
+from trainer.checkpoint import adapter_tensors, is_of_gate
 from trainer.errors import ExportError
 from trainer.run_folder import replaced_folder, write_json
-from trainer.tuners import PeftModel
+from trainer.tuners import DEFAULT, PeftModel
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -33,8 +33,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def round_to_saved_dtype(model: PeftModel, dtype: str) -> None:
     """Give the live adapter the values that it will have when loaded from the folder; they stay in float32."""
     with torch.no_grad():
-        for parameter in adapter_tensors(model).values():
-            parameter.copy_(parameter.to(DTYPES[dtype]))
+        for name, parameter in adapter_tensors(model).items():
+            if not is_of_gate(name):  # a gate is float32 always
+                parameter.copy_(parameter.to(DTYPES[dtype]))
 
 
 def export_adapter(
@@ -45,17 +46,38 @@ def export_adapter(
     base: BaseDescription,
     manifest: dict[str, Any],
     private_paths: Iterable[Path],
+    adapter: str = DEFAULT,
 ) -> None:
-    """Write the adapter folder, whole or not at all. None of `private_paths` may show in it. Raises ExportError."""
+    """Write the folder of one adapter of `model`, whole or not at all. None of `private_paths` may show in it.
+
+    Raises ExportError.
+    """
     with replaced_folder(target) as fresh:
-        model.save_pretrained(str(fresh), safe_serialization=True, save_embedding_layers=False)
+        model.save_pretrained(
+            str(fresh), safe_serialization=True, save_embedding_layers=False, selected_adapters=[adapter]
+        )
+        if adapter != DEFAULT:  # PEFT has put it into a folder of that name
+            for file in (fresh / adapter).iterdir():
+                file.rename(fresh / file.name)
+            (fresh / adapter).rmdir()
         (fresh / CARD_FILE).unlink(missing_ok=True)
         _settle_weights(fresh / WEIGHTS_FILE, DTYPES[dtype])
         _settle_config(fresh / CONFIG_FILE, base)
         write_json(fresh / MANIFEST_FILE, manifest)
         config = json.loads((fresh / CONFIG_FILE).read_text(encoding="utf-8"))
         (fresh / CARD_FILE).write_text(render_card(manifest, config), encoding="utf-8")
-        _refuse_private(fresh, private_paths)
+        refuse_private(fresh, private_paths)
+
+
+def refuse_private(folder: Path, private_paths: Iterable[Path]) -> None:
+    """Raise ExportError where a file in `folder` shows one of these paths."""
+    absolute = [path.expanduser().absolute() for path in private_paths]
+    secrets = {str(path) for path in absolute if len(path.parts) > TELLING_PARTS}
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        for secret in sorted(secrets):
+            if secret.encode() in content:
+                raise ExportError(f"{file.name} would show the path {secret} of this machine; give the job plain names")
 
 
 def _settle_weights(path: Path, dtype: torch.dtype) -> None:
@@ -75,13 +97,3 @@ def _settle_config(path: Path, base: BaseDescription) -> None:
     config["base_model_name_or_path"] = base.name
     config["revision"] = base.revision
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _refuse_private(folder: Path, private_paths: Iterable[Path]) -> None:
-    absolute = [path.expanduser().absolute() for path in private_paths]
-    secrets = {str(path) for path in absolute if len(path.parts) > TELLING_PARTS}
-    for file in sorted(folder.iterdir()):
-        content = file.read_bytes()
-        for secret in sorted(secrets):
-            if secret.encode() in content:
-                raise ExportError(f"{file.name} would show the path {secret} of this machine; give the job plain names")

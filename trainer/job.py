@@ -16,13 +16,17 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from registry.decoding import convert
 from trainer.errors import JobError
 from trainer.job_sections import (
+    FEWEST_EXPERTS,
+    MOST_EXPERTS,
     SECTIONS,
     AdapterSection,
     BaseSection,
     DataSection,
     EvaluationSection,
+    MixtureSection,
     OptimizationSection,
     OutputSection,
 )
@@ -30,6 +34,8 @@ from trainer.job_values import anchor_paths, explained, overlaid, refuse_non_fin
 
 Values = Mapping[str, Any]
 PATH_KEYS = ("data.train", "evaluation.validation", "output.run")
+PATH_OR_NAME_KEYS = ("base.source", "mixture.experts")
+OF_NEW_EXPERTS = ("r", "alpha", "target_modules", "rslora")
 EXCLUSIVE_KEYS = (
     ("epochs", "max_steps"),
     ("batch_tokens", "batch_rows"),
@@ -47,6 +53,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = None
     base: BaseSection = BaseSection()
     adapter: AdapterSection = AdapterSection()
+    mixture: MixtureSection = MixtureSection()
     optimization: OptimizationSection = OptimizationSection()
     evaluation: EvaluationSection = EvaluationSection()
     output: OutputSection = OutputSection()
@@ -60,6 +67,45 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             )
         if self.adapter.method == "lora" and self.base.quantization == "nf4":
             raise ValueError('adapter.method "lora" over base.quantization "nf4" is "qlora"; say so')
+        if self.adapter.method == "switch":
+            self._check_mixture()
+        elif self.mixture != MixtureSection():
+            raise ValueError('[mixture] has a meaning only where adapter.method is "switch"')
+
+    def _check_mixture(self) -> None:
+        """Refuse a number of experts that is none, and settings of experts that are not trained."""
+        mixture = self.mixture
+        count = len(mixture.experts) + mixture.new_experts
+        if not FEWEST_EXPERTS <= count <= MOST_EXPERTS:
+            raise ValueError(
+                f"a mixture has {FEWEST_EXPERTS} to {MOST_EXPERTS} experts, and mixture.experts with "
+                f"mixture.new_experts are {count}"
+            )
+        if mixture.top_k > count:
+            raise ValueError(f"mixture.top_k is {mixture.top_k}, and there are {count} experts")
+        if mixture.train_experts and not mixture.experts:
+            raise ValueError("mixture.train_experts is about mixture.experts, and none is named; new ones always train")
+        unused = [] if mixture.new_experts else [f"adapter.{key}" for key in OF_NEW_EXPERTS if self._is_set(key)]
+        if not self.trains_experts:
+            unused += ["adapter.dtype"] if self._is_set("dtype") else []
+            standard = OptimizationSection().learning_rate
+            unused += ["optimization.learning_rate"] if self.optimization.learning_rate != standard else []
+        if unused:
+            raise ValueError(
+                f"{', '.join(unused)}: of experts that train here, and this mixture has none. The gate's rate is "
+                "mixture.gate_learning_rate; new experts come with mixture.new_experts"
+            )
+        if self._is_set("dropout"):
+            raise ValueError("adapter.dropout is not for mixtures: all experts see the same input")
+
+    def _is_set(self, key: str) -> bool:
+        """Whether a setting of [adapter] is not the default."""
+        return bool(getattr(self.adapter, key) != getattr(AdapterSection(), key))
+
+    @property
+    def trains_experts(self) -> bool:
+        """Whether a mixture's experts train, some or all: else its gate trains alone."""
+        return self.mixture.train_experts or self.mixture.new_experts > 0
 
     @staticmethod
     def from_toml(path: Path, *, overrides: Values | None = None, defaults: Values | None = None) -> Job:
@@ -74,7 +120,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise JobError(f"is not TOML: {error}", origin=str(path)) from error
         refuse_unknown_keys(document, known_keys(), origin=str(path))
-        anchor_paths(document, PATH_KEYS, path.parent)
+        anchor_paths(document, PATH_KEYS, PATH_OR_NAME_KEYS, path.parent)
         return Job.from_layers(defaults or {}, document, overrides or {}, origin=str(path))
 
     @staticmethod
@@ -92,7 +138,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         refuse_non_finite(values, origin=origin)
         values = {"data": {}, **values}
         try:
-            return msgspec.convert(values, Job, dec_hook=_decode_path)
+            return convert(values, Job, dec_hook=_decode_path)
         except msgspec.ValidationError as error:
             raise explained(str(error), values=values, structs=SECTIONS, origin=origin) from error
 
@@ -109,21 +155,32 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         """How the base is loaded."""
         if self.base.quantization is not None:
             return self.base.quantization
-        return "nf4" if self.adapter.method == "qlora" else "bf16"
+        return "bf16" if self.adapter.method == "lora" else "nf4"
 
     def to_json(self) -> dict[str, Any]:
         """The job as plain values. Files appear by name only: a manifest must not show a machine's paths."""
         document = msgspec.json.decode(msgspec.json.encode(self, enc_hook=lambda path: Path(path).name))
         document["output"].pop("run")
         document["name"] = self.run_name
-        if document["base"]["source"].startswith(("/", "~", ".")):
-            document["base"]["source"] = Path(document["base"]["source"]).name
+        document["base"]["source"] = _without_folders(document["base"]["source"])
+        document["mixture"]["experts"] = [_without_folders(expert) for expert in document["mixture"]["experts"]]
+        if self.adapter.method != "switch":
+            document.pop("mixture")
         return dict(document)
 
 
 def known_keys() -> dict[str, tuple[str, ...] | None]:
     """The keys of a job file: each section's, and None for a key that is a plain value."""
     return {name: SECTIONS[name].__struct_fields__ if name in SECTIONS else None for name in Job.__struct_fields__}
+
+
+def is_folder_name(text: str) -> bool:
+    """Whether a base's or an expert's source is a folder: the other sources are names."""
+    return text.startswith(("/", "~", "."))
+
+
+def _without_folders(source: str) -> str:
+    return Path(source).name if is_folder_name(source) else source
 
 
 def _decode_path(wanted: type, value: Any) -> Path:

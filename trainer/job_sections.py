@@ -18,6 +18,7 @@ from trainer.job_values import refuse_both
 ALL_LINEAR = "all-linear"
 DEFAULT_EPOCHS = 3
 DEFAULT_BATCH_TOKENS = 2048
+FEWEST_EXPERTS, MOST_EXPERTS = 2, 16  # as in basemodel.mixture_gate, which needs torch; a test compares
 
 Text = Annotated[str, Meta(min_length=1, max_length=500)]
 ModuleName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
@@ -66,8 +67,11 @@ class AdapterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """[adapter]: what is trained."""
 
     method: Annotated[
-        Literal["qlora", "lora"],
-        Meta(description="`qlora` trains over the 4-bit base, `lora` over an unquantized one."),
+        Literal["qlora", "lora", "switch"],
+        Meta(
+            description="`qlora` trains over the 4-bit base, `lora` over an unquantized one; "
+            "`switch` makes a mixture of the experts in [mixture]."
+        ),
     ] = "qlora"
     r: Annotated[Annotated[int, Meta(ge=1, le=1024)], Meta(description="Rank.")] = 32
     alpha: Annotated[
@@ -91,6 +95,49 @@ class AdapterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         names = self.target_modules
         if names != ALL_LINEAR and (not names or len(set(names)) != len(names)):
             raise ValueError("target_modules must name at least one module, and each one once")
+
+
+class MixtureSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[mixture]: the experts and the gate, where adapter.method is "switch"."""
+
+    experts: Annotated[
+        tuple[Text, ...],
+        Meta(
+            description="Published adapters `tenant/adapter[@version or alias]`, or adapter folders "
+            "(`./`, `/` or `~` first)."
+        ),
+    ] = ()
+    new_experts: Annotated[
+        Annotated[int, Meta(ge=0, le=MOST_EXPERTS)],
+        Meta(description="So many more that begin fresh, as [adapter] says; they always train."),
+    ] = 0
+    train_experts: Annotated[
+        bool,
+        Meta(description="Train the given experts further, into versions of their own; else they stay as they are."),
+    ] = False
+    top_k: Annotated[Annotated[int, Meta(ge=1, le=MOST_EXPERTS)], Meta(description="Experts of each token.")] = 2
+    gate_context: Annotated[
+        Literal["running_mean", "token"],
+        Meta(description="What decides: the mean score of the row's tokens so far, or the token alone."),
+    ] = "running_mean"
+    gate_decay: Annotated[
+        Annotated[float, Meta(gt=0, lt=1)] | None,
+        Meta(description="Older tokens count less in the mean, by this factor a token; unset: all count the same."),
+    ] = None
+    gate_learning_rate: Annotated[
+        Annotated[float, Meta(gt=0, le=1)], Meta(description="Highest learning rate of the gate.")
+    ] = 0.02
+    balance: Annotated[
+        Annotated[float, Meta(ge=0, le=100)],
+        Meta(description="Weight of the term that spreads tokens over the experts."),
+    ] = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse an expert twice, and a decay of nothing."""
+        if len(set(self.experts)) != len(self.experts):
+            raise ValueError("experts must name each one once")
+        if self.gate_decay is not None and self.gate_context != "running_mean":
+            raise ValueError('gate_decay has a meaning only where gate_context is "running_mean"')
 
 
 class OptimizationSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -194,6 +241,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "base": BaseSection,
     "data": DataSection,
     "adapter": AdapterSection,
+    "mixture": MixtureSection,
     "optimization": OptimizationSection,
     "evaluation": EvaluationSection,
     "output": OutputSection,

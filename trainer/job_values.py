@@ -58,19 +58,27 @@ def refuse_non_finite(values: Mapping[str, Any], *, origin: str) -> None:
                 raise JobError(f"{value} is not allowed: it must be finite", key=f"{section}.{key}", origin=origin)
 
 
-def anchor_paths(values: dict[str, Any], keys: Iterable[str], folder: Path) -> None:
+def anchor_paths(values: dict[str, Any], keys: Iterable[str], sources: Iterable[str], folder: Path) -> None:
     """Make the relative paths among `values` relative to `folder`, in place. `~` is the user's home.
 
-    A base's source that begins with a dot is such a path; other sources are names.
+    Of `sources`, which are one or a list of texts, those that begin with a dot are such paths; others are names.
     """
     for dotted in keys:
         section, _, key = dotted.partition(".")
         value = values.get(section, {}).get(key)
         if isinstance(value, str):
             values[section][key] = str(folder / Path(value).expanduser())
-    source = values.get("base", {}).get("source")
-    if isinstance(source, str) and source.startswith("."):
-        values["base"]["source"] = str((folder / source).absolute())
+    for dotted in sources:
+        section, _, key = dotted.partition(".")
+        value = values.get(section, {}).get(key)
+        if isinstance(value, list):
+            values[section][key] = [_anchored(each, folder) for each in value]
+        elif value is not None:
+            values[section][key] = _anchored(value, folder)
+
+
+def _anchored(source: Any, folder: Path) -> Any:
+    return str((folder / source).absolute()) if isinstance(source, str) and source.startswith(".") else source
 
 
 def overlaid(

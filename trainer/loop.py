@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from trainer.batches import PlannedStep, collate
+from registry.cli.options import REGISTRY_FOLDER, Place
+from trainer.batches import Batch, PlannedStep, collate
 from trainer.checkpoint import Position, adapter_tensors, load_checkpoint, restore_best, save_best, save_checkpoint
 from trainer.conclusion import conclude_run
 from trainer.data import read_job_data
@@ -30,6 +32,7 @@ from trainer.events import (
     Validated,
     ignore,
 )
+from trainer.experts import gathered_experts
 from trainer.forward import summed_loss
 from trainer.job import Job
 from trainer.preparation import PreparedRun, prepare_run
@@ -47,6 +50,7 @@ def run_job(
     job: Job,
     *,
     home: Path,
+    registry: Place | None = None,
     on_event: Listener = ignore,
     should_stop: Callable[[], bool] = never,
     resume: bool = False,
@@ -54,14 +58,16 @@ def run_job(
 ) -> TrainingResult:
     """Train, evaluate and export `job`. Bases are cached in `home`, and runs lie there unless the job says otherwise.
 
-    Torch's random state is the caller's again afterwards. Raises TrainerError and basemodel's BaseModelError;
-    InterruptedRunError where `should_stop` asked for it between two steps.
+    `registry` has the published experts of a mixture; None is the one in `home`. Torch's random state is the caller's
+    again afterwards. Raises TrainerError and basemodel's BaseModelError; InterruptedRunError where `should_stop` asked
+    for it between two steps.
     """
     data = read_job_data(job)
-    folder = claim_run_folder(job, home, resume=resume, overwrite=overwrite)
-    with _own_randomness(job.optimization.seed):
+    found = gathered_experts(job, registry or home / REGISTRY_FOLDER)
+    with found as experts, _own_randomness(job.optimization.seed):
+        folder = claim_run_folder(job, home, resume=resume, overwrite=overwrite)
         on_event(PhaseStarted(f"Loading {job.base.source} ({job.mode})"))
-        run = prepare_run(job, data, cache_dir=home / "bases")
+        run = prepare_run(job, data, cache_dir=home / "bases", experts=experts)
         for notice in run.notices:
             on_event(Noticed(notice))
         position = Position()
@@ -102,21 +108,22 @@ def _step(run: PreparedRun, planned: PlannedStep, position: Position) -> StepDon
     learning_rate = learning_rate_at(position.step, steps=run.plan.steps, section=section)
     batches = [collate([run.train.examples[index] for index in indices], run.device) for indices in planned.batches]
     label_tokens = sum(len(batch.targets) for batch in batches)
+    tokens = sum(batch.real_tokens for batch in batches)
     loss = 0.0
     for batch in batches:
         share = summed_loss(run.model, batch) / label_tokens
-        share.backward()
+        _objective(run, share, batch, tokens).backward()
         loss += share.item()
     grad_norm = torch.nn.utils.clip_grad_norm_(adapter_tensors(run.model).values(), section.max_grad_norm).item()
     _refuse_non_finite("loss", loss, run, step=position.step)
     _refuse_non_finite("gradient norm", grad_norm, run, step=position.step)
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["rate_factor"]
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     position.step += 1
     position.label_tokens += label_tokens
-    position.tokens += sum(batch.real_tokens for batch in batches)
+    position.tokens += tokens
     position.seconds += time.perf_counter() - began
     position.losses.append((position.step, loss))
     return StepDone(
@@ -129,6 +136,14 @@ def _step(run: PreparedRun, planned: PlannedStep, position: Position) -> StepDon
         tokens_per_s=position.tokens / position.seconds,
         seconds_left=position.seconds / position.step * (run.plan.steps - position.step),
     )
+
+
+def _objective(run: PreparedRun, share: Tensor, batch: Batch, tokens: int) -> Tensor:
+    """What a forward's backward descends: its share of the loss, and of a mixture's spreading of tokens."""
+    if run.switch is None:
+        return share
+    spread = run.switch.gate.balance(batch.row_tokens) * batch.real_tokens / tokens
+    return share + run.job.mixture.balance * spread
 
 
 def _validate(run: PreparedRun, folder: RunFolder, position: Position, on_event: Listener) -> None:

@@ -49,8 +49,13 @@ def build_manifest(
     base_metrics: Metrics | None,
     adapter_metrics: Metrics | None,
     probes: tuple[Probe, ...],
+    parent: str | None = None,
+    mixture: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest as plain values. Metrics are empty where there were no validation rows."""
+    """The manifest as plain values. Metrics are empty where there were no validation rows.
+
+    `parent` is the digest of the version that the training went on from; `mixture` says what a mixture is made of.
+    """
     described = base.to_json()
     return {
         "schema": SCHEMA,
@@ -68,12 +73,13 @@ def build_manifest(
             "seconds": round(record.seconds, 1),
             "hardware": record.hardware,
             "versions": versions(),
+            **({} if mixture is None else {"mixture": mixture}),
         },
         "metrics": {
             "base": base_metrics.to_json() if base_metrics else {},
             "adapter": adapter_metrics.to_json() if adapter_metrics else {},
         },
-        "parent": None,
+        "parent": parent,
         "probes": [probe.to_json() for probe in probes],
     }
 

@@ -24,8 +24,23 @@ from trainer.tuners import LoraConfig, PeftModel, with_adapter
 
 def attach_adapter(base: Base, section: AdapterSection, *, checkpointing: bool) -> PeftModel:
     """Wrap `base.model` with a new adapter, initialized from torch's random state. Raises MethodError."""
+    config = lora_config(base, section)
+    base.model.requires_grad_(False)
+    model = with_adapter(base.model, config)
+    use_served_product(model)
+    use_float32_gradient(base.model)
+    if checkpointing:
+        enable_checkpointing(base.model)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name), f"{name}: only the adapter may train"
+        assert not parameter.requires_grad or parameter.dtype == torch.float32, f"{name} does not train in float32"
+    return model
+
+
+def lora_config(base: Base, section: AdapterSection) -> LoraConfig:
+    """What PEFT is told of a new adapter. Raises MethodError."""
     modules = target_modules(base, section)
-    config = LoraConfig(
+    return LoraConfig(
         r=section.r,
         lora_alpha=_whole_if_possible(section.alpha),
         lora_dropout=section.dropout,
@@ -35,16 +50,6 @@ def attach_adapter(base: Base, section: AdapterSection, *, checkpointing: bool) 
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(base.model.get_submodule(name), Conv1D) for name in modules),
     )
-    base.model.requires_grad_(False)
-    model = with_adapter(base.model, config)
-    use_served_product(model)
-    use_float32_gradient(base.model)
-    if checkpointing:
-        _enable_checkpointing(base.model)
-    for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == ("lora_" in name), f"{name}: only the adapter may train"
-        assert not parameter.requires_grad or parameter.dtype == torch.float32, f"{name} does not train in float32"
-    return model
 
 
 def target_modules(base: Base, section: AdapterSection) -> list[str]:
@@ -70,8 +75,8 @@ def short_names(model: PreTrainedModel, modules: list[str]) -> list[str]:
     return endings if sorted(meant) == sorted(modules) else sorted(modules)
 
 
-def _enable_checkpointing(model: PreTrainedModel) -> None:
-    """Transformers 5.23 renamed the method and warns at its old name."""
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward. Transformers 5.23 renamed the method and warns at its old name."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     model.enable_input_require_grads()

@@ -6,6 +6,7 @@ It does not: step (`loop`). The data is read and checked before the base is load
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,16 @@ import torch
 
 from basemodel.load import Base, load_base
 from trainer.batches import BatchLimit, RunPlan
-from trainer.checkpoint import RunIdentity, adapter_tensors
+from trainer.checkpoint import RunIdentity, adapter_tensors, is_of_gate
 from trainer.data import JobData
 from trainer.encoding import EncodedRows, Example, encode_rows
 from trainer.errors import JobError
 from trainer.estimate import wants_checkpointing
 from trainer.evaluate import spread
+from trainer.experts import Expert
 from trainer.job import Job
 from trainer.methods import attach_adapter, target_modules
+from trainer.switch import Switch, attach_mixture
 from trainer.tuners import PeftModel
 
 VALIDATIONS_PER_RUN = 10
@@ -29,7 +32,10 @@ CLOSEST_VALIDATIONS_STEPS = 10
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that can begin. `model` and `optimizer` are the only parts that change, and only the loop changes them."""
+    """A run that can begin. `model` and `optimizer` are the only parts that change, and only the loop changes them.
+
+    `switch` is there where the run makes a mixture; its gate is part of `model`.
+    """
 
     job: Job
     data: JobData
@@ -42,6 +48,7 @@ class PreparedRun:
     every_steps: int
     gradient_checkpointing: bool
     notices: tuple[str, ...]
+    switch: Switch | None = None
 
     @property
     def device(self) -> torch.device:
@@ -56,11 +63,17 @@ class PreparedRun:
     @property
     def identity(self) -> RunIdentity:
         """What a resumed run must agree with."""
-        return RunIdentity(self.job.to_json(), self.data.digest, self.base.description.fingerprint)
+        experts = self.switch.experts if self.switch else ()
+        return RunIdentity(
+            self.job.to_json(),
+            self.data.digest,
+            self.base.description.fingerprint,
+            [expert.digest for expert in experts],
+        )
 
 
-def prepare_run(job: Job, data: JobData, *, cache_dir: Path) -> PreparedRun:
-    """Load the base and get all ready. Uses torch's random state for the adapter's start."""
+def prepare_run(job: Job, data: JobData, *, cache_dir: Path, experts: Sequence[Expert] = ()) -> PreparedRun:
+    """Load the base and get all ready. Uses torch's random state for the start of what is new."""
     base = load_base(job.base.source, mode=job.mode, cache_dir=cache_dir, device=_device(job))
     limit_tokens = _row_limit(job, base)
     train = encode_rows(data.train_file, data.train_rows, base.tokenizer, job.data, limit_tokens=limit_tokens)
@@ -74,26 +87,41 @@ def prepare_run(job: Job, data: JobData, *, cache_dir: Path) -> PreparedRun:
     plan = RunPlan.of(train.examples, job.optimization)
     batch_tokens = max(plan.limit.tokens or 0, max(plan.lengths) * (plan.limit.rows or 1))
     checkpointing = wants_checkpointing(job, base, target_modules(base, job.adapter), batch_tokens=batch_tokens)
-    model = attach_adapter(base, job.adapter, checkpointing=checkpointing)
-    optimizer = torch.optim.AdamW(
-        adapter_tensors(model).values(),
-        lr=job.optimization.learning_rate,
-        weight_decay=job.optimization.weight_decay,
-        fused=True,
-    )
+    switch: Switch | None = None
+    if job.adapter.method == "switch":
+        model, switch = attach_mixture(base, experts, job, checkpointing=checkpointing)
+    else:
+        model = attach_adapter(base, job.adapter, checkpointing=checkpointing)
     evenly = max(CLOSEST_VALIDATIONS_STEPS, -(-plan.steps // VALIDATIONS_PER_RUN))
     return PreparedRun(
         job=job,
         data=data,
         base=base,
         model=model,
-        optimizer=optimizer,
+        optimizer=_optimizer(job, model),
         train=train,
         validation=validation,
         plan=plan,
         every_steps=job.evaluation.every_steps or evenly,
         gradient_checkpointing=checkpointing,
         notices=tuple(notices),
+        switch=switch,
+    )
+
+
+def _optimizer(job: Job, model: PeftModel) -> torch.optim.AdamW:
+    """AdamW over adapters, and over a gate with its own rate: `rate_factor` times the learning rate of the step."""
+    section = job.optimization
+    tensors = adapter_tensors(model)
+    gate = [tensor for name, tensor in tensors.items() if is_of_gate(name)]
+    adapters = [tensor for name, tensor in tensors.items() if not is_of_gate(name)]
+    factor = job.mixture.gate_learning_rate / section.learning_rate
+    groups = [{"params": adapters, "rate_factor": 1.0}, {"params": gate, "rate_factor": factor}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=section.learning_rate,
+        weight_decay=section.weight_decay,
+        fused=True,
     )
 
 

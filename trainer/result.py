@@ -5,7 +5,7 @@ It does: name the figures. It does not: print them (`progress`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,24 @@ from trainer.rows import RowFormat
 
 
 @dataclass(frozen=True)
+class FinishedExpert:
+    """An expert of a finished mixture. `folder` is None where it is a published version already.
+
+    `share` is its part of the tokens of the validation rows by weight, None without such rows.
+    """
+
+    name: str
+    digest: str
+    folder: Path | None
+    share: float | None
+
+
+@dataclass(frozen=True)
 class TrainingResult:
-    """A finished run. The metrics are None where no rows were held out; `seconds` are of the steps alone."""
+    """A finished run. The metrics are None where no rows were held out; `seconds` are of the steps alone.
+
+    `experts` are those of a mixture in the gate's order; the adapter folder is then the mixture's.
+    """
 
     name: str
     run_folder: Path
@@ -37,6 +53,7 @@ class TrainingResult:
     label_tokens: int
     seconds: float
     tokens_per_s: float
+    experts: tuple[FinishedExpert, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The summary as plain values."""
@@ -62,4 +79,9 @@ class TrainingResult:
             "label_tokens": self.label_tokens,
             "seconds": round(self.seconds, 2),
             "tokens_per_s": round(self.tokens_per_s, 1),
+            **({"experts": [_expert(expert) for expert in self.experts]} if self.experts else {}),
         }
+
+
+def _expert(expert: FinishedExpert) -> dict[str, Any]:
+    return {**asdict(expert), "folder": None if expert.folder is None else str(expert.folder)}

@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, and who may begin or resume in it.
 
-    RUN/adapter/        the PEFT folder, ready to publish      written whole at the end
+    RUN/adapter/        the adapter or mixture, ready to publish      written whole at the end
+    RUN/experts/        the experts of a mixture that trained in it, numbered from 1
     RUN/checkpoints/    the state to resume from, and the best adapter so far
     RUN/loss.png        the curve
     RUN/summary.json    the result; its presence means that the run is finished
@@ -33,8 +34,13 @@ class RunFolder:
 
     @property
     def adapter(self) -> Path:
-        """The finished adapter."""
+        """The finished adapter, or mixture."""
         return self.path / "adapter"
+
+    @property
+    def experts(self) -> Path:
+        """The experts that trained in a mixture, each in a folder of its number."""
+        return self.path / "experts"
 
     @property
     def checkpoints(self) -> Path:
@@ -71,7 +77,7 @@ def claim_run_folder(job: Job, home: Path, *, resume: bool, overwrite: bool) -> 
         )
     if folder.path.is_dir() and not is_run and any(folder.path.iterdir()):
         raise RunFolderError(folder.path, "holds files that are no run of ours; choose an empty or a new folder")
-    for part in (folder.adapter, folder.checkpoints):
+    for part in (folder.adapter, folder.experts, folder.checkpoints):
         shutil.rmtree(part, ignore_errors=True)
     for part in (folder.plot, folder.summary):
         part.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ from msgspec.inspect import (
 from trainer.job import Job
 from trainer.job_sections import SECTIONS
 
-Kind = Literal["text", "path", "integer", "number", "switch", "choice", "names"]
+Kind = Literal["text", "path", "integer", "number", "switch", "choice", "names", "list"]
 RENAMED_FLAGS = {"base.source": "--base"}
 
 
@@ -115,6 +115,8 @@ def _kind(kind: Type) -> tuple[Kind, tuple[str, ...], str]:
             return "choice", names, ", ".join(f"`{name}`" for name in names)
         case UnionType(types) if any(isinstance(each, VarTupleType) for each in types):
             return "names", (), "`all-linear` or a list of names"
+        case VarTupleType():
+            return "list", (), "a list of texts"
         case CustomType(cls) if cls is Path:
             return "path", (), "path"
         case StrType():
@@ -135,7 +137,7 @@ def _range(kind: IntType | FloatType) -> str:
 
 
 def _shown(default: Any) -> str:
-    if default is None or default == "":
+    if default is None or default in ("", ()):
         return "unset"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"

@@ -24,7 +24,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _option(setting: Setting) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    shown = "" if setting.default in (None, "") else f"  [default: {_shown(setting.default)}]"
+    shown = "" if setting.default in (None, "", ()) else f"  [default: {_shown(setting.default)}]"
     text = setting.description.replace("`", "") + shown
     flag = f"{setting.flag}/--no-{setting.flag[2:]}" if setting.kind == "switch" else setting.flag
     return click.option(flag, parameter_of(setting), type=_click_type(setting), default=None, help=text)
@@ -42,6 +42,8 @@ def _click_type(setting: Setting) -> click.ParamType[Any] | None:
             return HomePath()
         case "names":
             return ModuleNames()
+        case "list":
+            return Texts()
         case "switch":
             return click.BOOL
         case "text":
@@ -58,6 +60,16 @@ class ModuleNames(click.ParamType[str | list[str]]):
         if isinstance(value, list):
             return value
         return ALL_LINEAR if value == ALL_LINEAR else str(value).split(",")
+
+
+class Texts(click.ParamType[list[str]]):
+    """Texts with commas between them."""
+
+    name = "TEXT[,TEXT...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """Split the text; a list from a settings file stays."""
+        return value if isinstance(value, list) else str(value).split(",")
 
 
 def parameter_of(setting: Setting) -> str:

@@ -18,6 +18,7 @@ from rich.text import Text
 from registry.version import Version
 from trainer.evaluate import Metrics
 from trainer.job import Job
+from trainer.publication import expert_name
 from trainer.result import TrainingResult
 
 SERVER = "http://127.0.0.1:8000"
@@ -40,11 +41,17 @@ def print_summary(
         "trained",
         f"{result.steps} steps{early}{kept}; {result.seconds:.0f} s, {result.tokens_per_s:,.0f} tok/s",
     )
-    _line(console, "adapter", str(result.adapter_folder))
+    for number, expert in enumerate(result.experts, start=1):
+        share = "" if expert.share is None else f", {expert.share:.1%} of the tokens"
+        _line(console, "expert" if number == 1 else "", f"{number} {expert.name}  {expert.digest[:19]}{share}")
+    _line(console, "mixture" if result.experts else "adapter", str(result.adapter_folder))
     _line(console, "loss plot", str(result.plot))
     if version is None:
-        publish = ["loraplex", "publish", str(result.adapter_folder), f"TENANT/{result.name}", *place]
-        _line(console, "next", shlex.join(publish))
+        folders = [expert.folder for expert in result.experts]
+        names = [expert_name(f"TENANT/{result.name}", number) for number in range(1, len(folders) + 1)]
+        for folder, name in [*zip(folders, names, strict=True), (result.adapter_folder, f"TENANT/{result.name}")]:
+            if folder is not None:
+                _line(console, "next", shlex.join(["loraplex", "publish", str(folder), name, *place]))
         return
     alias = f", alias {job.output.alias}" if job.output.alias else ""
     _line(console, "published", f"{version.adapter}@{version.number}{alias}  {version.digest[:19]}")

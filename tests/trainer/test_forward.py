@@ -83,7 +83,7 @@ def batch_of(rows: int = 3, tokens: int = 12) -> Batch:
     labels = torch.zeros(rows, tokens, dtype=torch.bool)
     labels[0, 3:5], labels[rows // 2, 1], labels[-1, tokens - 1] = True, True, True
     flat = labels.flatten().nonzero().flatten()
-    return Batch(token_ids, flat - 1, token_ids.flatten()[flat], rows * tokens)
+    return Batch(token_ids, flat - 1, token_ids.flatten()[flat], (tokens,) * rows)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -98,7 +98,7 @@ def test_logits_of_label_positions_equal_those_of_the_whole_forward(bases: Path,
 
 def test_padding_at_the_right_changes_nothing(bases: Path) -> None:
     model, batch = adapted(base_of(bases, "llama")), batch_of(rows=1)
-    padded = Batch(F.pad(batch.token_ids, (0, 7)), batch.positions, batch.targets, 12)
+    padded = Batch(F.pad(batch.token_ids, (0, 7)), batch.positions, batch.targets, batch.row_tokens)
     torch.testing.assert_close(summed_loss(model, padded), summed_loss(model, batch), rtol=1e-6, atol=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,28 @@ FLAGS = """
 """.split()
 
 
+MIXTURE = """
+[data]
+train = "train.jsonl"
+[adapter]
+method = "switch"
+r = 4
+[mixture]
+experts = ["acme/sql@prod", "./log2json"]
+new_experts = 1
+train_experts = true
+top_k = 3
+gate_context = "running_mean"
+gate_decay = 0.9
+gate_learning_rate = 0.1
+balance = 0.5
+"""
+MIXTURE_FLAGS = """
+--train train.jsonl --method switch --r 4 --experts acme/sql@prod,./log2json --new-experts 1 --train-experts --top-k 3
+--gate-context running_mean --gate-decay 0.9 --gate-learning-rate 0.1 --balance 0.5
+""".split()
+
+
 def job_of(*arguments: str, monkeypatch: pytest.MonkeyPatch, **context: Any) -> Job:
     """The job that the command would run with these arguments."""
     jobs: list[Job] = []
@@ -90,7 +113,9 @@ def test_a_file_and_flags_give_the_same_job(tmp_path: Path, monkeypatch: pytest.
     from_file = Job.from_toml(Path("job.toml"))
     assert job_of(*FLAGS, monkeypatch=monkeypatch) == from_file
     assert job_of("job.toml", monkeypatch=monkeypatch) == from_file
-    given = {word for word in FLAGS if word.startswith("--")}
+    mixture = Job.from_values(tomllib.loads(MIXTURE))
+    assert job_of(*MIXTURE_FLAGS, monkeypatch=monkeypatch) == mixture
+    given = {word for word in [*FLAGS, *MIXTURE_FLAGS] if word.startswith("--")}
     not_given = {setting.flag for setting in settings() if setting.kind != "switch"} - given
     assert not_given == {"--epochs", "--batch-tokens", "--validation-fraction"}, "each excludes one that is given"
 
@@ -119,6 +144,15 @@ def test_paths_of_a_file_are_relative_to_it(tmp_path: Path) -> None:
     assert job.base.source == str(tmp_path / "model")
 
 
+def test_experts_of_a_file_are_names_or_relative_to_it(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(MIXTURE)
+    job = Job.from_toml(tmp_path / "job.toml")
+    assert job.mixture.experts == ("acme/sql@prod", str(tmp_path / "log2json"))
+    assert job.to_json()["mixture"]["experts"] == ["acme/sql@prod", "log2json"]
+    assert job.mode == "nf4"
+    assert "mixture" not in Job.from_values({"data": {"train": "x.jsonl"}}).to_json()
+
+
 def test_a_job_shows_no_path_of_this_machine(tmp_path: Path) -> None:
     values = {
         "base": {"source": str(tmp_path / "model")},
@@ -130,6 +164,14 @@ def test_a_job_shows_no_path_of_this_machine(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(document)
     assert document["data"]["train"] == "x.jsonl"
     assert document["base"]["source"] == "model"
+
+
+def switch(*, adapter: dict[str, Any] | None = None, optimization: Any = None, **mixture: Any) -> dict[str, Any]:
+    return {
+        "adapter": {"method": "switch", **(adapter or {})},
+        "mixture": {"experts": ["./a", "./b"], **mixture},
+        "optimization": optimization or {},
+    }
 
 
 @pytest.mark.parametrize(
@@ -146,7 +188,20 @@ def test_a_job_shows_no_path_of_this_machine(tmp_path: Path) -> None:
         ({"adapter": {"r": 1.5}}, "adapter.r", "1.5"),
         ({"adapter": {"r": True}}, "adapter.r", "True"),
         ({"adapter": {"dropout": 1.0}}, "adapter.dropout", "< 1.0"),
-        ({"adapter": {"method": "dora"}}, "adapter.method", 'one of "lora", "qlora"'),
+        ({"adapter": {"method": "dora"}}, "adapter.method", 'one of "lora", "qlora", "switch"'),
+        ({"mixture": {"top_k": 3}}, None, 'only where adapter.method is "switch"'),
+        (switch(experts=["./a"]), None, "2 to 16 experts, and mixture.experts with mixture.new_experts are 1"),
+        (switch(experts=["./a"], new_experts=16), None, "are 17"),
+        (switch(experts=["./a", "./a"]), "mixture", "each one once"),
+        (switch(top_k=3), None, "mixture.top_k is 3, and there are 2 experts"),
+        (switch(gate_context="token", gate_decay=0.5), "mixture", "gate_decay has a meaning only"),
+        (switch(gate_decay=1.0), "mixture.gate_decay", "< 1.0"),
+        (switch(experts=[], new_experts=2, train_experts=True), None, "none is named"),
+        (switch(adapter={"r": 4}), None, "adapter.r: of experts that train here"),
+        (switch(adapter={"dtype": "bfloat16"}), None, "adapter.dtype"),
+        (switch(optimization={"learning_rate": 0.1}), None, "optimization.learning_rate: of experts that train here"),
+        (switch(train_experts=True, adapter={"alpha": 4}), None, "adapter.alpha"),
+        (switch(new_experts=1, adapter={"dropout": 0.1}), None, "adapter.dropout is not for mixtures"),
         ({"adapter": {"target_modules": []}}, "adapter", "at least one"),
         ({"adapter": {"target_modules": ["q_proj", "q_proj"]}}, "adapter", "each one once"),
         ({"adapter": {"target_modules": [".*"]}}, "adapter.target_modules[0]", "regex"),

@@ -1,0 +1,157 @@
+"""How well one mixture answers for its experts: each kind of question, without being told which kind it is.
+
+    python -m benchmarks.mixture_quality --experts FOLDER FOLDER FOLDER [--steps 60] [--json FILE] [--quick]
+
+The demo's three tasks (questions to SQL, log lines to JSON, schedules to cron) and an adapter folder for each, in that
+order, as `loraplex demo` trains them. For each way to choose experts a gate is trained over the frozen adapters on rows
+of all three tasks, mixed and without labels; then greedy answers to held-out rows are counted that are right to the
+letter. Every specialist is measured on its own rows, and on all rows through a mixture's model.
+
+It does: train gates, measure and print one table. It does not: train specialists (`loraplex demo` does).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from basemodel.mixture_gate import read_mixture
+from loraplex.demo.tasks import TASKS, DemoTask, write_jsonl
+from trainer.data import read_data_file, read_job_data
+from trainer.encoding import Example, encode_rows
+from trainer.evaluate import exact_match
+from trainer.experts import gathered_experts
+from trainer.job import Job
+from trainer.loop import run_job
+from trainer.preparation import PreparedRun, prepare_run
+
+TRAIN_SEED, HELD_OUT_SEED = 11, 12  # the demo's own are 1 and 2
+WAYS: dict[str, dict[str, Any]] = {
+    "token": {"gate_context": "token"},
+    "running mean": {},
+    "running mean, decay 0.99": {"gate_decay": 0.99},
+    "running mean, decay 0.9": {"gate_decay": 0.9},
+    "running mean, top 1": {"top_k": 1},
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way to choose: right answers by task, seconds of training, and each expert's share of the tokens."""
+
+    way: str
+    exact_match: dict[str, float]
+    gate_seconds: float
+    shares: tuple[float | None, ...]
+
+
+def main() -> None:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experts", nargs=len(TASKS), type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--home", type=Path, default=Path("~/.loraplex/benchmarks").expanduser())
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--train-rows", type=int, default=600, help="of each task")
+    parser.add_argument("--rows", type=int, default=200, help="held-out rows of each task")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="one way, few rows")
+    arguments = parser.parse_args()
+    rows, ways = (20, ["running mean"]) if arguments.quick else (arguments.rows, arguments.ways)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        values = job_values(arguments.experts, place, steps=arguments.steps, train_rows=arguments.train_rows)
+        specialists = measure_specialists(values, arguments.home, place, rows)
+        measured = [measure_way(way, values, arguments.home, place, rows) for way in ways]
+    print_table(specialists, measured)
+    if arguments.json:
+        document = {"steps": arguments.steps, "rows": rows, "specialists": specialists}
+        arguments.json.write_text(json.dumps({**document, "mixtures": [asdict(each) for each in measured]}, indent=2))
+
+
+def job_values(experts: Sequence[Path], place: Path, *, steps: int, train_rows: int) -> dict[str, Any]:
+    """A job over mixed rows of all tasks; writes them."""
+    mixed = [example for task in TASKS for example in task.train(train_rows, TRAIN_SEED)]
+    random.Random(0).shuffle(mixed)
+    write_jsonl(mixed, place / "mixed.jsonl")
+    return {
+        "data": {"train": place / "mixed.jsonl"},
+        "adapter": {"method": "switch"},
+        "mixture": {"experts": [str(folder.absolute()) for folder in experts]},
+        "optimization": {"max_steps": steps, "batch_tokens": 1024},
+        "evaluation": {"exact_match": False, "validation_fraction": 0.05, "every_steps": max(1, steps // 2)},
+    }
+
+
+def measure_specialists(values: dict[str, Any], home: Path, place: Path, rows: int) -> dict[str, float]:
+    """Each specialist on the rows of its own task."""
+    run = prepared({**values, "output": {"run": place / "unused"}}, home)
+    assert run.switch is not None
+    found = {}
+    for number, task in enumerate(TASKS):
+        with run.switch.gate.only(number):
+            found[task.name] = right_answers(run, held_out(run, task, place, rows))
+    return found
+
+
+def measure_way(way: str, values: dict[str, Any], home: Path, place: Path, rows: int) -> Measured:
+    """Train a gate and measure the mixture on the rows of every task."""
+    run_folder = place / way.replace(" ", "-")
+    values = {**values, "mixture": {**values["mixture"], **WAYS[way]}, "output": {"run": run_folder}}
+    began = time.perf_counter()
+    result = run_job(Job.from_values(values), home=home)
+    seconds = time.perf_counter() - began
+    run = prepared(values, home)
+    assert run.switch is not None
+    mixture = read_mixture(result.adapter_folder)
+    with torch.no_grad():
+        run.switch.gate.weight.copy_(mixture.weight)
+        run.switch.gate.bias.copy_(mixture.bias)
+    found = {task.name: right_answers(run, held_out(run, task, place, rows)) for task in TASKS}
+    return Measured(way, found, round(seconds, 1), tuple(expert.share for expert in result.experts))
+
+
+def prepared(values: dict[str, Any], home: Path) -> PreparedRun:
+    """The experts in one model with a gate that has not learned."""
+    job = Job.from_values(values)
+    with gathered_experts(job, home / "registry") as experts:
+        return prepare_run(job, read_job_data(job), cache_dir=home / "bases", experts=experts)
+
+
+def held_out(run: PreparedRun, task: DemoTask, place: Path, rows: int) -> tuple[Example, ...]:
+    """Rows of one task that no training saw."""
+    file = place / f"{task.name}.jsonl"
+    write_jsonl(task.held_out(rows, HELD_OUT_SEED), file)
+    data = read_data_file(file, run.job.data)
+    limit_tokens = run.base.description.context_tokens
+    return encode_rows(data, data.rows, run.base.tokenizer, run.job.data, limit_tokens=limit_tokens).examples
+
+
+def right_answers(run: PreparedRun, examples: Sequence[Example]) -> float:
+    """The share of greedy answers that are right to the letter."""
+    ignore: Callable[[int], None] = lambda _done: None  # noqa: E731
+    return exact_match(run.model, run.base.tokenizer, examples, on_rows=ignore)
+
+
+def print_table(specialists: dict[str, float], measured: Sequence[Measured]) -> None:
+    """Right answers by task; the first line is what to come near to."""
+    names = [task.name for task in TASKS]
+    print(f"{'right answers':28}" + "".join(f"{name:>12}" for name in names) + f"{'worst':>9}{'train s':>9}")
+    print(f"{'each specialist':28}" + "".join(f"{specialists[name]:>12.1%}" for name in names))
+    for each in measured:
+        worst = min(each.exact_match[name] - specialists[name] for name in names)
+        cells = "".join(f"{each.exact_match[name]:>12.1%}" for name in names)
+        print(f"{each.way:28}{cells}{100 * worst:>+9.1f}{each.gate_seconds:>9.1f}")
+
+
+if __name__ == "__main__":
+    main()
