@@ -5,7 +5,8 @@ output (`add_lora`), tested against a slow obvious reference (`add_lora_referenc
 It does not: know models, files, names or slots. Source of the formula: LoRA (arXiv 2106.09685); of deciding once per
 token for all layers: LoRA-Switch (arXiv 2405.17741).
 
-Letters: T tokens, H input features, O output features, R rank rows of the arena.
+Letters: T tokens, H input features, O output features, R rank rows of the arena, U uses of an adapter by a token, k
+adapters that a router chose for each token.
 
 Every layer has an arena of rank rows: A [H, R] and B [R, O], scale folded into B. An adapter of rank r owns r
 consecutive rows, the same ones in every layer. A token's hidden value h = x A [T, R] is then kept on its own rows and
@@ -23,7 +24,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
 
 # A run of this many tokens with one adapter is worth its own product; shorter runs share a dense one.
 OWN_GROUP_TOKENS = 32
@@ -41,11 +46,29 @@ class RankRows:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Which of a list of adapters each token uses: `chosen` [T, k] are places in the list, each at most once a token;
+    `weights` [T, k] multiply the list's own. The order within a token is that in which they are added.
+    """
+
+    chosen: Integers
+    weights: NDArray[np.float32]
+
+    def part(self, span: slice) -> Choice:
+        """The same for some of the tokens."""
+        return Choice(self.chosen[span], self.weights[span])
+
+
+@dataclass(frozen=True)
 class Segment:
-    """The next `tokens` tokens of a batch, which all use the same adapters (none, one, or a weighted list)."""
+    """The next `tokens` tokens of a batch and the adapters that they use: none, one, or a weighted list.
+
+    Without a choice every token uses them all; with one (T is `tokens`), those that were chosen for it.
+    """
 
     tokens: int
     adapters: tuple[RankRows, ...]
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -63,15 +86,20 @@ class LoraGroup:
 
 @dataclass(frozen=True)
 class LoraRuns:
-    """The same plan as the CPU kernel reads it: runs of tokens that use the same adapters.
+    """The same plan as the CPU kernel reads it (kernels/nf4_linear.h: Adapters, Use, Group).
 
-    uses [U, 2] int64: first rank row and rank; weights [U] float32; groups [G, 6] int64: first token, tokens, first
-    use, uses, where the run's hidden values begin in a scratch of `hidden_size` floats, and hidden values per token.
+    Seen from a token: `first_use` [T + 1] int64, token t has the uses first_use[t] to first_use[t + 1]; `uses` [U, 3]
+    int64: first rank row, rank, and where x A begins in a scratch of `hidden_size` floats; `weights` [U] float32.
+    Seen from an adapter: `groups` [G, 5] int64: first rank row, rank, first member, members, and where their x A
+    begins; `members` [U] int64 are token numbers. So each adapter's rows are read once for all tokens that use it,
+    wherever they stand, and a token's uses are added in its own order, whatever else is in the batch.
     """
 
+    first_use: torch.Tensor
     uses: torch.Tensor
     weights: torch.Tensor
     groups: torch.Tensor
+    members: torch.Tensor
     hidden_size: int
 
 
@@ -126,31 +154,62 @@ def add_lora_reference(
     """The same as `add_lora`, token by token and adapter by adapter, as the paper writes it."""
     token = 0
     for segment in segments:
-        for _ in range(segment.tokens):
-            for use in segment.adapters:
+        for index in range(segment.tokens):
+            for use in _uses_of(segment, index):
                 rows = slice(use.start, use.start + use.rank)
                 out[token] += use.weight * (b[rows].T @ (a[:, rows].T @ x[token]))
             token += 1
 
 
+def _uses_of(segment: Segment, index: int) -> list[RankRows]:
+    """What one token of a segment uses."""
+    if segment.choice is None:
+        return list(segment.adapters)
+    pairs = zip(segment.choice.chosen[index].tolist(), segment.choice.weights[index].tolist(), strict=True)
+    listed = [(segment.adapters[place], weight) for place, weight in pairs]
+    return [RankRows(use.start, use.rank, use.weight * weight) for use, weight in listed]
+
+
 def _runs(segments: Sequence[Segment]) -> LoraRuns | None:
-    uses: list[RankRows] = []
-    groups: list[tuple[int, ...]] = []
-    token = hidden_size = 0
+    counts: list[int] = []  # uses of each token
+    starts: list[int] = []  # of each use, in the order of tokens
+    ranks: list[int] = []
+    weights: list[float] = []
     for segment in segments:
-        if segment.tokens and segment.adapters:
-            width = sum(use.rank for use in segment.adapters)
-            groups.append((token, segment.tokens, len(uses), len(segment.adapters), hidden_size, width))
-            uses += segment.adapters
-            hidden_size += segment.tokens * width
-        token += segment.tokens
-    if not groups:
-        return None
+        adapters, choice = segment.adapters, segment.choice
+        if choice is None:
+            counts += [len(adapters)] * segment.tokens
+            starts += [use.start for use in adapters] * segment.tokens
+            ranks += [use.rank for use in adapters] * segment.tokens
+            weights += [use.weight for use in adapters] * segment.tokens
+        else:
+            chosen = [adapters[place] for place in choice.chosen.ravel().tolist()]
+            counts += [choice.chosen.shape[1]] * segment.tokens
+            starts += [use.start for use in chosen]
+            ranks += [use.rank for use in chosen]
+            factors = choice.weights.ravel().tolist()
+            weights += [use.weight * factor for use, factor in zip(chosen, factors, strict=True)]
+    return _grouped(np.array(counts), np.array(starts), np.array(ranks), weights) if starts else None
+
+
+def _grouped(counts: Integers, starts: Integers, ranks: Integers, weights: list[float]) -> LoraRuns:
+    """The runs of these uses, which are in the order of tokens: sorted by adapter, each adapter is one group."""
+    order = np.argsort(starts, kind="stable")
+    tokens = np.repeat(np.arange(len(counts)), counts)
+    ends = np.cumsum(ranks[order])
+    hidden = np.empty_like(ends)
+    hidden[order] = ends - ranks[order]
+    first = np.flatnonzero(np.diff(starts[order], prepend=-1))
+    leaders = order[first]
+    sizes = np.diff(first, append=len(order))
+    groups = np.stack([starts[leaders], ranks[leaders], first, sizes, hidden[leaders]], axis=1)
     return LoraRuns(
-        uses=torch.tensor([(use.start, use.rank) for use in uses]),
-        weights=torch.tensor([use.weight for use in uses], dtype=torch.float32),
-        groups=torch.tensor(groups),
-        hidden_size=hidden_size,
+        first_use=torch.from_numpy(np.concatenate([[0], np.cumsum(counts)])),
+        uses=torch.from_numpy(np.stack([starts, ranks, hidden], axis=1)),
+        weights=torch.tensor(weights, dtype=torch.float32),
+        groups=torch.from_numpy(groups),
+        members=torch.from_numpy(tokens[order]),
+        hidden_size=int(ends[-1]),
     )
 
 
@@ -167,10 +226,12 @@ def _window_group(
     last = members[-1][0] + members[-1][1].tokens
     used = torch.zeros(last - first, rows.stop - rows.start, dtype=dtype)
     for position, segment in members:
-        for use in segment.adapters:
+        span = slice(position - first, position - first + segment.tokens)
+        shares = shares_of(segment).to(dtype)
+        for place, use in enumerate(segment.adapters):
             if rows.start <= use.start < rows.stop:
                 column = use.start - rows.start
-                used[position - first : position - first + segment.tokens, column : column + use.rank] += use.weight
+                used[span, column : column + use.rank] += shares[:, place : place + 1]
     off = used == 0
     weighted = bool(((used != 0) & (used != 1)).any())
     return LoraGroup(
@@ -179,6 +240,16 @@ def _window_group(
         off=off.to(device) if bool(off.any()) else None,
         weight=used.to(device) if weighted else None,
     )
+
+
+def shares_of(segment: Segment) -> torch.Tensor:
+    """The weight of each adapter of a segment's list for each of its tokens, or for all of them: [T or 1, adapters]."""
+    listed = torch.tensor([[use.weight for use in segment.adapters]], dtype=torch.float32)
+    if segment.choice is None:
+        return listed
+    shares = np.zeros((segment.tokens, len(segment.adapters)), dtype=np.float32)
+    np.put_along_axis(shares, segment.choice.chosen, segment.choice.weights, axis=1)
+    return torch.from_numpy(shares) * listed
 
 
 def _windows(ranks: dict[int, int]) -> list[slice]:

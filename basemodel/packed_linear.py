@@ -45,11 +45,12 @@ class PackedLinear:
         self, x: torch.Tensor, plan: LoraPlan | None, a: torch.Tensor | None, b: torch.Tensor | None
     ) -> torch.Tensor:
         """The layer's output; with a plan, every token's adapters added: a [R, K], b [strips, R, 16], bfloat16."""
-        adapters: tuple[object, ...] = (None, None, None, None, None, 0)
+        adapters: tuple[object, ...] = (None,) * 7 + (0,)
         assert plan is None or plan.runs is not None or not plan.starts, "adapters would be left out in silence"
         if plan is not None and plan.runs is not None:
             runs = plan.runs
-            adapters = (a, b, runs.uses, runs.weights, runs.groups, runs.hidden_size)
+            seen = (runs.first_use, runs.uses, runs.weights, runs.groups, runs.members, runs.hidden_size)
+            adapters = (a, b, *seen)
         y: torch.Tensor = torch.ops.loraplex.nf4_linear(x, self._weight, self._bias, self.out_features, *adapters)
         return y
 

@@ -15,11 +15,20 @@ FaultCode = Literal["adapter_rejected", "invalid_request", "out_of_memory", "int
 
 
 class AdapterUse(msgspec.Struct, frozen=True, kw_only=True):
-    """One adapter with its weight. `digest` is the identity; `folder` is a local, already verified adapter folder."""
+    """One adapter with its weight. `digest` is the identity; `folder` is a local, already verified adapter folder.
+
+    A mixture has `experts`, in the order of its gate; it stands alone in a request, and its folder holds the gate.
+    """
 
     digest: str
     folder: str
     weight: float = 1.0
+    experts: tuple[AdapterUse, ...] = ()
+
+    @property
+    def adapters(self) -> tuple[AdapterUse, ...]:
+        """What lies on the device for it: the experts of a mixture, else the adapter itself."""
+        return self.experts or (self,)
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,6 +144,16 @@ class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
 
 
+class MixtureState(msgspec.Struct, frozen=True, kw_only=True):
+    """How often each expert of a mixture was chosen for a token, in the order of its gate. Counts only grow.
+
+    `digest` None stands for all mixtures beyond the first ones, whose counts are added up place by place.
+    """
+
+    digest: str | None
+    chosen: tuple[int, ...]
+
+
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     """A snapshot of the engine, sent at most every 250 ms and at least every second. Counters only grow."""
 
@@ -158,6 +177,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     adapters: list[AdapterState]
     prefix_queries: int = 0
     prefix_hits: int = 0
+    mixtures: list[MixtureState] = []
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):

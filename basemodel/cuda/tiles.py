@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from basemodel.lora_ops import Segment
+from basemodel.lora_ops import Segment, shares_of
 
 TILE_TOKENS = 16
 """The fewest rows that a tensor core multiplies at once."""
@@ -42,14 +42,16 @@ def tile_table(segments: Sequence[Segment], device: torch.device) -> TileTable |
     weights: list[list[float]] = []
     position = hidden = most = 0
     for segment in segments:
-        used = segment.adapters if segment.tokens else ()
-        for first in range(position, position + segment.tokens, TILE_TOKENS) if used else ():
-            tokens = min(TILE_TOKENS, position + segment.tokens - first)
-            tiles.append((first, tokens, len(uses), len(used)))
-            for use in used:
+        shares = shares_of(segment).expand(segment.tokens, -1)  # 0 where a token of the tile did not choose an adapter
+        for begin in range(0, segment.tokens, TILE_TOKENS) if segment.adapters else ():
+            own = shares[begin : begin + TILE_TOKENS]
+            used = [place for place in range(len(segment.adapters)) if segment.choice is None or own[:, place].any()]
+            tiles.append((position + begin, len(own), len(uses), len(used)))
+            for place in used:
+                use = segment.adapters[place]
                 blocks = -(-use.rank // RANK_BLOCK)
                 uses.append((len(tiles) - 1, use.start, use.rank, hidden))
-                weights.append([use.weight] * TILE_TOKENS)
+                weights.append(own[:, place].tolist() + [0.0] * (TILE_TOKENS - len(own)))
                 hidden += TILE_TOKENS * blocks * RANK_BLOCK
                 most = max(most, blocks)
         position += segment.tokens

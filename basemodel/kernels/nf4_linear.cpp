@@ -153,21 +153,16 @@ inline __m512 column_of(const float *sums, int64_t column) {
     return _mm512_i32gather_ps(index, sums + column, 4);
 }
 
-const Group *group_of(const Adapters &adapters, int64_t row, const Group *from) {
-    while (from < adapters.groups + adapters.group_count && row >= from->first_row + from->rows)
-        from++;
-    return from;
-}
-
-// Add a row's adapters to 16 outputs: value += sum over r of hidden[r] * B[r, 16 outputs].
-inline __m512 expand(const Adapters &adapters, const Group &group, int64_t row, int64_t strip, __m512 value) {
-    const float *hidden = adapters.hidden + group.hidden + (row - group.first_row) * group.hidden_width;
-    for (int64_t use = group.first_use; use < group.first_use + group.uses; use++) {
-        const uint16_t *b = adapters.b + (strip * adapters.rank_rows + adapters.uses[use].start) * STRIP;
+// Add a row's adapters to 16 outputs: value += sum over its uses of weight * (sum over r of hidden[r] * B[r, 16 outputs]).
+inline __m512 expand(const Adapters &adapters, int64_t row, int64_t strip, __m512 value) {
+    for (int64_t index = adapters.first_use[row]; index < adapters.first_use[row + 1]; index++) {
+        const Use &use = adapters.uses[index];
+        const float *hidden = adapters.hidden + use.hidden;
+        const uint16_t *b = adapters.b + (strip * adapters.rank_rows + use.start) * STRIP;
         __m512 delta = _mm512_setzero_ps();
-        for (int64_t rank = 0; rank < adapters.uses[use].rank; rank++)
-            delta = _mm512_fmadd_ps(_mm512_set1_ps(*hidden++), widen(b + rank * STRIP), delta);
-        value = _mm512_fmadd_ps(_mm512_set1_ps(adapters.uses[use].weight), delta, value);
+        for (int64_t rank = 0; rank < use.rank; rank++)
+            delta = _mm512_fmadd_ps(_mm512_set1_ps(hidden[rank]), widen(b + rank * STRIP), delta);
+        value = _mm512_fmadd_ps(_mm512_set1_ps(adapters.weights[index]), delta, value);
     }
     return value;
 }
@@ -178,7 +173,6 @@ void finish(const float *sums, int64_t first_row, int64_t row_count, const uint1
     const int64_t output = strip * STRIP;
     const int64_t outputs = std::min(STRIP, out_features - output);
     const __mmask16 mask = static_cast<__mmask16>((1u << outputs) - 1);
-    const Group *group = adapters ? adapters->groups : nullptr;
     alignas(64) uint16_t padded[16] = {};
     if (bias)
         std::memcpy(padded, bias + output, outputs * 2);
@@ -186,27 +180,28 @@ void finish(const float *sums, int64_t first_row, int64_t row_count, const uint1
         __m512 value = column_of(sums, index);
         if (bias)
             value = _mm512_add_ps(value, widen(padded));
-        if (adapters) {
-            group = group_of(*adapters, first_row + index, group);
-            if (group < adapters->groups + adapters->group_count && first_row + index >= group->first_row)
-                value = expand(*adapters, *group, first_row + index, strip, value);
-        }
+        if (adapters)
+            value = expand(*adapters, first_row + index, strip, value);
         _mm256_mask_storeu_epi16(y + (first_row + index) * out_features + output, mask,
                                  (__m256i)_mm512_cvtneps_pbh(value));
     }
 }
 
-// hidden values of `count` rows and one rank row of A: the row of A is read once for all of them.
+// hidden values of `count` rows and one rank row of A: the row of A is read once for all of them. A row's sum runs over
+// k in one order, whatever `count` is.
 template <int count>
-void dot_rows(const uint16_t *x, int64_t in_features, const uint16_t *a, float *hidden, int64_t hidden_stride) {
+void dot_rows(const uint16_t *x, int64_t in_features, const int64_t *rows, const uint16_t *a, float *hidden,
+              int64_t hidden_stride) {
+    const uint16_t *source[count];
     __m512 sums[count];
-    for (int row = 0; row < count; row++)
+    for (int row = 0; row < count; row++) {
+        source[row] = x + rows[row] * in_features;
         sums[row] = _mm512_setzero_ps();
+    }
     for (int64_t k = 0; k < in_features; k += 32) {
         const __m512bh factor = (__m512bh)_mm512_loadu_si512(a + k);
         for (int row = 0; row < count; row++)
-            sums[row] =
-                _mm512_dpbf16_ps(sums[row], (__m512bh)_mm512_loadu_si512(x + row * in_features + k), factor);
+            sums[row] = _mm512_dpbf16_ps(sums[row], (__m512bh)_mm512_loadu_si512(source[row] + k), factor);
     }
     for (int row = 0; row < count; row++)
         hidden[row * hidden_stride] = _mm512_reduce_add_ps(sums[row]);
@@ -246,25 +241,22 @@ void pack_rows(const uint16_t *x, int64_t rows, int64_t in_features, int64_t fir
     }
 }
 
-void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, int64_t group_index,
-            int64_t first_column, int64_t last_column) {
+void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, int64_t group_index, int64_t first,
+            int64_t last) {
     const Group &group = adapters.groups[group_index];
-    int64_t column = 0;
-    for (int64_t use = group.first_use; use < group.first_use + group.uses; use++) {
-        for (int64_t rank = 0; rank < adapters.uses[use].rank; rank++, column++) {
-            if (column < first_column || column >= last_column)
-                continue;
-            const uint16_t *a = adapters.a + (adapters.uses[use].start + rank) * in_features;
-            const uint16_t *source = x + group.first_row * in_features;
-            float *hidden = adapters.hidden + group.hidden + column;
-            int64_t row = 0;
-            for (; row + 8 <= group.rows; row += 8)
-                dot_rows<8>(source + row * in_features, in_features, a, hidden + row * group.hidden_width,
-                            group.hidden_width);
-            for (; row < group.rows; row++)
-                dot_rows<1>(source + row * in_features, in_features, a, hidden + row * group.hidden_width,
-                            group.hidden_width);
-        }
+    const int64_t *rows = adapters.members + group.first_member;
+    for (int64_t rank = std::max<int64_t>(first, 0); rank < std::min(last, group.rank); rank++) {
+        const uint16_t *a = adapters.a + (group.start + rank) * in_features;
+        float *hidden = adapters.hidden + group.hidden + rank;
+        int64_t done = 0;
+        for (; done + 8 <= group.members; done += 8)
+            dot_rows<8>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
+        for (; done + 4 <= group.members; done += 4)
+            dot_rows<4>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
+        for (; done + 2 <= group.members; done += 2)
+            dot_rows<2>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
+        if (done < group.members)
+            dot_rows<1>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
     }
 }
 

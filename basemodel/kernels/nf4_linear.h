@@ -12,31 +12,36 @@ constexpr int64_t UNIT_BYTES = STRIP * 4 + STRIP * 32; // of one strip and one b
 constexpr int64_t TILE_ROWS = 16;                      // rows of x that fit one tile
 constexpr int64_t CHUNK_ROWS = 4 * TILE_ROWS;          // rows of x that are multiplied with a dequantized tile at once
 
-// One use of an adapter by the tokens of a group: rank rows [start, start + rank) of the arena, scaled by weight.
+// One use of an adapter by one row of x: rank rows [start, start + rank) of the arena. `hidden` is where the row's x A
+// for this adapter begins in the scratch.
 struct Use {
     int64_t start;
     int64_t rank;
-    float weight;
-};
-
-// Consecutive rows of x that use the same adapters. `hidden` is where the group's x A begins in the scratch:
-// [rows][sum of ranks].
-struct Group {
-    int64_t first_row;
-    int64_t rows;
-    int64_t first_use;
-    int64_t uses;
     int64_t hidden;
-    int64_t hidden_width;
 };
 
+// The rows of x that use one adapter, wherever they stand: its part of A is read once for all of them. Their numbers are
+// members [first_member, first_member + members); x A of member m begins at hidden + m * rank in the scratch.
+struct Group {
+    int64_t start;
+    int64_t rank;
+    int64_t first_member;
+    int64_t members;
+    int64_t hidden;
+};
+
+// Which rows of x use which adapters, and how strongly. Row t has the uses [first_use[t], first_use[t + 1]), in an order
+// of its own that no other row changes: what is added to a row, and in which order, does not depend on its neighbours.
 struct Adapters {
     const uint16_t *a; // [R, K] bf16
     const uint16_t *b; // [strips, R, 16] bf16: what a strip needs of an adapter lies together
     int64_t rank_rows; // R
+    const int64_t *first_use; // [T + 1]
     const Use *uses;
+    const float *weights; // of each use
     const Group *groups;
     int64_t group_count;
+    const int64_t *members;
     float *hidden;
 };
 
@@ -50,9 +55,9 @@ int64_t packed_size(int64_t rows, int64_t in_features);
 void pack_rows(const uint16_t *x, int64_t rows, int64_t in_features, int64_t first_group, int64_t last_group,
                uint16_t *packed);
 
-// hidden = x A for columns [first, last) of every group's hidden values.
-void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, int64_t group, int64_t first_column,
-            int64_t last_column);
+// hidden = x A for rank rows [first, last) of one group.
+void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, int64_t group, int64_t first,
+            int64_t last);
 
 // Strips [first, last) of y [T, O] bf16. `bias` and `adapters` may be null. `scratch` has 16 * K bf16 values.
 void multiply_strips(const uint8_t *weight, const uint16_t *packed, const uint16_t *bias, const Adapters *adapters,

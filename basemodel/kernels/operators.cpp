@@ -23,11 +23,34 @@ template <typename Function> void in_threads(int64_t count, bool is_small, const
         at::parallel_for(0, count, 1, function);
 }
 
+// The plan of a step (basemodel/lora_ops.py, LoraRuns) over one layer's arena. Everything but `hidden` is only read.
+loraplex::Adapters adapters_of(const Tensor &a, const Tensor &b, const Tensor &first_use, const Tensor &uses,
+                               const Tensor &weights, const Tensor &groups, const Tensor &members,
+                               const Tensor &hidden, int64_t rows) {
+    static_assert(sizeof(loraplex::Use) == 3 * sizeof(int64_t), "Use is three integers");
+    static_assert(sizeof(loraplex::Group) == 5 * sizeof(int64_t), "Group is five integers");
+    TORCH_CHECK(first_use.numel() == rows + 1, "the plan is for ", first_use.numel() - 1, " rows, and x has ", rows);
+    TORCH_CHECK(uses.size(0) == members.size(0) && uses.size(0) == weights.size(0), "a use has no weight or member");
+    return {static_cast<const uint16_t *>(a.data_ptr()),
+            static_cast<const uint16_t *>(b.data_ptr()),
+            a.size(0),
+            first_use.const_data_ptr<int64_t>(),
+            reinterpret_cast<const loraplex::Use *>(uses.const_data_ptr<int64_t>()),
+            weights.const_data_ptr<float>(),
+            reinterpret_cast<const loraplex::Group *>(groups.const_data_ptr<int64_t>()),
+            groups.size(0),
+            members.const_data_ptr<int64_t>(),
+            hidden.mutable_data_ptr<float>()};
+}
+
 // x [T, K] bf16, weight [strips * blocks * UNIT_BYTES] uint8, bias [O] bf16 -> [T, O] bf16.
-// a [R, K] and b [strips, R, 16] bf16; uses [U, 2] int64 (start, rank); weights [U] float; groups [G, 6] int64 (see Group).
+// a [R, K] and b [strips, R, 16] bf16; first_use [T + 1], uses [U, 3], groups [G, 5], members [U] int64 and weights [U]
+// float as `Adapters`, `Use` and `Group` describe them.
 Tensor nf4_linear(const Tensor &x, const Tensor &weight, const std::optional<Tensor> &bias, int64_t out_features,
-                  const std::optional<Tensor> &a, const std::optional<Tensor> &b, const std::optional<Tensor> &uses,
-                  const std::optional<Tensor> &weights, const std::optional<Tensor> &groups, int64_t hidden_size) {
+                  const std::optional<Tensor> &a, const std::optional<Tensor> &b,
+                  const std::optional<Tensor> &first_use, const std::optional<Tensor> &uses,
+                  const std::optional<Tensor> &weights, const std::optional<Tensor> &groups,
+                  const std::optional<Tensor> &members, int64_t hidden_size) {
     const int64_t rows = x.size(0), in_features = x.size(1);
     const int64_t strips = (out_features + loraplex::STRIP - 1) / loraplex::STRIP;
     TORCH_CHECK(x.is_contiguous() && x.scalar_type() == at::kBFloat16, "x must be contiguous bfloat16 [T, K]");
@@ -48,32 +71,21 @@ Tensor nf4_linear(const Tensor &x, const Tensor &weight, const std::optional<Ten
         loraplex::pack_rows(source, rows, in_features, first, last, tiles);
     });
 
-    std::vector<loraplex::Use> use_list;
     Tensor hidden;
     loraplex::Adapters adapters{};
     if (groups) {
-        const auto *pairs = uses->const_data_ptr<int64_t>();
-        const auto *scales = weights->const_data_ptr<float>();
-        for (int64_t use = 0; use < uses->size(0); use++)
-            use_list.push_back({pairs[2 * use], pairs[2 * use + 1], scales[use]});
         hidden = at::empty({hidden_size}, x.options().dtype(at::kFloat));
-        static_assert(sizeof(loraplex::Group) == 6 * sizeof(int64_t), "Group is six integers");
         TORCH_CHECK(a->scalar_type() == at::kBFloat16 && b->scalar_type() == at::kBFloat16 && a->is_contiguous() &&
                         b->is_contiguous() && a->size(1) == in_features && b->size(0) == strips &&
                         b->size(1) == a->size(0),
                     "a must be bfloat16 [R, K] and b [strips, R, 16]");
-        adapters = {static_cast<const uint16_t *>(a->data_ptr()), static_cast<const uint16_t *>(b->data_ptr()),
-                    a->size(0), use_list.data(),
-                    reinterpret_cast<const loraplex::Group *>(groups->const_data_ptr<int64_t>()), groups->size(0),
-                    hidden.mutable_data_ptr<float>()};
+        adapters = adapters_of(*a, *b, *first_use, *uses, *weights, *groups, *members, hidden, rows);
+        std::vector<int64_t> ranks{0}; // of all groups, one after the other: what the threads share out
         for (int64_t index = 0; index < adapters.group_count; index++)
-            TORCH_CHECK(adapters.groups[index].first_row + adapters.groups[index].rows <= rows, "a group leaves x");
-        std::vector<int64_t> columns{0}; // of all groups, one after the other: what the threads share out
-        for (int64_t index = 0; index < adapters.group_count; index++)
-            columns.push_back(columns.back() + adapters.groups[index].hidden_width);
-        in_threads(columns.back(), hidden_size * in_features < 2 * SMALL_WORK, [&](int64_t first, int64_t last) {
+            ranks.push_back(ranks.back() + adapters.groups[index].rank);
+        in_threads(ranks.back(), hidden_size * in_features < 2 * SMALL_WORK, [&](int64_t first, int64_t last) {
             for (int64_t index = 0; index < adapters.group_count; index++)
-                loraplex::shrink(source, in_features, adapters, index, first - columns[index], last - columns[index]);
+                loraplex::shrink(source, in_features, adapters, index, first - ranks[index], last - ranks[index]);
         });
     }
 
@@ -150,7 +162,8 @@ bool is_supported() { return loraplex::is_supported(); }
 
 TORCH_LIBRARY(loraplex, library) {
     library.def("nf4_linear(Tensor x, Tensor weight, Tensor? bias, int out_features, Tensor? a, Tensor? b, "
-                "Tensor? uses, Tensor? weights, Tensor? groups, int hidden_size) -> Tensor");
+                "Tensor? first_use, Tensor? uses, Tensor? weights, Tensor? groups, Tensor? members, "
+                "int hidden_size) -> Tensor");
     library.def("bf16_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
     library.def("paged_attention(Tensor query, Tensor keys, Tensor values, Tensor slots, Tensor starts, "
                 "Tensor lengths, float scaling, int window, float softcap) -> Tensor");

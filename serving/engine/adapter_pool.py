@@ -1,7 +1,7 @@
 """Which adapters are on the device, in which rank rows, and which are only in host memory.
 
-It does: read adapters in a thread, keep them in host memory within a byte budget, place them into rank rows on demand,
-and evict the least recently used that nobody has pinned.
+It does: read adapters and mixtures in a thread, keep them in host memory within a byte budget, place adapters into
+rank rows on demand, and evict the least recently used that nobody has pinned.
 It does not: fetch from a registry (the API process has verified the folder), or decide who runs (`scheduler`).
 Identity is the digest throughout.
 
@@ -14,21 +14,23 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Protocol
 
 import msgspec
 import torch
 
-from basemodel.adapter_weights import AdapterWeights, read_adapter
+from basemodel.adapter_weights import AdapterWeights
 from basemodel.description import BaseDescription
 from basemodel.errors import BaseModelError
 from basemodel.lora_ops import RankRows
 from serving.engine.errors import AdapterRefusedError
-from serving.engine.probe import Probe, read_probes
+from serving.engine.host_adapter import HostAdapter, HostMixture, read_host_adapter, read_host_mixture
+from serving.engine.probe import Probe
+from serving.engine.router import Router, Tallies
 from serving.messages import AdapterUse
 
 logger = logging.getLogger(__name__)
@@ -46,15 +48,6 @@ class Places(Protocol):
         """Forget the adapter in these rank rows."""
 
 
-@dataclass(frozen=True)
-class HostAdapter:
-    """An adapter that was read. `read_seconds` is what reading took in its thread."""
-
-    weights: AdapterWeights
-    probes: tuple[Probe, ...]
-    read_seconds: float
-
-
 @dataclass
 class Resident:
     """An adapter on the device. Only the pool changes it."""
@@ -65,10 +58,20 @@ class Resident:
 
 
 class AdapterPool:
-    """Host cache and device rows. Only the engine loop calls it; the reading thread touches nothing of it."""
+    """Host cache and device rows. Only the engine loop calls it; the reading thread touches nothing of it.
+
+    embedding [V, H] is the base's own, which gates score.
+    """
 
     def __init__(
-        self, places: Places, base: BaseDescription, dtype: torch.dtype, *, slots: int, host_cache_bytes: int
+        self,
+        places: Places,
+        base: BaseDescription,
+        dtype: torch.dtype,
+        embedding: torch.Tensor,
+        *,
+        slots: int,
+        host_cache_bytes: int,
     ) -> None:
         self.slots = slots
         self.loads = 0
@@ -77,18 +80,25 @@ class AdapterPool:
         self._places = places
         self._base = base
         self._dtype = dtype
+        self._embedding = embedding
+        self.tallies = Tallies()
         self._host_cache_bytes = host_cache_bytes
-        self._host: OrderedDict[str, HostAdapter] = OrderedDict()
+        self._host: OrderedDict[str, HostAdapter | HostMixture] = OrderedDict()
         self._resident: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
-        self._reading: dict[str, Future[HostAdapter]] = {}
+        self._reading: dict[str, Future[HostAdapter | HostMixture]] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-reader")
 
     # ------------------------------------------------------------------------------------------------- reading
     def want(self, use: AdapterUse) -> None:
-        """Start to read an adapter that is not in memory yet."""
-        if use.digest not in self._host and use.digest not in self._resident and use.digest not in self._reading:
-            folder = Path(use.folder)
-            self._reading[use.digest] = self._thread.submit(_read, folder, self._base, self._dtype)
+        """Start to read what of it is not in memory yet: an adapter, or a mixture and its experts."""
+        for adapter in use.adapters:
+            self._start(adapter.digest, partial(read_host_adapter, adapter, self._base, self._dtype))
+        if use.experts:
+            self._start(use.digest, partial(read_host_mixture, use, self._base, self._embedding))
+
+    def _start(self, digest: str, read: Callable[[], HostAdapter | HostMixture]) -> None:
+        if not self.is_loaded(digest) and digest not in self._reading:
+            self._reading[digest] = self._thread.submit(read)
 
     def collect(self, wanted: set[str]) -> list[AdapterRefusedError]:
         """Take over what the thread has finished; returns the adapters that could not be read.
@@ -100,7 +110,8 @@ class AdapterPool:
             future = self._reading.pop(digest)
             try:
                 adapter = future.result()
-                self._check_size(digest, adapter)
+                if isinstance(adapter, HostAdapter):
+                    self._check_size(digest, adapter)
             except (BaseModelError, OSError, msgspec.DecodeError) as error:
                 refused.append(AdapterRefusedError(digest, str(error)))
             except AdapterRefusedError as error:
@@ -112,30 +123,52 @@ class AdapterPool:
         return refused
 
     def is_loaded(self, digest: str) -> bool:
-        """Whether the adapter is in host or device memory."""
+        """Whether the adapter is in host or device memory, or the mixture's gate in host memory."""
         return digest in self._host or digest in self._resident
 
+    def is_ready(self, use: AdapterUse) -> bool:
+        """Whether everything of it is loaded: the adapter, or the mixture and its experts."""
+        return self.is_loaded(use.digest) and all(self.is_loaded(adapter.digest) for adapter in use.adapters)
+
+    def router(self, use: AdapterUse, *, is_tallied: bool = True) -> Router | None:
+        """A new router for a request of this mixture, which must be ready; None where it is no mixture."""
+        if not use.experts:
+            return None
+        mixture = self._host[use.digest]
+        assert isinstance(mixture, HostMixture)
+        count = len(use.experts)
+        return Router(mixture.table, self.tallies.of(use.digest, count) if is_tallied else [0] * count)
+
     def probes(self, digest: str) -> tuple[Probe, ...]:
-        """The probes of an adapter in host memory; none where only its device copy is left."""
+        """The probes of what is in host memory; none where only an adapter's device copy is left."""
         return self._host[digest].probes if digest in self._host else ()
 
     # ------------------------------------------------------------------------------------------------- placing
     def pin(self, uses: Iterable[AdapterUse]) -> tuple[RankRows, ...] | None:
         """Bring every adapter of a request into rank rows and hold it there; None, and no change of pins, if there is
-        no room because others are pinned. All of them must be loaded.
+        no room because others are pinned. All of them must be loaded. Mixtures are pinned as their experts.
         """
         uses = tuple(uses)
-        pinned: list[Resident] = []
+        if not self._bring(list(dict.fromkeys(use.digest for use in uses))):
+            return None
         for use in uses:
-            resident = self._resident.get(use.digest) or self._place(use.digest)
-            if resident is None:
-                for held in pinned:
-                    held.pins -= 1
-                return None
-            resident.pins += 1
-            pinned.append(resident)
+            self._resident[use.digest].pins += 1
             self._resident.move_to_end(use.digest)
-        return tuple(RankRows(r.start, r.rank, use.weight) for r, use in zip(pinned, uses, strict=True))
+        held = [self._resident[use.digest] for use in uses]
+        return tuple(RankRows(each.start, each.rank, use.weight) for each, use in zip(held, uses, strict=True))
+
+    def why_never(self, uses: Iterable[AdapterUse]) -> str | None:
+        """Why these adapters cannot lie on the device together, however long they wait; None where they can."""
+        digests = {use.digest for use in uses}
+        if len(digests) > self.slots:
+            return f"it needs {len(digests)} adapters at once, and there are {self.slots} slots; raise --adapter-slots"
+        ranks = sum(self._rank(digest) for digest in digests)
+        if ranks > self._places.rows:
+            return (
+                f"its adapters have {ranks} rank rows together, and the adapter pool has {self._places.rows}; "
+                "raise --adapter-pool-bytes"
+            )
+        return None
 
     def unpin(self, uses: Iterable[AdapterUse]) -> None:
         """Let go of what `pin` held. The adapters stay until their rows are needed."""
@@ -148,8 +181,43 @@ class AdapterPool:
         if digest in self._resident:
             self._evict(digest)
 
+    def _bring(self, digests: Sequence[str]) -> bool:
+        """Make all of them resident, or say that there is no room now. Pins are as before."""
+        ours = [self._resident[digest] for digest in digests if digest in self._resident]
+        for resident in ours:  # one of ours must not make way for another
+            resident.pins += 1
+        for digest in [digest for digest in digests if digest not in self._resident]:
+            placed = self._place(digest)
+            if placed is None:
+                break
+            placed.pins += 1
+            ours.append(placed)
+        for resident in ours:
+            resident.pins -= 1
+        return len(ours) == len(digests) or self._bring_afresh(digests)
+
+    def _bring_afresh(self, digests: Sequence[str]) -> bool:
+        """Where nobody else is pinned and they fit, what is in the way is only how the rows are cut: begin anew."""
+        if any(resident.pins for resident in self._resident.values()):
+            return False
+        if len(digests) > self.slots or sum(map(self._rank, digests)) > self._places.rows:
+            return False
+        for digest in list(self._resident):
+            self._evict(digest)
+        if not all(digest in self._host for digest in digests):
+            return False  # one of them was left on the device only: it is read again
+        return all(self._place(digest) is not None for digest in digests)
+
+    def _rank(self, digest: str) -> int:
+        """Rank rows of an adapter; 0 where it is not loaded."""
+        if digest in self._resident:
+            return self._resident[digest].rank
+        adapter = self._host.get(digest)
+        return adapter.weights.rank if isinstance(adapter, HostAdapter) else 0
+
     def _place(self, digest: str) -> Resident | None:
         adapter = self._host[digest]
+        assert isinstance(adapter, HostAdapter)
         rank = adapter.weights.rank
         if self._room(rank, [resident for resident in self._resident.values() if resident.pins]) is None:
             return None  # not even without all idle adapters: evict none of them in vain
@@ -190,7 +258,7 @@ class AdapterPool:
 
     @property
     def host_digests(self) -> list[str]:
-        """Adapters in host memory, least recently used first."""
+        """Adapters and mixtures in host memory, least recently used first."""
         return list(self._host)
 
     @property
@@ -201,11 +269,11 @@ class AdapterPool:
     @property
     def host_bytes(self) -> int:
         """Host memory taken by adapters."""
-        return sum(adapter.weights.adapter_bytes for adapter in self._host.values())
+        return sum(adapter.host_bytes for adapter in self._host.values())
 
     def adapter_bytes(self, digest: str) -> int:
         """Size of an adapter in host memory, 0 where it is not there."""
-        return self._host[digest].weights.adapter_bytes if digest in self._host else 0
+        return self._host[digest].host_bytes if digest in self._host else 0
 
     def close(self) -> None:
         """End the reading thread."""
@@ -235,10 +303,3 @@ class AdapterPool:
             if self.host_bytes <= self._host_cache_bytes:
                 return
             del self._host[digest]
-
-
-def _read(folder: Path, base: BaseDescription, dtype: torch.dtype) -> HostAdapter:
-    """Runs in the reading thread."""
-    begin = time.perf_counter()
-    weights = read_adapter(folder, base, dtype)
-    return HostAdapter(weights, read_probes(folder), time.perf_counter() - begin)

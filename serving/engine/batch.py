@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from basemodel.kernels.library import has_cpu_kernels
-from basemodel.lora_ops import LoraPlan, Segment, plan_lora
+from basemodel.lora_ops import Choice, LoraPlan, Segment, plan_lora
 from serving.engine.attention import AttentionStep, PromptSpan, TokenTable
 from serving.engine.request import Request, Row
 
@@ -66,6 +66,7 @@ def build_batch(rows: Sequence[Row], block_tokens: int, *, device: torch.device,
         write.append(slots[begin:])
         last.append(len(ids) - 1)
     sampled = [(row, index) for row, index in zip(ordered, last, strict=True) if row.samples]
+    plan, head_plan = _plans(ordered, [row for row, _ in sampled], device, dtype)
     attention = AttentionStep(
         write_slots=torch.cat(write).to(device),
         decode_slots=torch.nn.utils.rnn.pad_sequence(decode, batch_first=True).to(device) if decode else None,
@@ -80,8 +81,8 @@ def build_batch(rows: Sequence[Row], block_tokens: int, *, device: torch.device,
         positions=torch.tensor([positions], device=device),
         logits_index=torch.tensor([index for _, index in sampled], dtype=torch.long, device=device),
         attention=attention,
-        plan=_plan([(row, row.count) for row in ordered], device, dtype),
-        head_plan=_plan([(row, 1) for row, _ in sampled], device, dtype),
+        plan=plan,
+        head_plan=head_plan,
     )
 
 
@@ -90,6 +91,7 @@ def probe_batch(request: Request, *, device: torch.device, dtype: torch.dtype) -
     count = len(request.tokens)
     row = Row(request, count)
     span = PromptSpan(slice(0, count), 0, None)
+    plan, head_plan = _plans([row], [row], device, dtype)
     return Batch(
         rows=(row,),
         sampled=(row,),
@@ -97,8 +99,8 @@ def probe_batch(request: Request, *, device: torch.device, dtype: torch.dtype) -
         positions=torch.arange(count, device=device)[None],
         logits_index=torch.tensor([count - 1], device=device),
         attention=AttentionStep(None, None, None, (span,)),
-        plan=_plan([(row, count)], device, dtype),
-        head_plan=_plan([(row, 1)], device, dtype),
+        plan=plan,
+        head_plan=head_plan,
     )
 
 
@@ -120,8 +122,25 @@ def _table(rows: Sequence[Row], seen: Sequence[torch.Tensor]) -> TokenTable:
     return TokenTable(torch.cat(list(seen)), torch.tensor(starts), torch.tensor(lengths))
 
 
-def _plan(rows: Sequence[tuple[Row, int]], device: torch.device, dtype: torch.dtype) -> LoraPlan | None:
-    if not any(row.request.rank_rows for row, _ in rows):
+def _plans(
+    rows: Sequence[Row], sampled: Sequence[Row], device: torch.device, dtype: torch.dtype
+) -> tuple[LoraPlan | None, LoraPlan | None]:
+    """The plan of all tokens, and that of the sampled ones, which the output head sees."""
+    if not any(row.request.rank_rows for row in rows):
+        return None, None
+    choices = {row: _choice(row) for row in rows}
+    every = [Segment(row.count, row.request.rank_rows or (), choices[row]) for row in rows]
+    last = [Segment(1, row.request.rank_rows or (), _last(choices[row])) for row in sampled]
+    return plan_lora(every, device=device, dtype=dtype), plan_lora(last, device=device, dtype=dtype)
+
+
+def _choice(row: Row) -> Choice | None:
+    """The experts of each of the row's tokens, where it is of a mixture."""
+    request = row.request
+    if request.router is None:
         return None
-    segments = [Segment(count, row.request.rank_rows or ()) for row, count in rows]
-    return plan_lora(segments, device=device, dtype=dtype)
+    return request.router.choose(request.tokens, request.computed, request.computed + row.count)
+
+
+def _last(choice: Choice | None) -> Choice | None:
+    return None if choice is None else choice.part(slice(-1, None))

@@ -51,6 +51,7 @@ def engine_for(base: Base, settings: EngineSettings) -> Engine:
         sites,
         base.description,
         dtype,
+        base.model.get_input_embeddings().get_parameter("weight").detach(),
         slots=settings.adapter_slots,
         host_cache_bytes=settings.host_cache_bytes,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +19,7 @@ from serving.engine.adapter_pool import AdapterPool
 from serving.engine.errors import AdapterRefusedError, EngineError, RequestRefusedError
 from serving.engine.probe import probe_difference
 from serving.engine.request import Request, Row
+from serving.engine.router import Router
 from serving.engine.runner import Runner
 from serving.engine.sampler import Pick, sample
 from serving.engine.scheduler import Scheduler
@@ -154,6 +156,7 @@ class Engine:
             adapters=self._adapter_states(),
             prefix_queries=self.scheduler.prefix_queries,
             prefix_hits=self.scheduler.prefix_hits,
+            mixtures=pool.tallies.states(),
         )
 
     def check_integrity(self) -> None:
@@ -177,6 +180,10 @@ class Engine:
             raise RequestRefusedError(f"token id {unknown} is not in the vocabulary of {vocabulary} tokens")
         if message.request_id in self._requests:
             raise RequestRefusedError(f"request id {message.request_id} is in use")
+        if len(message.adapters) > 1 and any(use.experts for use in message.adapters):
+            raise RequestRefusedError("a mixture cannot be one of several adapters: it brings its own weights")
+        if (reason := self.pool.why_never(each for use in message.adapters for each in use.adapters)) is not None:
+            raise RequestRefusedError(reason)
 
     @property
     def _longest_tokens(self) -> int:
@@ -186,8 +193,12 @@ class Engine:
 
     def _collect_adapters(self) -> None:
         wanted = {digest for request in self.scheduler.waiting for digest in request.digests}
+        wanted |= {use.digest for request in self.scheduler.running for use in request.adapters if use.experts}
         for refusal in self.pool.collect(wanted):
             self._refuse_adapter(refusal)
+        for request in [each for each in self.scheduler.waiting if each.skipped_steps and len(each.placed) > 1]:
+            if (reason := self.pool.why_never(request.placed)) is not None:  # their ranks are known by now
+                self._faults.append(self._end(request, "error", fault=RequestRefusedError(reason).fault()))
 
     def _refuse_adapter(self, refusal: AdapterRefusedError) -> None:
         """Every request for this adapter fails; everybody else goes on."""
@@ -201,19 +212,30 @@ class Engine:
         if not self._check_probes:
             return rows
         for request in [row.request for row in rows]:
-            for use, rank_rows in zip(request.adapters, request.rank_rows or (), strict=False):
-                if use.digest not in self._proven:
-                    difference = self._prove(use, replace(rank_rows, weight=1.0))
+            for digest, rank_rows, router in self._parts(request):
+                if digest not in self._proven:
+                    difference = self._prove(request, digest, rank_rows, router)
                     if difference is not None:
-                        self._refuse_adapter(AdapterRefusedError(use.digest, difference))
+                        self._refuse_adapter(AdapterRefusedError(digest, difference))
                         break
-                    self._proven.add(use.digest)
+                    self._proven.add(digest)
         return [row for row in rows if row.request.request_id in self._requests]
 
-    def _prove(self, use: AdapterUse, rank_rows: RankRows) -> str | None:
-        for probe in self.pool.probes(use.digest):
-            asked = Request("probe", "", list(probe.prompt_token_ids), Sampling(max_tokens=1), (use,), arrival=-1)
-            asked.rank_rows = (rank_rows,)
+    def _parts(self, request: Request) -> Iterator[tuple[str, tuple[RankRows, ...], Router | None]]:
+        """What of a request has probes of its own: each adapter alone at full weight, and a mixture as it is routed."""
+        for use, rank_rows in zip(request.placed, request.rank_rows or (), strict=False):
+            yield use.digest, (replace(rank_rows, weight=1.0),), None
+        for use in request.adapters:
+            if use.experts and request.rank_rows:
+                yield use.digest, request.rank_rows, self.pool.router(use, is_tallied=False)
+
+    def _prove(
+        self, request: Request, digest: str, rank_rows: tuple[RankRows, ...], router: Router | None
+    ) -> str | None:
+        for probe in self.pool.probes(digest):
+            tokens, sampling = list(probe.prompt_token_ids), Sampling(max_tokens=1)
+            asked = Request("probe", "", tokens, sampling, request.adapters, arrival=-1)
+            asked.rank_rows, asked.router = rank_rows, router
             difference = probe_difference(probe, self.runner.run_alone(asked))
             if difference is not None:
                 return difference

@@ -1,8 +1,8 @@
 """One request on its way through the engine.
 
 It does: hold a request's tokens and what the engine owns on its behalf.
-It does not: decide anything. `scheduler` sets `computed`, `blocks`, `chain`, `cached_tokens` and `rank_rows`; `engine`
-appends tokens.
+It does not: decide anything. `scheduler` sets `computed`, `blocks`, `chain`, `cached_tokens`, `rank_rows` and `router`;
+`engine` appends tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from basemodel.lora_ops import RankRows
 from serving.engine.prefix_chain import PrefixChain
+from serving.engine.router import Router
 from serving.messages import AdapterUse, Sampling
 
 
@@ -23,7 +24,8 @@ class Request:
 
     `arrival` orders requests and never changes, also when a request is preempted and computed again.
     `cached_tokens` of them were in the cache when it was admitted; `chain` is what the cache knows of its blocks.
-    `rank_rows` are the adapters' rows while they are pinned (None: not pinned).
+    `rank_rows` are the rows of `placed` while they are pinned (None: not pinned); `router` chooses among them for each
+    token where they are the experts of a mixture.
     `skipped_steps` counts the steps in which it could have run, had its adapter or its tokens found room.
     `queue_seconds` is how long it waited until it was first admitted (None: not yet told to the client).
     `charged_tokens` of its prompt were counted as served (a prompt that is computed again is not counted again).
@@ -42,6 +44,7 @@ class Request:
     blocks: list[int] = field(default_factory=list)
     chain: PrefixChain | None = None
     rank_rows: tuple[RankRows, ...] | None = None
+    router: Router | None = None
     generator: torch.Generator | None = None
     skipped_steps: int = 0
     queued_at: float = field(default_factory=time.monotonic)
@@ -67,9 +70,15 @@ class Request:
         return (self.tenant, *((use.digest, use.weight) for use in self.adapters))
 
     @property
+    def placed(self) -> tuple[AdapterUse, ...]:
+        """The adapters that must lie on the device for it: those it names, with the experts in a mixture's place."""
+        return tuple(adapter for use in self.adapters for adapter in use.adapters)
+
+    @property
     def digests(self) -> tuple[str, ...]:
-        """The adapter versions it uses, each once."""
-        return tuple(dict.fromkeys(use.digest for use in self.adapters))
+        """The versions it uses, each once: a mixture and its experts too."""
+        named = (digest for use in self.adapters for digest in (use.digest, *(each.digest for each in use.experts)))
+        return tuple(dict.fromkeys(named))
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Scheduler:
         """Blocks and pins are owned by those who run, and by nobody else."""
         self.blocks.check_integrity(request.blocks for request in [*self.running, *self.waiting])
         assert not any(request.blocks or request.rank_rows for request in self.waiting)
-        pins = Counter(use.digest for request in self.running for use in request.adapters)
+        pins = Counter(use.digest for request in self.running for use in request.placed)
         self.pool.check_integrity(dict(pins))
 
     # ------------------------------------------------------------------------------------------------- admission
@@ -99,7 +99,7 @@ class Scheduler:
         """Waiting requests whose adapters are loaded, in fair order; who has waited beyond patience comes first."""
         ready = []
         for request in self.waiting:
-            missing = [use for use in request.adapters if not self.pool.is_loaded(use.digest)]
+            missing = [use for use in request.adapters if not self.pool.is_ready(use)]
             for use in missing:  # read before, but dropped from host memory since
                 self.pool.want(use)
             if not missing:
@@ -116,12 +116,13 @@ class Scheduler:
         blocks, chain = self.blocks.match(request.identity, request.tokens)
         rank_rows = None
         if self.blocks.blocks_for(len(request.tokens) + 1) - len(blocks) <= self.blocks.free:
-            rank_rows = self.pool.pin(request.adapters)
+            rank_rows = self.pool.pin(request.placed)
         if rank_rows is None:
             self.blocks.give_back(blocks)
             request.skipped_steps += 1
             return False
         request.rank_rows = rank_rows
+        request.router = self.pool.router(request.adapters[0]) if request.adapters else None
         request.blocks, request.chain = blocks, chain
         request.computed = request.cached_tokens = len(blocks) * self.blocks.block_tokens
         request.skipped_steps = 0
@@ -168,5 +169,5 @@ class Scheduler:
         self.blocks.give_back(request.blocks)
         request.chain = None
         if request.rank_rows is not None:
-            self.pool.unpin(request.adapters)
-            request.rank_rows = None
+            self.pool.unpin(request.placed)
+            request.rank_rows = request.router = None

@@ -5,10 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from basemodel.lora_ops import OWN_GROUP_TOKENS, RankRows, Segment, add_lora, add_lora_reference, plan_lora
+from basemodel.lora_ops import OWN_GROUP_TOKENS, Choice, RankRows, Segment, add_lora, add_lora_reference, plan_lora
 
 A, B, C = RankRows(0, 4), RankRows(4, 16), RankRows(40, 1)
 LONG = OWN_GROUP_TOKENS + 5
+
+
+def routed(tokens: int, adapters: tuple[RankRows, ...], k: int) -> Segment:
+    """A segment whose tokens each use k of the adapters, with weights of their own."""
+    generator = torch.Generator().manual_seed(tokens)
+    scores = torch.rand(tokens, len(adapters), generator=generator)
+    best = torch.softmax(scores, 1).topk(k, dim=1)
+    return Segment(tokens, adapters, Choice(best.indices.numpy(), best.values.numpy()))
+
+
 CASES = {
     "no tokens": [],
     "all base": [Segment(3, ()), Segment(1, ())],
@@ -23,6 +33,10 @@ CASES = {
     "a long prompt of the base": [Segment(1, (A,)), Segment(LONG, ())],
     "weights": [Segment(2, (RankRows(0, 4, 0.5), RankRows(4, 16, -2.0))), Segment(1, (A,))],
     "a long weighted prompt": [Segment(LONG, (RankRows(0, 4, 0.25), RankRows(40, 1, 3.0)))],
+    "chosen for one token": [routed(1, (A, B, C), 2)],
+    "chosen for each token": [Segment(1, (A,)), routed(9, (C, A, B), 2), Segment(2, (C,)), routed(1, (A, C), 1)],
+    "chosen in a long prompt": [Segment(1, (B,)), routed(LONG, (A, B, C, RankRows(900, 2)), 2), routed(1, (A, B), 2)],
+    "chosen from a weighted list": [routed(3, (RankRows(0, 4, 0.5), RankRows(40, 1, -2.0)), 2)],
     "the same adapter twice": [Segment(1, (RankRows(4, 16, 0.5), RankRows(4, 16, 0.25)))],
 }
 

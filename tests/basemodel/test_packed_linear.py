@@ -13,7 +13,7 @@ from bitsandbytes.nn import Params4bit
 from basemodel.four_bit import Linear4bit
 from basemodel.kernels import build
 from basemodel.kernels.library import has_cpu_kernels
-from basemodel.lora_ops import RankRows, Segment, add_lora_reference, plan_lora
+from basemodel.lora_ops import Choice, RankRows, Segment, add_lora_reference, plan_lora
 from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, can_multiply, can_pack
 
 needs_kernels = pytest.mark.skipif(
@@ -22,6 +22,14 @@ needs_kernels = pytest.mark.skipif(
 RANK_ROWS = 64
 BASE = Segment(1, ())
 A, B, C = RankRows(0, 16), RankRows(16, 5), RankRows(40, 24, weight=0.7)
+
+
+def routed(tokens: int, adapters: tuple[RankRows, ...], k: int) -> Segment:
+    """A segment whose tokens each use k of the adapters, with weights of their own."""
+    best = torch.softmax(torch.rand(tokens, len(adapters), generator=torch.Generator().manual_seed(7)), 1).topk(k)
+    return Segment(tokens, adapters, Choice(best.indices.numpy(), best.values.numpy()))
+
+
 BATCHES = {
     "nobody": [Segment(3, ())],
     "one row": [Segment(1, (A,))],
@@ -34,6 +42,8 @@ BATCHES = {
         Segment(30, (C, B)),
         Segment(1, (A,)),
     ],
+    "chosen for each token": [routed(1, (A, B, C), 2), Segment(1, (B,)), routed(1, (C, A), 2), BASE],
+    "a routed prefill among decodes": [Segment(1, (A,)), routed(70, (A, B, C), 2), Segment(9, (B, A)), BASE],
     "only the last": [Segment(64, ()), Segment(1, (B,))],
 }
 
@@ -121,6 +131,24 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
             plan = plan_lora(neighbours, device=torch.device("cpu"), dtype=torch.float32)
             batched = packed(x[:rows], plan, a, b)[position]
             assert torch.equal(batched, packed(x[position : position + 1], alone, a, b)[0]), (rows, position)
+
+
+@needs_kernels
+def test_what_a_token_chose_does_not_depend_on_how_the_prompt_was_cut() -> None:
+    packed = PackedLinear(make_layer(128, 256))
+    torch.manual_seed(4)
+    a = torch.randn(RANK_ROWS, 256).to(torch.bfloat16)
+    b = in_strips(torch.randn(RANK_ROWS, 128).to(torch.bfloat16))
+    x = torch.randn(70, 256).to(torch.bfloat16)
+    whole = routed(70, (A, B, C), 2)
+    assert whole.choice is not None
+    together = packed(x, plan_lora([whole], device=torch.device("cpu"), dtype=torch.float32), a, b)
+    for begin, end in ((0, 1), (1, 18), (18, 19), (19, 70)):
+        chosen = whole.choice.part(slice(begin, end))
+        part = [Segment(3, (B, C)), Segment(end - begin, whole.adapters, chosen)]
+        plan = plan_lora(part, device=torch.device("cpu"), dtype=torch.float32)
+        alone = packed(torch.cat([x[:3], x[begin:end]]), plan, a, b)[3:]
+        assert torch.equal(alone, together[begin:end]), (begin, end)
 
 
 @needs_kernels

@@ -1,0 +1,69 @@
+"""What host memory holds for an adapter or a mixture, and how it is read from a verified folder.
+
+It does: read and fit an adapter, read a mixture's gate and score the vocabulary with it.
+It does not: decide when, or keep account of memory (`adapter_pool`). Its functions run in the pool's reading thread.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from basemodel.adapter_weights import AdapterWeights, read_adapter
+from basemodel.description import BaseDescription
+from basemodel.mixture_gate import ScoreTable, read_mixture
+from serving.engine.errors import AdapterRefusedError
+from serving.engine.probe import Probe, read_probes
+from serving.messages import AdapterUse
+
+
+@dataclass(frozen=True)
+class HostAdapter:
+    """An adapter that was read. `read_seconds` is what reading took in its thread."""
+
+    weights: AdapterWeights
+    probes: tuple[Probe, ...]
+    read_seconds: float
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that it takes."""
+        return self.weights.adapter_bytes
+
+
+@dataclass(frozen=True)
+class HostMixture:
+    """A mixture's gate that was read; its experts are adapters of their own."""
+
+    table: ScoreTable
+    probes: tuple[Probe, ...]
+    read_seconds: float
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that it takes."""
+        return self.table.table_bytes
+
+
+def read_host_adapter(use: AdapterUse, base: BaseDescription, dtype: torch.dtype) -> HostAdapter:
+    """Raises BaseModelError, OSError, msgspec.DecodeError."""
+    begin = time.perf_counter()
+    folder = Path(use.folder)
+    weights = read_adapter(folder, base, dtype)
+    return HostAdapter(weights, read_probes(folder), time.perf_counter() - begin)
+
+
+def read_host_mixture(use: AdapterUse, base: BaseDescription, embedding: torch.Tensor) -> HostMixture:
+    """Raises BaseModelError, AdapterRefusedError, OSError, msgspec.DecodeError. embedding [V, H]."""
+    begin = time.perf_counter()
+    folder = Path(use.folder)
+    mixture = read_mixture(folder)
+    if mixture.experts != tuple(expert.digest for expert in use.experts):
+        raise AdapterRefusedError(use.digest, "its gate is for other experts than those that came with it")
+    if mixture.base_fingerprint != base.fingerprint:
+        raise AdapterRefusedError(use.digest, "its gate was trained on another base")
+    table = ScoreTable(mixture, embedding)
+    return HostMixture(table, read_probes(folder), time.perf_counter() - begin)
