@@ -132,6 +132,23 @@ class AdaptedLinear(nn.Module):
         self._b[:, start + filled : start + rank].zero_()
 
     @property
+    def is_packed(self) -> bool:
+        """Whether the base layer runs on the 4-bit CPU kernel, so that a fused block may take it in."""
+        return self._packed is not None
+
+    def joins(self, plan: LoraPlan | None) -> bool:
+        """Whether `operands` say all that this layer computes under this plan; if not, a block calls the layer."""
+        return self._packed is not None
+
+    def operands(self, plan: LoraPlan | None) -> tuple[torch.Tensor | None, ...]:
+        """The layer as a fused block gives it to the kernel: weight, bias, a, b (None where no adapter touches it)."""
+        assert self._packed is not None
+        if plan is None or plan.runs is None or self.used.isdisjoint(plan.starts):
+            assert plan is None or plan.runs is not None or not plan.starts, "adapters would be left out in silence"
+            return self._packed.weight, self._packed.bias, None, None
+        return self._packed.weight, self._packed.bias, self._a, self._b
+
+    @property
     def arena_bytes(self) -> int:
         """Bytes of this layer's arena."""
         if self._a is None or self._b is None:

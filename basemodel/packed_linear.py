@@ -37,8 +37,8 @@ class PackedLinear:
         assert can_pack(layer)
         self.out_features, self.in_features = layer.weight.quant_state.shape
         self.strips = -(-self.out_features // STRIP)
-        self._weight = _packed(layer)
-        self._bias = None if layer.bias is None else layer.bias.to(torch.bfloat16).contiguous()
+        self.weight = _packed(layer)
+        self.bias = None if layer.bias is None else layer.bias.to(torch.bfloat16).contiguous()
         layer.weight.data = layer.weight.data.new_empty(0)
 
     def __call__(
@@ -51,7 +51,7 @@ class PackedLinear:
             runs = plan.runs
             seen = (runs.first_use, runs.uses, runs.weights, runs.groups, runs.members, runs.hidden_size)
             adapters = (a, b, *seen)
-        y: torch.Tensor = torch.ops.loraplex.nf4_linear(x, self._weight, self._bias, self.out_features, *adapters)
+        y: torch.Tensor = torch.ops.loraplex.nf4_linear(x, self.weight, self.bias, self.out_features, *adapters)
         return y
 
 

@@ -20,9 +20,9 @@ from torch.utils import cpp_extension
 
 FOLDER = Path(__file__).parent
 BUILT = FOLDER / "built"
-KERNELS = ("nf4_linear", "paged_attention")
-SOURCES = (*(name + ending for name in KERNELS for ending in (".h", ".cpp")), "operators.cpp")
-COMMON_FLAGS = ("-std=c++20", "-fPIC", "-DNDEBUG")
+KERNELS = ("nf4_linear", "paged_attention", "row_math")
+OPERATORS = ("team", "linear_job", "operators", "block_operators")
+COMMON_FLAGS = ("-std=c++20", "-fPIC", "-DNDEBUG", "-pthread")
 # The kernels' own files alone are compiled for the newer processors; whoever loads them asks the processor first.
 KERNEL_FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512bf16", "-mfma")
 TILE_FLAGS = ("-mamx-tile", "-mamx-bf16", "-Wno-maybe-uninitialized")  # gcc 12 warns about its own header
@@ -32,8 +32,8 @@ COMPILE_SECONDS = 300
 def library_path() -> Path:
     """Where the library for these sources and this torch lies, or would."""
     digest = hashlib.sha256(torch.__version__.encode())
-    for name in SOURCES:
-        digest.update((FOLDER / name).read_bytes())
+    for path in sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp")]):
+        digest.update(path.read_bytes())
     return BUILT / f"libloraplex-{digest.hexdigest()[:16]}.so"
 
 
@@ -64,14 +64,32 @@ def build() -> str:
 def _compile(compiler: str, folder: Path) -> Path:
     torch_library = Path(torch.__file__).parent / "lib"
     includes = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
-    kernels = [folder / f"{name}.o" for name in KERNELS]
-    operators, library = folder / "operators.o", folder / "library.so"
-    for name, kernel in zip(KERNELS, kernels, strict=True):
-        _run(compiler, *COMMON_FLAGS, *KERNEL_FLAGS, *TILE_FLAGS, "-c", FOLDER / f"{name}.cpp", "-o", kernel)
-    _run(compiler, *COMMON_FLAGS, "-O2", "-fopenmp", *includes, "-c", FOLDER / "operators.cpp", "-o", operators)
-    # OpenMP is not linked: its symbols are torch's own, already in the process, so that both share one pool of threads.
+    library = folder / "library.so"
+    for name in KERNELS:
+        _run(
+            compiler,
+            *COMMON_FLAGS,
+            *KERNEL_FLAGS,
+            *TILE_FLAGS,
+            "-c",
+            FOLDER / f"{name}.cpp",
+            "-o",
+            folder / f"{name}.o",
+        )
+    for name in OPERATORS:
+        _run(compiler, *COMMON_FLAGS, "-O2", *includes, "-c", FOLDER / f"{name}.cpp", "-o", folder / f"{name}.o")
+    objects = [folder / f"{name}.o" for name in (*KERNELS, *OPERATORS)]
     _run(
-        compiler, "-shared", *kernels, operators, f"-L{torch_library}", "-ltorch", "-ltorch_cpu", "-lc10", "-o", library
+        compiler,
+        "-shared",
+        "-pthread",
+        *objects,
+        f"-L{torch_library}",
+        "-ltorch",
+        "-ltorch_cpu",
+        "-lc10",
+        "-o",
+        library,
     )
     return library
 

@@ -4,6 +4,7 @@
 // bitsandbytes' dequantization gives) and multiplied with all rows of x by the tile unit, which adds up in float. Each
 // row's sums run over k in one fixed order, so a row's result does not depend on how many rows there are beside it.
 #include "nf4_linear.h"
+#include "vector_math.h"
 
 #include <algorithm>
 #include <cstring>
@@ -70,27 +71,43 @@ void dequantize_strip(const uint8_t *strip, int64_t blocks, uint16_t *tiles) {
     }
 }
 
-// Sums of one strip for up to 16 rows, straight from the codes: each block is dequantized while the tile unit is busy
-// with the one before. sums [16 outputs][16 rows].
-void multiply_few(const uint8_t *strip, const uint16_t *packed, int64_t blocks, float *sums) {
-    alignas(64) uint16_t ring[4][2 * TILE_VALUES];
+// Sums of one strip or two for up to 16 rows, straight from the codes: each block is dequantized while the tile unit is
+// busy with the one before, and two strips' sums do not wait for each other. sums [count][16 outputs][16 rows].
+template <int count>
+void multiply_few(const Strip *strips, const uint16_t *packed, int64_t blocks, float *sums) {
+    alignas(64) uint16_t ring[4][count][2 * TILE_VALUES];
     _tile_zero(0);
-    dequantize_unit(strip, ring[0]);
+    if constexpr (count == 2)
+        _tile_zero(1);
+    for (int strip = 0; strip < count; strip++)
+        dequantize_unit(strips[strip].codes, ring[0][strip]);
     for (int64_t block = 0; block < blocks; block++) {
-        if (block + 1 < blocks) {
-            prefetch_unit(strip + (block + 1 + PREFETCH_UNITS) * UNIT_BYTES);
-            dequantize_unit(strip + (block + 1) * UNIT_BYTES, ring[(block + 1) & 3]);
-        }
-        const uint16_t *tiles = ring[block & 3];
+        if (block + 1 < blocks)
+            for (int strip = 0; strip < count; strip++) {
+                const uint8_t *next = strips[strip].codes + (block + 1) * UNIT_BYTES;
+                prefetch_unit(next + PREFETCH_UNITS * UNIT_BYTES);
+                dequantize_unit(next, ring[(block + 1) & 3][strip]);
+            }
+        const auto &tiles = ring[block & 3];
         const uint16_t *x = packed + block * 2 * TILE_VALUES;
-        _tile_loadd(4, tiles, 64);
         _tile_loadd(6, x, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, tiles + TILE_VALUES, 64);
         _tile_loadd(7, x + TILE_VALUES, 64);
-        _tile_dpbf16ps(0, 5, 7);
+        _tile_loadd(4, tiles[0], 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if constexpr (count == 2) {
+            _tile_loadd(5, tiles[1], 64);
+            _tile_dpbf16ps(1, 5, 6);
+        }
+        _tile_loadd(4, tiles[0] + TILE_VALUES, 64);
+        _tile_dpbf16ps(0, 4, 7);
+        if constexpr (count == 2) {
+            _tile_loadd(5, tiles[1] + TILE_VALUES, 64);
+            _tile_dpbf16ps(1, 5, 7);
+        }
     }
     _tile_stored(0, sums, 64);
+    if constexpr (count == 2)
+        _tile_stored(1, sums + 256, 64);
 }
 
 // The same for 16 rows of bf16 weights as they lie in a matrix [O, K].
@@ -141,16 +158,14 @@ void multiply_chunk(const uint16_t *tiles, int64_t tile_step, int64_t row_bytes,
     _tile_stored(3, sums + 768, 64);
 }
 
-inline __m512 widen(const uint16_t *values) {
-    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(values));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-}
-
-// The 16 outputs of one row: sums [16 outputs][16 rows], column `column`.
-inline __m512 column_of(const float *sums, int64_t column) {
-    const __m512i index = _mm512_slli_epi32(
-        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 4);
-    return _mm512_i32gather_ps(index, sums + column, 4);
+// Sums [16 outputs][16 rows] become [16 rows][16 outputs].
+void turn(float *sums) {
+    __m512i rows[16];
+    for (int row = 0; row < 16; row++)
+        rows[row] = _mm512_load_si512(sums + row * 16);
+    transpose(rows);
+    for (int row = 0; row < 16; row++)
+        _mm512_store_si512(sums + row * 16, rows[row]);
 }
 
 // Add a row's adapters to 16 outputs: value += sum over its uses of weight * (sum over r of hidden[r] * B[r, 16 outputs]).
@@ -167,23 +182,19 @@ inline __m512 expand(const Adapters &adapters, int64_t row, int64_t strip, __m51
     return value;
 }
 
-// Write one strip of up to 16 rows: sums, bias, adapters, rounded to bfloat16.
-void finish(const float *sums, int64_t first_row, int64_t row_count, const uint16_t *bias, const Adapters *adapters,
-            int64_t out_features, int64_t strip, uint16_t *y) {
-    const int64_t output = strip * STRIP;
-    const int64_t outputs = std::min(STRIP, out_features - output);
-    const __mmask16 mask = static_cast<__mmask16>((1u << outputs) - 1);
-    alignas(64) uint16_t padded[16] = {};
-    if (bias)
-        std::memcpy(padded, bias + output, outputs * 2);
+// Write up to 16 rows of a strip: sums (which are turned), bias, adapters, rounded to bfloat16.
+void finish(float *sums, int64_t first_row, int64_t row_count, const Strip &strip) {
+    const __mmask16 mask = first_lanes(strip.outputs);
+    const Adapters *adapters = strip.adapters;
+    const __m512 bias = strip.bias ? widen(_mm256_maskz_loadu_epi16(mask, strip.bias)) : _mm512_setzero_ps();
+    turn(sums);
     for (int64_t index = 0; index < row_count; index++) {
-        __m512 value = column_of(sums, index);
-        if (bias)
-            value = _mm512_add_ps(value, widen(padded));
+        __m512 value = _mm512_load_ps(sums + index * 16);
+        if (strip.bias)
+            value = _mm512_add_ps(value, bias);
         if (adapters)
-            value = expand(*adapters, first_row + index, strip, value);
-        _mm256_mask_storeu_epi16(y + (first_row + index) * out_features + output, mask,
-                                 (__m256i)_mm512_cvtneps_pbh(value));
+            value = expand(*adapters, first_row + index, strip.index, value);
+        _mm256_mask_storeu_epi16(strip.y + (first_row + index) * strip.y_stride, mask, narrow(value));
     }
 }
 
@@ -207,6 +218,25 @@ void dot_rows(const uint16_t *x, int64_t in_features, const int64_t *rows, const
         hidden[row * hidden_stride] = _mm512_reduce_add_ps(sums[row]);
 }
 
+// The same for rank rows [first, last) of one group.
+void shrink_group(const uint16_t *x, int64_t in_features, const Adapters &adapters, const Group &group, int64_t first,
+                  int64_t last) {
+    const int64_t *rows = adapters.members + group.first_member;
+    for (int64_t rank = std::max<int64_t>(first, 0); rank < std::min(last, group.rank); rank++) {
+        const uint16_t *a = adapters.a + (group.start + rank) * in_features;
+        float *hidden = adapters.hidden + group.hidden + rank;
+        int64_t done = 0;
+        for (; done + 8 <= group.members; done += 8)
+            dot_rows<8>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
+        for (; done + 4 <= group.members; done += 4)
+            dot_rows<4>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
+        for (; done + 2 <= group.members; done += 2)
+            dot_rows<2>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
+        if (done < group.members)
+            dot_rows<1>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
+    }
+}
+
 } // namespace
 
 bool is_supported() {
@@ -224,64 +254,72 @@ int64_t packed_size(int64_t rows, int64_t in_features) {
     return (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * in_features;
 }
 
-void pack_rows(const uint16_t *x, int64_t rows, int64_t in_features, int64_t first_group, int64_t last_group,
-               uint16_t *packed) {
-    // A tile's row is a pair of k: [16 rows of x][2 k]. Pairs of bf16 move as one 32-bit value.
-    const int64_t pairs = in_features / 2;
-    for (int64_t group = first_group; group < last_group; group++) {
-        uint32_t *target = reinterpret_cast<uint32_t *>(packed + group * TILE_ROWS * in_features);
-        const int64_t present = std::min(TILE_ROWS, rows - group * TILE_ROWS);
-        if (present < TILE_ROWS)
-            std::memset(target, 0, TILE_ROWS * in_features * 2);
-        for (int64_t row = 0; row < present; row++) {
-            const uint32_t *source = reinterpret_cast<const uint32_t *>(x + (group * TILE_ROWS + row) * in_features);
-            for (int64_t pair = 0; pair < pairs; pair++)
-                target[pair * TILE_ROWS + row] = source[pair];
+int64_t pack_blocks(int64_t rows, int64_t in_features) {
+    return (rows + TILE_ROWS - 1) / TILE_ROWS * (in_features / BLOCK);
+}
+
+void pack(const uint16_t *x, int64_t rows, int64_t in_features, int64_t first, int64_t last, uint16_t *packed) {
+    // A tile's row is a pair of k: [16 rows of x][2 k]. Pairs of bf16 move as one 32-bit value, 16 x 16 at a time.
+    const int64_t blocks = in_features / BLOCK;
+    for (int64_t item = first; item < last; item++) {
+        const int64_t row = item / blocks * TILE_ROWS, present = std::min(TILE_ROWS, rows - row);
+        const uint16_t *source = x + row * in_features + item % blocks * BLOCK;
+        uint16_t *target = packed + item * BLOCK * TILE_ROWS;
+        for (int64_t half = 0; half < BLOCK; half += 32) {
+            __m512i values[16];
+            for (int64_t index = 0; index < TILE_ROWS; index++)
+                values[index] = index < present ? _mm512_loadu_si512(source + index * in_features + half)
+                                                : _mm512_setzero_si512();
+            transpose(values);
+            for (int64_t index = 0; index < TILE_ROWS; index++)
+                _mm512_storeu_si512(target + half * TILE_ROWS + index * 32, values[index]);
         }
     }
 }
 
-void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, int64_t group_index, int64_t first,
-            int64_t last) {
-    const Group &group = adapters.groups[group_index];
-    const int64_t *rows = adapters.members + group.first_member;
-    for (int64_t rank = std::max<int64_t>(first, 0); rank < std::min(last, group.rank); rank++) {
-        const uint16_t *a = adapters.a + (group.start + rank) * in_features;
-        float *hidden = adapters.hidden + group.hidden + rank;
-        int64_t done = 0;
-        for (; done + 8 <= group.members; done += 8)
-            dot_rows<8>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
-        for (; done + 4 <= group.members; done += 4)
-            dot_rows<4>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
-        for (; done + 2 <= group.members; done += 2)
-            dot_rows<2>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
-        if (done < group.members)
-            dot_rows<1>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
+int64_t shrink_columns(const Adapters &adapters) {
+    int64_t columns = 0;
+    for (int64_t index = 0; index < adapters.group_count; index++)
+        columns += adapters.groups[index].rank;
+    return columns;
+}
+
+void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, int64_t first, int64_t last) {
+    for (int64_t index = 0; index < adapters.group_count && last > 0; index++) {
+        const Group &group = adapters.groups[index];
+        shrink_group(x, in_features, adapters, group, first, last);
+        first -= group.rank;
+        last -= group.rank;
     }
 }
 
-void multiply_strips(const uint8_t *weight, const uint16_t *packed, const uint16_t *bias, const Adapters *adapters,
-                     int64_t rows, int64_t in_features, int64_t out_features, int64_t first_strip, int64_t last_strip,
-                     uint16_t *scratch, uint16_t *y) {
+void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t in_features,
+                     uint16_t *scratch) {
     const int64_t blocks = in_features / BLOCK;
-    const int64_t group_stride = TILE_ROWS * in_features;
     alignas(64) float sums[4 * 256];
     configure_tiles();
-    for (int64_t strip = first_strip; strip < last_strip; strip++) {
-        const uint8_t *codes = weight + strip * blocks * UNIT_BYTES;
-        if (rows <= TILE_ROWS) {
-            multiply_few(codes, packed, blocks, sums);
-            finish(sums, 0, rows, bias, adapters, out_features, strip, y);
+    for (int64_t at = 0; at < count; at++) {
+        const Strip &strip = strips[at];
+        if (rows <= TILE_ROWS && at + 1 < count) {
+            multiply_few<2>(&strip, packed, blocks, sums);
+            finish(sums, 0, rows, strip);
+            finish(sums + 256, 0, rows, strips[++at]);
             continue;
         }
-        dequantize_strip(codes, blocks, scratch);
+        if (rows <= TILE_ROWS) {
+            multiply_few<1>(&strip, packed, blocks, sums);
+            finish(sums, 0, rows, strip);
+            continue;
+        }
+        dequantize_strip(strip.codes, blocks, scratch);
         for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
             const int64_t present = std::min(CHUNK_ROWS, rows - row);
             const int64_t groups = (present + TILE_ROWS - 1) / TILE_ROWS;
-            multiply_chunk(scratch, TILE_VALUES, 64, packed + row * in_features, group_stride, groups, blocks, sums);
+            multiply_chunk(scratch, TILE_VALUES, 64, packed + row * in_features, TILE_ROWS * in_features, groups,
+                           blocks, sums);
             for (int64_t group = 0; group < groups; group++)
                 finish(sums + group * 256, row + group * TILE_ROWS,
-                       std::min(TILE_ROWS, present - group * TILE_ROWS), bias, adapters, out_features, strip, y);
+                       std::min(TILE_ROWS, present - group * TILE_ROWS), strip);
         }
     }
     _tile_release();
@@ -292,8 +330,10 @@ void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16
     const int64_t blocks = in_features / BLOCK;
     alignas(64) float sums[4 * 256];
     configure_tiles();
-    for (int64_t strip = first_strip; strip < last_strip; strip++) {
-        const uint16_t *own = weight + strip * STRIP * in_features;
+    for (int64_t index = first_strip; index < last_strip; index++) {
+        const uint16_t *own = weight + index * STRIP * in_features;
+        const Strip strip{nullptr, bias ? bias + index * STRIP : nullptr, nullptr, index, STRIP, y + index * STRIP,
+                          out_features};
         for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
             const int64_t present = std::min(CHUNK_ROWS, rows - row);
             const int64_t groups = (present + TILE_ROWS - 1) / TILE_ROWS;
@@ -304,7 +344,7 @@ void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16
                 multiply_chunk(own, 32, in_features * 2, x, TILE_ROWS * in_features, groups, blocks, sums);
             for (int64_t group = 0; group < groups; group++)
                 finish(sums + group * 256, row + group * TILE_ROWS,
-                       std::min(TILE_ROWS, present - group * TILE_ROWS), bias, nullptr, out_features, strip, y);
+                       std::min(TILE_ROWS, present - group * TILE_ROWS), strip);
         }
     }
     _tile_release();

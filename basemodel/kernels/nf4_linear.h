@@ -51,20 +51,34 @@ bool is_supported();
 // Number of bf16 values in the packed form of x.
 int64_t packed_size(int64_t rows, int64_t in_features);
 
-// Pack rows [first, last) of 16-row groups of x [T, K] bf16 into tiles; rows beyond T become zero.
-void pack_rows(const uint16_t *x, int64_t rows, int64_t in_features, int64_t first_group, int64_t last_group,
-               uint16_t *packed);
+// Blocks of all groups of 16 rows together: what `pack` can share out.
+int64_t pack_blocks(int64_t rows, int64_t in_features);
 
-// hidden = x A for rank rows [first, last) of one group.
-void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, int64_t group, int64_t first,
-            int64_t last);
+// Pack blocks [first, last) of x [T, K] bf16, one group of 16 rows after the other; rows beyond T become zero.
+void pack(const uint16_t *x, int64_t rows, int64_t in_features, int64_t first, int64_t last, uint16_t *packed);
 
-// Strips [first, last) of y [T, O] bf16. `bias` and `adapters` may be null. `scratch` has 16 * K bf16 values.
-void multiply_strips(const uint8_t *weight, const uint16_t *packed, const uint16_t *bias, const Adapters *adapters,
-                     int64_t rows, int64_t in_features, int64_t out_features, int64_t first_strip, int64_t last_strip,
-                     uint16_t *scratch, uint16_t *y);
+// Rank rows of all groups together: what `shrink` can share out.
+int64_t shrink_columns(const Adapters &adapters);
 
-// The same without adapters for weights [O, K] that are bf16 already; O must be a multiple of STRIP.
+// hidden = x A for rank rows [first, last) of all groups, one group after the other.
+void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, int64_t first, int64_t last);
+
+// One strip of one layer: what it is computed from, and where it goes.
+struct Strip {
+    const uint8_t *codes;     // its units
+    const uint16_t *bias;     // of its outputs; may be null
+    const Adapters *adapters; // of its layer; may be null
+    int64_t index;            // its number in its layer
+    int64_t outputs;          // how many of its 16 outputs the layer has
+    uint16_t *y;              // where its first output of row 0 goes
+    int64_t y_stride;         // from one row of y to the next
+};
+
+// `count` strips that read the same x. `scratch` has 16 * K bf16 values, at a multiple of 64 bytes.
+void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t in_features,
+                     uint16_t *scratch);
+
+// Strips [first, last) of a layer without adapters whose weights [O, K] are bf16 already; O is a multiple of STRIP.
 void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16_t *bias, int64_t rows,
                     int64_t in_features, int64_t out_features, int64_t first_strip, int64_t last_strip, uint16_t *y);
 

@@ -3,6 +3,7 @@
 // Scores, their exponentials and the weighted sum run over the positions in their order, in float: a token's result
 // depends on nothing but its own request, however the batch and the chunks of its prompt were cut.
 #include "paged_attention.h"
+#include "vector_math.h"
 
 #include <algorithm>
 #include <cmath>
@@ -13,27 +14,6 @@ namespace {
 
 inline __m512bh load_pairs(const uint16_t *values) {
     return (__m512bh)_mm512_loadu_si512(reinterpret_cast<const void *>(values));
-}
-
-inline __m512 widen(const uint16_t *values) {
-    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(values));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-}
-
-// e^x for x <= 0, to about 1e-7 of its value: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2].
-inline __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.0f / 720);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, n);
 }
 
 // scores[h][position - first] for `count` heads.

@@ -95,10 +95,14 @@ class PagedAttention:
         step = self.step
         assert step is not None, "PagedAttention.step must be set before a forward"
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
-        keys, values = self._store(layer, step, key, value)
+        keys, values = self._cache(layer, key, value)
         options = _Options(scaling, sliding_window, softcap)
-        if step.table is not None and _suits_kernel(query, keys, values):
-            return _on_kernel(query, keys, values, step.table, options).unsqueeze(0)
+        if step.table is not None and step.write_slots is not None and _suits_kernel(query, keys, values):
+            new = (key.contiguous(), value.contiguous(), step.write_slots)
+            return _on_kernel(query, keys, values, step.table, options, new).unsqueeze(0)
+        if step.write_slots is not None:
+            keys.index_copy_(0, step.write_slots, key)
+            values.index_copy_(0, step.write_slots, value)
         out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
         if step.decode_slots is not None:
             rows = step.decode_slots.shape[0]
@@ -109,16 +113,11 @@ class PagedAttention:
             out[span.tokens] = _prefill(span, query[span.tokens], past_key, past_value, options)
         return out.unsqueeze(0)
 
-    def _store(
-        self, layer: int, step: AttentionStep, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's cache [slots, G, D], with the step's keys and values written."""
+    def _cache(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's keys and values [slots, G, D], made when the first step shows their shapes."""
         if layer not in self._keys:
             self._keys[layer] = key.new_zeros(self._slots, *key.shape[1:])
             self._values[layer] = value.new_zeros(self._slots, *value.shape[1:])
-        if step.write_slots is not None:
-            self._keys[layer].index_copy_(0, step.write_slots, key)
-            self._values[layer].index_copy_(0, step.write_slots, value)
         return self._keys[layer], self._values[layer]
 
     def unsupported(self, names: list[str]) -> UnsupportedModelError:
@@ -158,9 +157,17 @@ def _suits_kernel(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor)
 
 
 def _on_kernel(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: TokenTable, options: _Options
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    table: TokenTable,
+    options: _Options,
+    new: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
-    """All tokens of the step at once, each over its positions in their order: query [T, A, D] -> [T, A, D]."""
+    """All tokens of the step at once, each over its positions in their order: query [T, A, D] -> [T, A, D].
+
+    `new` are the step's keys, values [T, G, D] and the slots to which they go first.
+    """
     scaling = options.scaling if options.scaling is not None else query.shape[-1] ** -0.5
     out: torch.Tensor = torch.ops.loraplex.paged_attention(
         query,
@@ -172,6 +179,7 @@ def _on_kernel(
         scaling,
         options.window or 0,
         options.softcap or 0.0,
+        *new,
     )
     return out
 

@@ -1,0 +1,155 @@
+#include "linear_job.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+
+namespace loraplex {
+namespace {
+
+constexpr int64_t FEW_VALUES = 1 << 16;     // about a microsecond's work: below that a second thread costs more than it brings
+constexpr int64_t MANY_VALUES = 1 << 19;    // worth waking a thread that sleeps
+constexpr int64_t SHARES_PER_THREAD = 8;
+constexpr int64_t MOST_STRIPS_AT_ONCE = 16;
+
+Tensor bytes(int64_t count) { return at::empty({count}, at::TensorOptions().dtype(at::kByte)); }
+
+template <typename Value> Value *aligned(void *room) {
+    return reinterpret_cast<Value *>((reinterpret_cast<uintptr_t>(room) + 63) & ~uintptr_t{63});
+}
+
+} // namespace
+
+int64_t thread_count() { return at::get_num_threads(); }
+
+Effort effort_of(int64_t values) {
+    return values < FEW_VALUES ? Effort::alone : values < MANY_VALUES ? Effort::whoever_is_awake : Effort::everybody;
+}
+
+int64_t share_of(int64_t items, int64_t step) {
+    const int64_t even = items / (thread_count() * SHARES_PER_THREAD);
+    return std::max<int64_t>(even / step, 1) * step;
+}
+
+uint16_t *strip_scratch(int64_t in_features) {
+    thread_local std::vector<uint16_t> room;
+    const size_t needed = STRIP * in_features + 32;
+    if (room.size() < needed)
+        room.resize(needed);
+    return aligned<uint16_t>(room.data());
+}
+
+Runs::Runs(at::TensorList given, int64_t hidden_values, int64_t rows) : parts(given), hidden_size(hidden_values) {
+    static_assert(sizeof(Use) == 3 * sizeof(int64_t), "Use is three integers");
+    static_assert(sizeof(Group) == 5 * sizeof(int64_t), "Group is five integers");
+    if (parts.empty())
+        return;
+    TORCH_CHECK(parts.size() == 5, "a plan has five tensors");
+    TORCH_CHECK(parts[0].numel() == rows + 1, "the plan is for ", parts[0].numel() - 1, " rows, and x has ", rows);
+    TORCH_CHECK(parts[1].size(0) == parts[4].size(0) && parts[1].size(0) == parts[2].size(0),
+                "a use has no weight or member");
+}
+
+Adapters Runs::over(const Tensor &a, const Tensor &b, float *hidden) const {
+    return {static_cast<const uint16_t *>(a.data_ptr()),
+            static_cast<const uint16_t *>(b.data_ptr()),
+            a.size(0),
+            parts[0].const_data_ptr<int64_t>(),
+            reinterpret_cast<const Use *>(parts[1].const_data_ptr<int64_t>()),
+            parts[2].const_data_ptr<float>(),
+            reinterpret_cast<const Group *>(parts[3].const_data_ptr<int64_t>()),
+            parts[3].size(0),
+            parts[4].const_data_ptr<int64_t>(),
+            hidden};
+}
+
+Layer::Layer(const OptionalTensor &weight, const OptionalTensor &offsets, const OptionalTensor &a,
+             const OptionalTensor &b, int64_t in, int64_t out, const Runs &runs)
+    : in_features(in), out_features(out), strips((out + STRIP - 1) / STRIP) {
+    TORCH_CHECK(in_features % BLOCK == 0, "in_features must be a multiple of 64");
+    TORCH_CHECK(weight && weight->numel() >= strips * (in_features / BLOCK) * UNIT_BYTES, "weight too small");
+    TORCH_CHECK(!offsets || (offsets->scalar_type() == at::kBFloat16 && offsets->numel() == out), "bias: bfloat16 [O]");
+    codes = static_cast<const uint8_t *>(weight->data_ptr());
+    bias = offsets ? static_cast<const uint16_t *>(offsets->data_ptr()) : nullptr;
+    if (runs.parts.empty() || !a || !b)
+        return;
+    TORCH_CHECK(a->scalar_type() == at::kBFloat16 && b->scalar_type() == at::kBFloat16 && a->is_contiguous() &&
+                    b->is_contiguous() && a->size(1) == in_features && b->size(0) == strips &&
+                    b->size(1) == a->size(0),
+                "a must be bfloat16 [R, K] and b [strips, R, 16]");
+    hidden = bytes(runs.hidden_size * sizeof(float));
+    adapters = runs.over(*a, *b, static_cast<float *>(hidden.data_ptr()));
+}
+
+Strip Layer::strip(int64_t index, uint16_t *y, int64_t y_stride) const {
+    const int64_t output = index * STRIP;
+    return {codes + index * (in_features / BLOCK) * UNIT_BYTES,
+            bias ? bias + output : nullptr,
+            adapters ? &*adapters : nullptr,
+            index,
+            std::min(STRIP, out_features - output),
+            y,
+            y_stride};
+}
+
+LinearJob::LinearJob(const uint16_t *x, int64_t rows, int64_t in_features)
+    : x_(x), rows_(rows), in_features_(in_features), room_(bytes(packed_size(rows, in_features) * 2 + 64)),
+      packed_(aligned<uint16_t>(room_.data_ptr())) {}
+
+Stage LinearJob::prepare() {
+    int64_t items = pack_blocks(rows_, in_features_);
+    for (const Layer *layer : layers_)
+        items += layer->adapters ? shrink_columns(*layer->adapters) : 0;
+    return {items, share_of(items), [this](int64_t first, int64_t last) { prepare_items(first, last); }};
+}
+
+void LinearJob::prepare_items(int64_t first, int64_t last) {
+    const int64_t blocks = pack_blocks(rows_, in_features_);
+    if (first < blocks)
+        pack(x_, rows_, in_features_, first, std::min(last, blocks), packed_);
+    int64_t begin = blocks; // of a layer's columns
+    for (const Layer *layer : layers_) {
+        if (!layer->adapters)
+            continue;
+        const int64_t end = begin + shrink_columns(*layer->adapters);
+        if (first < end && last > begin)
+            shrink(x_, in_features_, *layer->adapters, std::max(first, begin) - begin, std::min(last, end) - begin);
+        begin = end;
+    }
+}
+
+Stage LinearJob::multiply() {
+    int64_t items = 0;
+    for (const Layer *layer : layers_)
+        items += layer->strips;
+    const int64_t share = std::min(share_of(items, 2), MOST_STRIPS_AT_ONCE);
+    return {items, share, [this](int64_t first, int64_t last) { multiply_items(first, last); }};
+}
+
+void LinearJob::multiply_items(int64_t first, int64_t last) {
+    uint16_t *scratch = rows_ > TILE_ROWS ? strip_scratch(in_features_) : nullptr;
+    while (first < last) {
+        Strip strips[MOST_STRIPS_AT_ONCE];
+        int64_t count = 0, begin = 0; // `begin`: of a layer's strips
+        const int64_t end = std::min(last, first + MOST_STRIPS_AT_ONCE);
+        for (size_t index = 0; index < layers_.size(); index++) {
+            const Layer &layer = *layers_[index];
+            for (int64_t item = std::max(first, begin); item < std::min(end, begin + layer.strips); item++)
+                strips[count++] =
+                    layer.strip(item - begin, outputs_[index] + (item - begin) * STRIP, layer.out_features);
+            begin += layer.strips;
+        }
+        multiply_strips(strips, count, packed_, rows_, in_features_, scratch);
+        first = end;
+    }
+}
+
+int64_t LinearJob::values() const {
+    int64_t weights = 0;
+    for (const Layer *layer : layers_)
+        weights += layer->strips * STRIP * in_features_;
+    return weights * (rows_ + 63) / 64 + rows_ * in_features_;
+}
+
+} // namespace loraplex

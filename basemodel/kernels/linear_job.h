@@ -1,0 +1,72 @@
+// 4-bit layers that read the same x, with their adapters, as stages of a job (team.h). Compiled for any processor.
+#pragma once
+#include "nf4_linear.h"
+#include "team.h"
+
+#include <ATen/core/Tensor.h>
+#include <optional>
+#include <vector>
+
+namespace loraplex {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Threads that a job may have, and how much of them one of `values` multiply-adds or moved values is worth.
+int64_t thread_count();
+Effort effort_of(int64_t values);
+
+// Items of a stage that a thread takes at a time, so that each thread comes several times; a multiple of `step`.
+int64_t share_of(int64_t items, int64_t step = 1);
+
+// Room of one thread for one dequantized strip, at a multiple of 64 bytes.
+uint16_t *strip_scratch(int64_t in_features);
+
+// The plan of a step as Python's LoraRuns holds it: first_use, uses, weights, groups, members (none of them: no adapter).
+// The tensors must outlive it.
+struct Runs {
+    Runs(at::TensorList parts, int64_t hidden_size, int64_t rows);
+    Adapters over(const Tensor &a, const Tensor &b, float *hidden) const; // one layer's arena
+
+    at::TensorList parts;
+    int64_t hidden_size;
+};
+
+// One layer as an operator was given it: weight [strips * blocks * UNIT_BYTES] uint8, bias [O] bf16,
+// a [R, K] and b [strips, R, 16] bf16 (both none: no adapter of this step touches it).
+struct Layer {
+    Layer(const OptionalTensor &weight, const OptionalTensor &bias, const OptionalTensor &a, const OptionalTensor &b,
+          int64_t in_features, int64_t out_features, const Runs &runs);
+    Strip strip(int64_t index, uint16_t *y, int64_t y_stride) const;
+
+    const uint8_t *codes;
+    const uint16_t *bias;
+    int64_t in_features, out_features, strips;
+    std::optional<Adapters> adapters;
+    Tensor hidden; // x A of all groups
+};
+
+// All of it must outlive the job; nothing may be added once a stage was taken.
+class LinearJob {
+  public:
+    LinearJob(const uint16_t *x, int64_t rows, int64_t in_features);
+    void add(const Layer &layer, uint16_t *y) { layers_.push_back(&layer), outputs_.push_back(y); }
+
+    Stage prepare();  // packs x, and computes x A
+    Stage multiply(); // the strips of all layers, each layer to its y [T, O]
+    int64_t values() const; // multiply-adds and moved values, about
+    const uint16_t *packed() const { return packed_; }
+
+  private:
+    void prepare_items(int64_t first, int64_t last);
+    void multiply_items(int64_t first, int64_t last);
+
+    const uint16_t *x_;
+    int64_t rows_, in_features_;
+    std::vector<const Layer *> layers_;
+    std::vector<uint16_t *> outputs_;
+    Tensor room_;
+    uint16_t *packed_;
+};
+
+} // namespace loraplex

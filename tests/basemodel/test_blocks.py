@@ -1,0 +1,150 @@
+"""Fused blocks against the modules of transformers, and bit by bit against the kernel's own parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from transformers import Gemma3TextConfig, PretrainedConfig
+
+from basemodel.adapter_weights import AdapterWeights, LoraPair
+from basemodel.attach import AdapterSites
+from basemodel.blocks import FusedAttention, FusedMLP, FusedNorm, fuse_blocks
+from basemodel.kernels.library import has_cpu_kernels
+from basemodel.load import load_snapshot
+from basemodel.lora_ops import RankRows, Segment, plan_lora
+from basemodel.snapshot import Snapshot
+from tests.engine.workbench import FAMILIES, SMALL, make_snapshot
+
+pytestmark = pytest.mark.skipif(
+    not has_cpu_kernels(), reason="the kernels need a C++ compiler and a processor with AVX512-BF16 and AMX"
+)
+FUSED: dict[str, PretrainedConfig] = {
+    name: FAMILIES[name] for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+} | {"gemma3": Gemma3TextConfig(**SMALL, sliding_window=6, query_pre_attn_scalar=16)}
+RANK_ROWS = 48
+A, B = RankRows(0, 16), RankRows(16, 5, weight=0.5)
+
+
+@pytest.fixture(scope="module", params=FUSED)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    config = FUSED[request.param].__class__(**FUSED[request.param].to_dict() | {"head_dim": 32})
+    return make_snapshot(config, tmp_path_factory.mktemp(f"blocks-{request.param}"), compute_dtype="bfloat16")
+
+
+def fused_model(base: Snapshot) -> tuple[nn.Module, AdapterSites]:
+    """A fused model with two adapters placed, the second on some layers only."""
+    model = load_snapshot(base).model
+    sites = AdapterSites(model, base.description, rows=RANK_ROWS, dtype=torch.float32)
+    torch.manual_seed(4)
+    for use in (A, B):
+        pairs = {
+            path: LoraPair(
+                (0.1 * torch.randn(shape.in_features, use.rank)).to(torch.bfloat16),
+                (0.1 * torch.randn(use.rank, shape.out_features)).to(torch.bfloat16),
+            )
+            for path, shape in base.description.modules.items()
+            if shape.quantized and (use is A or not path.endswith(("k_proj", "up_proj")))
+        }
+        sites.place(use.start, AdapterWeights(rank=use.rank, modules=pairs, adapter_bytes=0))
+    with torch.no_grad():  # norms start at ones or zeros: a weight that is left out would not show
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.weight += 0.2 * torch.randn_like(module.weight)
+    assert fuse_blocks(model, sites) > 0
+    return model, sites
+
+
+def blocks(model: nn.Module, kind: type) -> Iterator[tuple[nn.Module, object]]:
+    found = [(module, module.forward) for module in model.modules() if isinstance(module.forward, kind)]
+    assert found
+    yield from found
+
+
+def almost_equal(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Equal, but for single roundings to bfloat16."""
+    assert ours.shape == theirs.shape
+    assert (ours == theirs).float().mean() > 0.97
+    assert ((ours.double() - theirs.double()).abs() <= 2**-7 * theirs.double().abs() + 1e-6).all()
+
+
+def test_every_layer_is_fused(base: Snapshot) -> None:
+    model, _ = fused_model(base)
+    layers = base.description.modules
+    assert len(list(blocks(model, FusedAttention))) == len(list(blocks(model, FusedMLP)))
+    assert len(list(blocks(model, FusedMLP))) == sum(path.endswith("up_proj") for path in layers)
+    norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
+    assert len(norms) == len(list(blocks(model, FusedNorm)))
+
+
+@torch.inference_mode()
+def test_norms_and_gates_are_those_of_transformers(base: Snapshot) -> None:
+    model, _ = fused_model(base)
+    x = torch.randn(33, 64).to(torch.bfloat16) * torch.logspace(-3, 2, 33)[:, None].to(torch.bfloat16)
+    for module, block in blocks(model, FusedNorm):
+        width = module.weight.shape[0]
+        almost_equal(block(x[:, :width]), type(module).forward(module, x[:, :width]))
+
+
+@torch.inference_mode()
+def test_a_gate_is_as_exact_as_torch() -> None:
+    torch.manual_seed(5)
+    gates, ups = (3 * torch.randn(2, 40, 100)).to(torch.bfloat16)
+    gates[0, :4] = torch.tensor([0.0, -200.0, 200.0, float("nan")])
+    for number, activate in enumerate([nn.functional.silu, lambda x: nn.functional.gelu(x, approximate="tanh")]):
+        ours, theirs = torch.ops.loraplex.gate(gates, ups, number), activate(gates) * ups
+        exact = (activate(gates.double()) * ups.double()).nan_to_num(0)
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        ours, theirs = (value.nan_to_num(0).double() for value in (ours, theirs))
+        assert (ours - exact).abs().mean() <= (theirs - exact).abs().mean() * 1.001
+        assert (ours == theirs).double().mean() > (0.999 if number == 0 else 0.9)  # torch's GELU cancels below zero
+
+
+BATCHES = {
+    "base alone": [Segment(3, ())],
+    "decoding": [Segment(1, (A,)), Segment(1, ()), Segment(1, (B,)), Segment(1, (A, B))],
+    "and a prompt": [Segment(1, (B,)), Segment(30, (A,)), Segment(1, ())],
+    "a long prompt": [Segment(100, (A, B)), Segment(1, (B,))],
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@torch.inference_mode()
+def test_a_fused_block_equals_its_parts_by_the_bit(base: Snapshot, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sites = fused_model(base)
+    segments = BATCHES[name]
+    tokens = sum(segment.tokens for segment in segments)
+    x = torch.randn(tokens, 64).to(torch.bfloat16)
+    angles = torch.rand(1, tokens, 16).repeat(1, 1, 2) * 6
+    turn = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+    sites.plan = plan_lora(segments, device=x.device, dtype=torch.float32)
+
+    def computed() -> list[torch.Tensor]:
+        inputs = [part for _, block in blocks(model, FusedAttention) for part in block.inputs(x, *turn)]  # type: ignore[attr-defined]
+        return [*inputs, *(block(x[None])[0] for _, block in blocks(model, FusedMLP))]  # type: ignore[operator]
+
+    together = computed()
+    for layer in sites._sites.values():
+        monkeypatch.setattr(layer, "joins", lambda plan: False)
+    for ours, parts in zip(together, computed(), strict=True):
+        assert torch.equal(ours, parts)
+    sites.plan = None
+    if name != "base alone":
+        assert not torch.equal(together[0], computed()[0]), "the adapters made no difference"
+
+
+def test_a_module_that_computes_something_else_is_left_alone(base: Snapshot) -> None:
+    model = load_snapshot(base).model
+    sites = AdapterSites(model, base.description, rows=RANK_ROWS, dtype=torch.float32)
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith(("RMSNorm", "MLP")) and not name.endswith(("q_norm", "k_norm")):
+            module.forward = lambda x, own=module: type(own).forward(own, x) * 1.01  # type: ignore[method-assign]
+        if type(module).__name__.endswith("Attention"):
+            module.scaling *= 1.01
+    fuse_blocks(model, sites)
+    fused = [name for name, module in model.named_modules() if isinstance(module.forward, FusedNorm | FusedMLP)]
+    assert all(name.endswith(("q_norm", "k_norm")) for name in fused)
+    for module, block in blocks(model, FusedAttention):
+        assert block.options["scaling"] == module.scaling  # type: ignore[attr-defined]
