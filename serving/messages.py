@@ -55,13 +55,17 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
-    """Start a request. The engine answers with `Output`s for this `request_id` until one has a finish reason."""
+    """Start a request. The engine answers with `Output`s for this `request_id` until one has a finish reason.
+
+    `grammar` is what the answer must follow, in llguidance's own form, and was compiled before by the API's workers.
+    """
 
     request_id: str
     tenant: str
     prompt_token_ids: list[int]
     sampling: Sampling
     adapters: tuple[AdapterUse, ...] = ()
+    grammar: str | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
@@ -120,7 +124,8 @@ class Outputs(msgspec.Struct, frozen=True, kw_only=True, tag="outputs"):
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """The engine holds the base and accepts requests. Sent once per engine process.
 
-    `base` is the content of `base.json`; `base_folder` holds the tokenizer and the chat template.
+    `base` is the content of `base.json`; `base_folder` holds the tokenizer and the chat template. `end_token_ids` end
+    a text.
     """
 
     base: dict[str, Any]
@@ -132,6 +137,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     adapter_slots: int
     max_running: int
     load_seconds: float
+    end_token_ids: tuple[int, ...] = ()
 
 
 class AdapterState(msgspec.Struct, frozen=True, kw_only=True):

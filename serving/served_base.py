@@ -27,6 +27,8 @@ class ServedBase:
     device: str
     load_seconds: float
     tokenization: Tokenization
+    folder: Path
+    end_token_ids: tuple[int, ...]
 
     @classmethod
     def from_ready(cls, ready: Ready, *, context_limit_tokens: int | None) -> ServedBase:
@@ -46,6 +48,8 @@ class ServedBase:
             device=ready.device,
             load_seconds=ready.load_seconds,
             tokenization=Tokenization.load(Path(ready.base_folder)),
+            folder=Path(ready.base_folder),
+            end_token_ids=ready.end_token_ids,
         )
 
     def is_named(self, model: str) -> bool:

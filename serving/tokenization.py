@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from serving.chat_template import MARK_END, MARK_START, MARKED, ChatTemplate
 from serving.errors import BaseFolderError, InvalidFieldError
+from serving.tool_syntax import HERMES, ToolSyntax
 
 TOKENIZER_FILE = "tokenizer.json"
 CACHED_TOKEN_TEXTS = 65536
@@ -59,13 +61,18 @@ class Tokenization:
         """A prompt's token ids, with what the tokenizer puts around a text (such as a beginning-of-text token)."""
         return list(self._tokenizer.encode(text).ids)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    @property
+    def tool_syntax(self) -> ToolSyntax:
+        """How this base writes a call of a function."""
+        return HERMES if self._template is None else self._template.tool_syntax
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The token ids of a chat, ready for the assistant's turn. Raises InvalidFieldError."""
         if self._template is None:
             raise InvalidFieldError(
                 "This base has no chat template: use /v1/completions with a prompt.", param="messages"
             )
-        pieces = MARKED.split(self._template.render(messages))
+        pieces = MARKED.split(self._template.render(messages, tools))
         token_ids: list[int] = []
         # Odd pieces are control tokens that a client typed: they are text, not control.
         for position, piece in enumerate(pieces):

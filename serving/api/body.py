@@ -9,6 +9,7 @@ import msgspec
 from litestar import Request
 from litestar.exceptions import InternalServerException
 
+from registry.decoding import decode
 from serving.errors import ClientGoneError, InvalidFieldError, MalformedBodyError
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -31,7 +32,7 @@ async def read_body(request: Request[Any, Any, Any], schema: type[S]) -> S:
 def decode_body(body: bytes, schema: type[S]) -> S:
     """Bytes as a `schema`. Raises MalformedBodyError or InvalidFieldError."""
     try:
-        return msgspec.json.decode(body, type=schema)
+        return decode(body, schema)
     except msgspec.ValidationError as error:
         raise _explained(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

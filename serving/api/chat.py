@@ -8,16 +8,20 @@ from typing import Any
 from litestar import Request, post
 from litestar.types import ASGIApp
 
+from serving.api.asked import Asked, asked_by_format, asked_by_structure, refuse_contradictions
 from serving.api.body import read_body
 from serving.api.choices import Finish
 from serving.api.dialect import Document, Head, Usage, WholeChoice
 from serving.api.generation import generate
 from serving.api.limits import refuse_hopeless
 from serving.api.logprobs import chat_logprobs
-from serving.api.schemas import ChatRequest, Message
+from serving.api.schemas import ChatRequest, TextFormat
+from serving.api.tools import ToolUse, delta_of, message_of
+from serving.api.turns import characters_of, turns_of
 from serving.errors import InvalidFieldError
 from serving.served_base import ServedBase
 from serving.tokenization import Tokenization
+from serving.tool_calls import Said, ToolCallReader
 from serving.transcript import Passage
 
 
@@ -48,26 +52,46 @@ class ChatDialect:
         self.fields = fields
         self.logprobs = (fields.top_logprobs or 0) if fields.logprobs else None
         self.wanted_tokens = fields.max_completion_tokens if fields.max_tokens is None else fields.max_tokens
+        self._tools = ToolUse(fields)
+        self._readers: dict[int, ToolCallReader] = {}
+        followed = {
+            "tools": self._tools.is_allowed,
+            "response_format": not isinstance(fields.response_format, TextFormat | None),
+            "structured_outputs": fields.structured_outputs is not None,
+        }
+        refuse_contradictions(fields, [name for name, is_asked in followed.items() if is_asked])
+        self.is_constrained = any(followed.values())
+
+    def asked(self, base: ServedBase) -> Asked | None:
+        """What the one field that asks for something asks for."""
+        if self._tools.is_allowed:
+            return self._tools.asked(base.tokenization.tool_syntax)
+        if self.fields.structured_outputs is not None:
+            return asked_by_structure(self.fields.structured_outputs)
+        return None if self.fields.response_format is None else asked_by_format(self.fields.response_format)
 
     def encode(self, base: ServedBase) -> list[list[int]]:
         """The one prompt that the base's template makes of the messages."""
-        messages = [_plain(message) for message in self.fields.messages]
-        refuse_hopeless(sum(len(message["content"]) for message in messages), base, param=self.prompt_param)
-        return [base.tokenization.encode_chat(messages)]
+        turns = turns_of(self.fields.messages)
+        refuse_hopeless(characters_of(turns), base, param=self.prompt_param)
+        return [base.tokenization.encode_chat(turns, self._tools.shown)]
 
     def opening(self, head: Head, index: int, tokenization: Tokenization) -> Iterable[Document]:
         """The role comes first."""
-        return [self._chunk(head, index, {"role": "assistant", "content": ""})]
+        return [self._chunk(head, index, {"role": "assistant", "content": None if self._tools.is_required else ""})]
 
     def chunks(
         self, head: Head, index: int, passage: Passage, finish: Finish | None, tokenization: Tokenization
     ) -> Iterable[Document]:
-        """A chunk with the text, and one with the reason where the choice has ended."""
-        if passage.text or passage.tokens:
-            logprobs = None if self.logprobs is None else chat_logprobs(passage.tokens, tokenization)
-            yield self._chunk(head, index, {"content": passage.text}, logprobs=logprobs)
+        """Chunks with the text and the calls, and one with the reason where the choice has ended."""
+        deltas = self._deltas(index, passage.text, tokenization, is_over=finish is not None)
+        if passage.tokens and not deltas:
+            deltas = [{}]  # the tokens of text that is held back
+        logprobs = None if self.logprobs is None else chat_logprobs(passage.tokens, tokenization)
+        for position, delta in enumerate(deltas):
+            yield self._chunk(head, index, delta, logprobs=None if position else logprobs)
         if finish is not None:
-            yield self._chunk(head, index, {}, finish=finish)
+            yield self._chunk(head, index, {}, finish=_reason(finish, self._readers.pop(index, None)))
 
     def closing(self, head: Head, usage: Usage) -> Document:
         """No choices, only the usage."""
@@ -75,16 +99,25 @@ class ChatDialect:
 
     def whole(self, head: Head, choices: Sequence[WholeChoice], usage: Usage, tokenization: Tokenization) -> Document:
         """All choices with their messages."""
-        documents = [
-            {
-                "index": choice.index,
-                "message": {"role": "assistant", "content": choice.passage.text, "refusal": None},
-                "logprobs": None if self.logprobs is None else chat_logprobs(choice.passage.tokens, tokenization),
-                "finish_reason": choice.finish_reason,
-            }
-            for choice in choices
-        ]
+        documents = []
+        for choice in choices:
+            reader = ToolCallReader(tokenization.tool_syntax) if self._tools.is_allowed else None
+            pieces = [*reader.add(choice.passage.text), *reader.finish()] if reader else [Said(choice.passage.text)]
+            documents.append(
+                {
+                    "index": choice.index,
+                    "message": message_of(pieces),
+                    "logprobs": None if self.logprobs is None else chat_logprobs(choice.passage.tokens, tokenization),
+                    "finish_reason": _reason(choice.finish_reason, reader),
+                }
+            )
         return {**_head(head, "chat.completion"), "choices": documents, "usage": usage.document()}
+
+    def _deltas(self, index: int, text: str, tokenization: Tokenization, *, is_over: bool) -> list[Document]:
+        if not self._tools.is_allowed:
+            return [{"content": text}] if text else []
+        reader = self._readers.setdefault(index, ToolCallReader(tokenization.tool_syntax))
+        return [delta_of(piece) for piece in (*reader.add(text), *(reader.finish() if is_over else ()))]
 
     def _chunk(
         self,
@@ -93,10 +126,15 @@ class ChatDialect:
         delta: Document,
         *,
         logprobs: Document | None = None,
-        finish: Finish | None = None,
+        finish: str | None = None,
     ) -> Document:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return {**_head(head, "chat.completion.chunk"), "choices": [choice]}
+
+
+def _reason(finish: Finish, reader: ToolCallReader | None) -> str:
+    """An answer that is whole and calls something ends with `tool_calls`."""
+    return "tool_calls" if finish == "stop" and reader is not None and reader.has_only_complete_calls else finish
 
 
 def _head(head: Head, kind: str) -> Document:
@@ -107,11 +145,3 @@ def _head(head: Head, kind: str) -> Document:
         "model": head.model,
         "system_fingerprint": head.system_fingerprint,
     }
-
-
-def _plain(message: Message) -> dict[str, str]:
-    """A message as templates know it: `developer` is the newer word for `system`, parts are joined by line breaks."""
-    role = "system" if message.role == "developer" else message.role
-    if isinstance(message.content, str):
-        return {"role": role, "content": message.content}
-    return {"role": role, "content": "\n".join(part.text for part in message.content)}

@@ -37,6 +37,7 @@ class ChoicePlan:
     samplings: Sequence[Sampling]
     adapters: tuple[AdapterUse, ...]
     stops: tuple[str, ...]
+    grammar: str | None
 
     @property
     def count(self) -> int:
@@ -55,6 +56,7 @@ class ChoicePlan:
             prompt_token_ids=self.prompts[index // self.answers_each],
             sampling=sampling,
             adapters=self.adapters,
+            grammar=self.grammar,
         )
 
 

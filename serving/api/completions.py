@@ -8,6 +8,7 @@ from typing import Any
 from litestar import Request, post
 from litestar.types import ASGIApp
 
+from serving.api.asked import Asked, asked_by_structure, refuse_contradictions
 from serving.api.body import read_body
 from serving.api.choices import Finish
 from serving.api.dialect import Document, Head, Usage, WholeChoice
@@ -50,11 +51,17 @@ class CompletionDialect:
         self.logprobs = fields.logprobs
         self.wanted_tokens = fields.max_tokens
         self._prompts = _prompts_of(fields)
+        self.is_constrained = fields.structured_outputs is not None
+        refuse_contradictions(fields, ["structured_outputs"] if self.is_constrained else [])
 
     @property
     def prompt_count(self) -> int:
         """How many prompts there are."""
         return len(self._prompts)
+
+    def asked(self, base: ServedBase) -> Asked | None:
+        """What `structured_outputs` asks for."""
+        return None if self.fields.structured_outputs is None else asked_by_structure(self.fields.structured_outputs)
 
     def encode(self, base: ServedBase) -> list[list[int]]:
         """Texts are tokenized; token ids are checked against the vocabulary."""

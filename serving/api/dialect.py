@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from serving.api.asked import Asked
 from serving.api.choices import Finish
 from serving.api.schemas import SamplingFields
 from serving.served_base import ServedBase
@@ -76,6 +77,13 @@ class Dialect(Protocol):
     @property
     def default_tokens(self) -> int | None:
         """The longest answer where it asks for none; None is all that the context leaves."""
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the answers follow a grammar."""
+
+    def asked(self, base: ServedBase) -> Asked | None:
+        """What the answers follow (it takes a while for large schemas). Raises InvalidFieldError."""
 
     def encode(self, base: ServedBase) -> list[list[int]]:
         """The prompts as token ids (it blocks). Raises InvalidFieldError."""

@@ -34,6 +34,7 @@ from serving.api.sampling import includes_usage, sampling_of, stop_strings_of
 from serving.api.service import Service, service_of
 from serving.api.streaming import EventStream
 from serving.errors import InvalidFieldError
+from serving.grammars.errors import GrammarRefusedError
 from serving.served_base import ServedBase
 from serving.transcript import Passage, ShownToken
 
@@ -172,12 +173,27 @@ async def _start(walk: _Walk) -> _Running:
         sampling_of(fields, base, max_tokens=_answer_tokens(dialect, prompt, base), logprobs=dialect.logprobs)
         for prompt in prompts
     ]
+    grammar = await _grammar(walk, tenant, base)
     adapters = await walk.taken.enter_async_context(service.loader.hold(target))
-    plan = ChoicePlan(tenant, prompts, answers_each, samplings, adapters, stop_strings_of(fields))
+    plan = ChoicePlan(tenant, prompts, answers_each, samplings, adapters, stop_strings_of(fields), grammar)
     choices = Choices(service.engine, base.tokenization, plan, walk.record)
     await walk.taken.enter_async_context(choices)
     head = Head(uuid.uuid4().hex, int(time.time()), target.name, target.fingerprint)
     return _Running(target, head, walk.record.prompt_tokens, count, choices.deltas(), include_usage)
+
+
+async def _grammar(walk: _Walk, tenant: str, base: ServedBase) -> str | None:
+    """What the answers must follow, compiled once by a process that may die of it. Raises InvalidFieldError."""
+    service, dialect = walk.service, walk.dialect
+    if not dialect.is_constrained:
+        return None
+    asked = await service.tokenizer_threads.run(dialect.asked, base)
+    if asked is None:
+        return None
+    try:
+        return await service.running_checker().check(tenant, asked.source)
+    except GrammarRefusedError as error:
+        raise asked.refused(error.reason) from None
 
 
 def _answer_tokens(dialect: Dialect, prompt: list[int], base: ServedBase) -> int:

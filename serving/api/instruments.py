@@ -86,6 +86,9 @@ class Instruments:
         self._adapter_tokens = counter(
             "loraplex_adapter_generation_tokens", f"Generated tokens {_BY_ADAPTER}", "adapter"
         )
+        self._grammars = counter(
+            "loraplex_grammars", "New schemas, patterns and grammars by what came of them.", "outcome"
+        )
         self.canaries = CanaryInstruments(registry, seconds_buckets=REQUEST_BUCKETS)
 
     def first_token(self, seconds: float) -> None:
@@ -128,6 +131,10 @@ class Instruments:
     def access_denied(self, code: str) -> None:
         """A request was refused for its token or role."""
         self._denied.labels(code).inc()
+
+    def grammar_judged(self, outcome: str) -> None:
+        """A schema, pattern or grammar that was not known was `compiled` or `refused`."""
+        self._grammars.labels(outcome).inc()
 
     def _observe(self, name: str, value: float) -> None:
         self._histograms[name].labels(self._model_name(), ENGINE).observe(value)

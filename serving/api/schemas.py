@@ -6,16 +6,16 @@ The names and meanings are OpenAI's; the fields below the line in `SamplingField
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from serving.api.conversation import MOST_CHARACTERS, MOST_TOOLS, Message, NamedTool, Text, Tool
+
 MOST_TOKENS = 1_048_576
-MOST_CHARACTERS = 4_194_304
 
 Model = Annotated[str, Meta(min_length=1, max_length=256)]
-Text = Annotated[str, Meta(max_length=MOST_CHARACTERS)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenCount = Annotated[int, Meta(ge=1, le=MOST_TOKENS)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -34,10 +34,43 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     include_usage: bool = False
 
 
-class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Only plain text is offered."""
+class TextFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    """Plain text."""
 
-    type: Literal["text"]
+
+class JsonObjectFormat(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"
+):
+    """Any JSON object."""
+
+
+class DescribedSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A JSON schema; without one, any object. It is always followed: `name`, `description`, `strict` change nothing."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
+    schema: dict[str, Any] | None = None
+    description: Annotated[str, Meta(max_length=16_384)] | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="json_schema"
+):
+    """JSON of one schema."""
+
+    json_schema: DescribedSchema
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the answer follows: one of these. The names are vLLM's."""
+
+    json: dict[str, Any] | Annotated[str, Meta(max_length=MOST_CHARACTERS)] | None = None
+    regex: Annotated[str, Meta(min_length=1, max_length=MOST_CHARACTERS)] | None = None
+    choice: Annotated[list[str], Meta(min_length=1)] | None = None
+    grammar: Annotated[str, Meta(min_length=1, max_length=MOST_CHARACTERS)] | None = None
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,20 +95,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
     ignore_eos: bool | None = None
-
-
-class TextPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One part of a message's content; text is the only kind."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One turn of a chat. `developer` means `system`."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Meta(min_length=1, max_length=64)]
+    structured_outputs: StructuredOutputs | None = None
 
 
 class ChatRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,6 +106,9 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fiel
     logprobs: bool | None = None
     top_logprobs: AlternativeCount | None = None
     response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Meta(min_length=1, max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -25,11 +25,14 @@ from serving.api.instruments import Instruments
 from serving.api.limits import Gate
 from serving.engine_client import EngineClient
 from serving.errors import EngineUnavailableError, ServingError
+from serving.grammars.checker import COMPILE_BYTES, COMPILE_SECONDS, GrammarChecker
+from serving.grammars.verdicts import WorkerSettings
 from serving.messages import AdapterUse, Ready
 from serving.registry_follower import RegistryFollower
 from serving.resolved_names import NameInUse, ResolvedNames
 from serving.served_base import ServedBase
 from serving.settings import ServingSettings
+from serving.tokenization import TOKENIZER_FILE
 from serving.version_leases import VersionLeases
 
 TOKENIZER_THREADS = 2
@@ -62,6 +65,7 @@ class Service:
         self.authenticator = Authenticator(
             registry, is_loopback=settings.is_loopback, remember_seconds=settings.token_cache_seconds
         )
+        self.checker: GrammarChecker | None = None  # made for the base; it is the same in every start of the engine
         self.tokenizer_threads = Threads("tokenize", TOKENIZER_THREADS)
         self.registry_threads = Threads("list", 2)
         self.adapters_in_use = AdaptersInUse()
@@ -94,6 +98,8 @@ class Service:
         await self.engine.stop()
         await self._preloaded.aclose()
         await self.leases.stop()
+        if self.checker is not None:
+            await self.checker.close()
         self.loader.close()
         self.authenticator.close()
         self.tokenizer_threads.close()
@@ -117,6 +123,22 @@ class Service:
         if self.base is None or self.engine.ready is None:
             raise EngineUnavailableError(self.engine.state.value)
         return self.base
+
+    def running_checker(self) -> GrammarChecker:
+        """What compiles grammars for the base that runs. Raises EngineUnavailableError."""
+        base = self.running_base()
+        if self.checker is None:
+            self.checker = GrammarChecker(
+                WorkerSettings(
+                    tokenizer_file=str(base.folder / TOKENIZER_FILE),
+                    vocabulary_tokens=base.vocabulary_tokens,
+                    end_token_ids=base.end_token_ids,
+                    compile_seconds=COMPILE_SECONDS,
+                    compile_bytes=COMPILE_BYTES,
+                ),
+                judged=self.instruments.grammar_judged,
+            )
+        return self.checker
 
     async def _on_ready(self, ready: Ready) -> list[AdapterUse]:
         """The engine is up: read its tokenizer, let the registry know the base so that adapters can name it, and

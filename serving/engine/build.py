@@ -17,6 +17,7 @@ from basemodel.load import Base, load_base
 from basemodel.snapshot import DTYPES
 from serving.engine.adapter_pool import AdapterPool
 from serving.engine.engine import Engine
+from serving.engine.grammar_pool import GrammarPool
 from serving.engine.kv_cache import KVBlocks
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Scheduler, SchedulerLimits
@@ -26,6 +27,7 @@ from serving.messages import EngineSettings
 DEFAULT_SLOT_RANK = 32
 # Share of the free memory that the KV cache may take when its size is not given.
 KV_MEMORY_SHARE = 0.3
+TOKENIZER_FILE = "tokenizer.json"
 
 
 def build_engine(settings: EngineSettings) -> Engine:
@@ -58,11 +60,18 @@ def engine_for(base: Base, settings: EngineSettings) -> Engine:
         host_cache_bytes=settings.host_cache_bytes,
     )
     limits = SchedulerLimits(max_running=settings.max_running, step_budget_tokens=settings.step_budget_tokens)
+    end_token_ids = _end_token_ids(base)
+    grammars = GrammarPool(
+        base.folder / TOKENIZER_FILE,
+        vocabulary_tokens=base.description.vocabulary_size,
+        end_token_ids=end_token_ids,
+    )
     return Engine(
         runner,
         Scheduler(blocks, pool, limits),
+        grammars,
         context_tokens=base.description.context_tokens,
-        end_token_ids=_end_token_ids(base),
+        end_token_ids=end_token_ids,
         check_probes=settings.check_probes,
     )
 

@@ -16,7 +16,9 @@ import torch
 
 from basemodel.lora_ops import RankRows
 from serving.engine.adapter_pool import AdapterPool
+from serving.engine.constrained import ConstrainedRequests
 from serving.engine.errors import AdapterRefusedError, EngineError, RequestRefusedError
+from serving.engine.grammar_pool import GrammarPool
 from serving.engine.probe import probe_difference
 from serving.engine.request import Request, Row
 from serving.engine.router import Router
@@ -56,6 +58,7 @@ class Engine:
         self,
         runner: Runner,
         scheduler: Scheduler,
+        grammars: GrammarPool,
         *,
         context_tokens: int,
         end_token_ids: frozenset[int],
@@ -64,14 +67,15 @@ class Engine:
         self.runner = runner
         self.scheduler = scheduler
         self.pool: AdapterPool = scheduler.pool
+        self.constrained = ConstrainedRequests(grammars)
         self.counters = Counters()
         self.context_tokens = context_tokens
-        self._end_token_ids = end_token_ids
+        self.end_token_ids = end_token_ids
         self._check_probes = check_probes
         self._proven: set[str] = set()
         self._requests: dict[str, Request] = {}
         self._arrivals = 0
-        self._faults: list[Output] = []
+        self._faults: list[Output] = []  # and other ends that no forward brings about: part of the next outputs
 
     # ------------------------------------------------------------------------------------------------- requests
     @property
@@ -97,13 +101,16 @@ class Engine:
         )
         self._arrivals += 1
         self._requests[request.request_id] = request
-        self.scheduler.add(request)
+        if message.grammar is None:
+            self.scheduler.add(request)
+        else:
+            self.constrained.add(request, message.grammar)
 
     def abort(self, request_id: str) -> None:
         """Stop a request and free what it holds, now. Unknown ids are finished ones."""
         request = self._requests.pop(request_id, None)
         if request is not None:
-            self.scheduler.finish(request)
+            self._release(request)
 
     def preload(self, adapter: AdapterUse) -> None:
         """Read an adapter before somebody asks for it."""
@@ -114,6 +121,7 @@ class Engine:
         """One forward for every row that can run. Returns what is new for each request."""
         begin = time.perf_counter()
         self._collect_adapters()
+        self._collect_grammars()
         rows = self._proven_rows(self.scheduler.schedule())
         outputs, self._faults = self._faults, []
         if not rows:
@@ -123,10 +131,14 @@ class Engine:
         except torch.OutOfMemoryError:
             logger.exception("out of memory in a step of %d rows", len(rows))
             return [*outputs, self._fail_youngest(rows)]
-        picks = sample(logits, [row.request for row in batch.sampled])
+        late = self.constrained.late(batch.sampled)
+        chosen = [index for index, row in enumerate(batch.sampled) if row.request.request_id not in late]
+        requests = [batch.sampled[index].request for index in chosen]
+        picks = sample(logits[chosen] if late else logits, requests)
         for row in rows:
-            self._account(row)
-        outputs += [self._publish(row.request, pick) for row, pick in zip(batch.sampled, picks, strict=True)]
+            # A late row computes its last token once more, to the same logits, when what it may say is known.
+            self._account(Row(row.request, row.count - 1) if row.samples and row.request.request_id in late else row)
+        outputs += [self._publish(request, pick) for request, pick in zip(requests, picks, strict=True)]
         self.counters.steps += 1
         self.counters.last_step_rows = len(rows)
         self.counters.step_seconds += time.perf_counter() - begin
@@ -162,8 +174,9 @@ class Engine:
     def check_integrity(self) -> None:
         """Everything that is accounted for adds up."""
         self.scheduler.check_integrity()
-        queued = {request.request_id for request in [*self.scheduler.running, *self.scheduler.waiting]}
-        assert queued == set(self._requests)
+        held = [*self.scheduler.running, *self.scheduler.waiting, *self.constrained.compiling]
+        assert len(held) == len(self._requests)
+        assert {request.request_id for request in held} == set(self._requests)
 
     # ------------------------------------------------------------------------------------------------- its parts
     def _check(self, message: Generate) -> None:
@@ -199,6 +212,20 @@ class Engine:
         for request in [each for each in self.scheduler.waiting if each.skipped_steps and len(each.placed) > 1]:
             if (reason := self.pool.why_never(request.placed)) is not None:  # their ranks are known by now
                 self._faults.append(self._end(request, "error", fault=RequestRefusedError(reason).fault()))
+
+    def _collect_grammars(self) -> None:
+        """Queue requests whose grammar is compiled, and end those that have nothing more to say."""
+        for request, refusal in self.constrained.compiled():
+            if refusal is None:
+                self.scheduler.add(request)
+            else:
+                self._faults.append(self._end(request, "error", fault=refusal.fault()))
+        for request, allowed in self.constrained.ended():
+            if allowed.is_complete:
+                self._faults.append(self._end(request, "stop"))
+            else:
+                refused = RequestRefusedError(f"the answer cannot go on: {allowed.problem}")
+                self._faults.append(self._end(request, "error", fault=refused.fault()))
 
     def _refuse_adapter(self, refusal: AdapterRefusedError) -> None:
         """Every request for this adapter fails; everybody else goes on."""
@@ -259,12 +286,14 @@ class Engine:
             fault = Fault(code="internal", message="the model's output for this request is not finite")
             return self._end(request, "error", fault=fault)
         sampling, token = request.sampling, pick.token_id
-        if token in sampling.stop_token_ids or (token in self._end_token_ids and not sampling.ignore_eos):
+        if token in sampling.stop_token_ids or (token in self.end_token_ids and not sampling.ignore_eos):
             return self._end(request, "stop", stop_token_id=token)
         request.tokens.append(token)
         self.counters.generation_tokens += 1
         self.scheduler.fair.charge(request.tenant, generated_tokens=1)
         logprobs = [pick.logprob] if pick.logprob is not None else None
+        if request.constraint is not None:
+            request.constraint.take(token)
         generated = len(request.tokens) - request.prompt_tokens
         if generated >= sampling.max_tokens or len(request.tokens) >= self._longest_tokens:
             return self._end(request, "length", token_ids=[token], logprobs=logprobs)
@@ -281,7 +310,7 @@ class Engine:
         fault: Fault | None = None,
     ) -> Output:
         del self._requests[request.request_id]
-        self.scheduler.finish(request)
+        self._release(request)
         return Output(
             request_id=request.request_id,
             token_ids=token_ids or [],
@@ -291,6 +320,11 @@ class Engine:
             fault=fault,
             queue_seconds=_once(request),
         )
+
+    def _release(self, request: Request) -> None:
+        """Free what a request holds, wherever it is."""
+        if not self.constrained.remove(request):
+            self.scheduler.finish(request)
 
     def _fail_youngest(self, rows: list[Row]) -> Output:
         """The device has no memory for this step: the request that came last gives way, and the step is tried again."""

@@ -103,6 +103,7 @@ def _serve(settings: EngineSettings, link: EngineLink) -> int:
     link.send(_ready(engine, settings, time.perf_counter() - begin))
     loop(engine, link)
     engine.pool.close()
+    engine.constrained.close()
     return 0
 
 
@@ -152,4 +153,5 @@ def _ready(engine: Engine, settings: EngineSettings, seconds: float) -> Ready:
         adapter_slots=settings.adapter_slots,
         max_running=settings.max_running,
         load_seconds=seconds,
+        end_token_ids=tuple(sorted(engine.end_token_ids)),
     )

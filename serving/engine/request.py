@@ -2,7 +2,7 @@
 
 It does: hold a request's tokens and what the engine owns on its behalf.
 It does not: decide anything. `scheduler` sets `computed`, `blocks`, `chain`, `cached_tokens`, `rank_rows` and `router`;
-`engine` appends tokens.
+`engine` appends tokens and sets `constraint`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from basemodel.lora_ops import RankRows
+from serving.engine.constraint import Constraint
 from serving.engine.prefix_chain import PrefixChain
 from serving.engine.router import Router
 from serving.messages import AdapterUse, Sampling
@@ -25,7 +26,7 @@ class Request:
     `arrival` orders requests and never changes, also when a request is preempted and computed again.
     `cached_tokens` of them were in the cache when it was admitted; `chain` is what the cache knows of its blocks.
     `rank_rows` are the rows of `placed` while they are pinned (None: not pinned); `router` chooses among them for each
-    token where they are the experts of a mixture.
+    token where they are the experts of a mixture. `constraint` is what the answer must follow (None: nothing).
     `skipped_steps` counts the steps in which it could have run, had its adapter or its tokens found room.
     `queue_seconds` is how long it waited until it was first admitted (None: not yet told to the client).
     `charged_tokens` of its prompt were counted as served (a prompt that is computed again is not counted again).
@@ -46,6 +47,7 @@ class Request:
     rank_rows: tuple[RankRows, ...] | None = None
     router: Router | None = None
     generator: torch.Generator | None = None
+    constraint: Constraint | None = None
     skipped_steps: int = 0
     queued_at: float = field(default_factory=time.monotonic)
     queue_seconds: float | None = None

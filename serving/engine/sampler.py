@@ -1,10 +1,11 @@
 """Chooses the next token of every row.
 
-It does: penalties, bias, temperature, top-k, top-p, min-p and log-probabilities, each row by its own settings.
-It does not: decide when a text ends (`engine`).
+It does: leave only what a row's grammar allows, then penalties, bias, temperature, top-k, top-p, min-p and
+log-probabilities, each row by its own settings. It does not: decide when a text ends (`engine`).
 
-Log-probabilities are those of the model itself, before penalties, bias and temperature. Every row draws from its own
-generator, so what it draws does not depend on its neighbours.
+Log-probabilities are those of the model itself, before grammar, penalties, bias and temperature: what the model would
+have liked to say, so a chosen token need not be among the best. Every row draws from its own generator, so what it
+draws does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from serving.engine.constraint import Constraint
 from serving.engine.request import Request
 from serving.messages import Sampling, TokenLogprob
 
@@ -38,13 +40,13 @@ def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[Pick]:
         if not usable[row]:
             picks.append(Pick(token_id=0, logprob=None, finite=False))
             continue
-        token = chosen[row] if _is_plain_greedy(request.sampling) else _choose(logits[row].clone(), request)
+        token = chosen[row] if _is_plain_greedy(request) else _choose(logits[row].clone(), request)
         picks.append(Pick(token, _logprob(logits[row], token, request.sampling.logprobs)))
     return picks
 
 
-def _is_plain_greedy(sampling: Sampling) -> bool:
-    return sampling.temperature == 0 and not _is_shaped(sampling)
+def _is_plain_greedy(request: Request) -> bool:
+    return request.sampling.temperature == 0 and request.constraint is None and not _is_shaped(request.sampling)
 
 
 def _is_shaped(sampling: Sampling) -> bool:
@@ -59,6 +61,8 @@ def _is_shaped(sampling: Sampling) -> bool:
 def _choose(logits: torch.Tensor, request: Request) -> int:
     """Choose from one row of logits [V], which is changed."""
     sampling = request.sampling
+    if request.constraint is not None:
+        _constrain(logits, request.constraint)
     if _is_shaped(sampling):
         _shape(logits, request)
     if sampling.temperature == 0:
@@ -68,6 +72,16 @@ def _choose(logits: torch.Tensor, request: Request) -> int:
     # The largest of p / e with exponential noise e is a draw from p (Gumbel's trick), without torch's own sum over V.
     noise = torch.empty_like(probabilities, device="cpu").exponential_(generator=request.generator)
     return int((probabilities / noise.to(probabilities.device)).argmax())
+
+
+def _constrain(logits: torch.Tensor, constraint: Constraint) -> None:
+    """Forbid what the grammar does not allow, and what is not in the tokenizer that it was compiled for."""
+    allowed = constraint.allowed
+    assert allowed is not None, "the engine samples only rows whose grammar has caught up"
+    assert allowed.forbidden is not None, "the engine ends a text that is complete"
+    known = len(allowed.forbidden)
+    logits[:known].masked_fill_(allowed.forbidden.to(logits.device), float("-inf"))
+    logits[known:] = float("-inf")
 
 
 def _shape(logits: torch.Tensor, request: Request) -> None:

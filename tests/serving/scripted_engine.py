@@ -133,6 +133,7 @@ class ScriptedEngine:
             adapter_slots=self.settings.adapter_slots,
             max_running=self.settings.max_running,
             load_seconds=0.01,
+            end_token_ids=(END,),
         )
 
     def take(self, message: Generate | Abort | Preload) -> None:

@@ -62,7 +62,7 @@ def test_errors() -> None:
 
 
 def test_metrics(server: RunningServer, stocked: Stocked) -> None:
-    server.chat("!say a", model="acme/sql")
+    server.chat("!say a", model="acme/sql", response_format={"type": "json_object"})
     operator = registry.Principal.operator()
     with registry.open(stocked.home / "registry") as reg:
         reg.start_canary("acme/sql@2", "prod", permille=1, principal=operator)
