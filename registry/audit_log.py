@@ -12,8 +12,10 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from registry.audit import NO_HASH, Head, hash_of, read_head
+from registry.audit_checkpoint import PRUNE_ACTION, AuditCheckpoint, read_checkpoint
 from registry.database import Database
 from registry.errors import InvalidValueError
 from registry.models import AuditRow
@@ -40,11 +42,15 @@ class AuditEntry:
 
 @dataclass(frozen=True)
 class AuditVerification:
-    """The state of the chain. `faults` is empty where it is whole; `row_hash` is its newest hash, None without rows."""
+    """The state of the chain. `faults` is empty where it is whole; `row_hash` is its newest hash, None without rows.
+
+    `pruned_rows` were taken out before the `rows` that are there, and are covered by a checkpoint.
+    """
 
     rows: int
     row_hash: str | None
     faults: tuple[str, ...]
+    pruned_rows: int = 0
 
     @property
     def is_whole(self) -> bool:
@@ -85,25 +91,46 @@ class AuditLog:
         principal.require_operator(action="verify", subject="the audit log")
         if expect is not None and len(expect) != SHA256_DIGITS:
             raise InvalidValueError("expect", f"it has {SHA256_DIGITS} digits, as `loraplex audit verify` prints it")
-        faults: list[str] = []
-        previous, rows, is_chained, is_expected_met = NO_HASH, 0, False, expect is None
         with self._database.reading() as session:
-            head = read_head(session)
-            query = select(AuditRow).order_by(AuditRow.id).execution_options(yield_per=ROWS_PER_FETCH)
-            for row in session.scalars(query):
-                rows += 1
-                if fault := _fault(row, previous, is_chained=is_chained):
-                    faults.append(fault)
-                is_chained = is_chained or row.row_hash is not None
-                previous = row.row_hash or hash_of(row, previous)
-                is_expected_met = is_expected_met or previous == expect
-        faults += _faults_of_end(head, Head(previous, rows), is_chained=is_chained)
+            return _Walk(session, expect).verification()
+
+
+class _Walk:
+    """One verification: from the checkpoint, or the first row, to the end. Only `verification` changes it."""
+
+    def __init__(self, session: Session, expect: str | None) -> None:
+        self._session = session
+        self._expect = expect
+        self._checkpoint = read_checkpoint(session)
+        self._faults: list[str] = []
+        self._recorded: dict[str, Any] | None = None
+
+    def verification(self) -> AuditVerification:
+        """Walk, and say what was found."""
+        start, rows = self._checkpoint, 0
+        previous, is_chained = (NO_HASH, False) if start is None else (start.row_hash, True)
+        is_expected_met = self._expect is None or (start is not None and previous == self._expect)
+        query = select(AuditRow).order_by(AuditRow.id).execution_options(yield_per=ROWS_PER_FETCH)
+        for row in self._session.scalars(query):
+            rows += 1
+            if fault := fault_of(row, previous, is_chained=is_chained):
+                self._faults.append(fault)
+            is_chained = is_chained or row.row_hash is not None
+            previous = row.row_hash or hash_of(row, previous)
+            is_expected_met = is_expected_met or previous == self._expect
+            if row.action == PRUNE_ACTION:
+                self._recorded = json.loads(row.detail)
+        pruned = 0 if start is None else start.rows
+        head = read_head(self._session)
+        self._faults += _faults_of_end(head, Head(previous, pruned + rows), is_chained=is_chained)
+        self._faults += _faults_of_beginning(start, self._recorded)
         if not is_expected_met:
-            faults.append(f"the hash {expect} is not in the chain: rows that led to it were changed or taken out")
-        return AuditVerification(rows, previous if rows else None, tuple(faults))
+            self._faults.append(_not_met(self._expect, start))
+        return AuditVerification(rows, previous if rows else None, tuple(self._faults), pruned)
 
 
-def _fault(row: AuditRow, previous: str, *, is_chained: bool) -> str | None:
+def fault_of(row: AuditRow, previous: str, *, is_chained: bool) -> str | None:
+    """What is wrong with a row, after the hash before it."""
     if row.row_hash is None:
         return f"row {row.id} has no hash, although rows before it have one" if is_chained else None
     if row.previous_hash != previous:
@@ -111,6 +138,20 @@ def _fault(row: AuditRow, previous: str, *, is_chained: bool) -> str | None:
     if row.row_hash != hash_of(row, previous):
         return f"row {row.id} was changed"
     return None
+
+
+def _faults_of_beginning(checkpoint: AuditCheckpoint | None, recorded: dict[str, Any] | None) -> list[str]:
+    """The checkpoint that the log begins after must be the one that the log itself tells of."""
+    if (None if checkpoint is None else checkpoint.as_detail()) == recorded:
+        return []
+    return ["the log does not begin where its own last pruning ended: rows were taken out past the registry"]
+
+
+def _not_met(expect: str | None, checkpoint: AuditCheckpoint | None) -> str:
+    why = f"the hash {expect} is not in the chain: rows that led to it were changed or taken out"
+    if checkpoint is None:
+        return why
+    return f"{why}; or it is older than row {checkpoint.through}, up to which rows were pruned"
 
 
 def _faults_of_end(head: Head | None, found: Head, *, is_chained: bool) -> list[str]:

@@ -30,6 +30,7 @@ from registry.remote.upkeep import RemoteUpkeep
 LOCAL_ONLY = frozenset(
     {
         "backup",
+        "caretaker",
         "check_integrity",
         "collect_garbage",
         "courier",
@@ -41,6 +42,7 @@ LOCAL_ONLY = frozenset(
         "receiving",
         "remembered",
         "restore",
+        "upkeep",
     }
 )
 """What `Registry` has and this class does not."""

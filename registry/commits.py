@@ -34,6 +34,7 @@ from registry.errors import (
     RejectedAdapterError,
 )
 from registry.events import EventKind
+from registry.failpoints import reach
 from registry.file_entry import Blob, FileEntry, digest_of_files
 from registry.lookup import find_adapter
 from registry.models import AdapterRow, CommitRow, VersionRow
@@ -143,8 +144,10 @@ class Commits:
                 judgement = _Judgement(files, is_known=True)
             elif judgement is None or judgement.files != files or judgement.is_known:
                 judgement = self._judge(name, files, title)
+            reach("commit.after_judge")
             outcome = self._write(name, branch, operations, judgement, parent, title, message, principal)
             if outcome is not None:
+                reach("commit.after_commit")
                 return outcome
         raise ConflictError(f"Others commit to {str(name)!r} all the time. Nothing was changed: try again.")
 
@@ -216,6 +219,7 @@ class Commits:
             adapter.updated_at = now
             commit = to_commit(session, row)
             _record(session, name, adapter, branch, commit, principal, now)
+            reach("commit.before_commit")
             return CommitOutcome(commit, True, judgement.refusal if version is None else None)
 
 

@@ -26,7 +26,7 @@ from registry import locks, outbox
 from registry.database import Database
 from registry.errors import InvalidValueError
 from registry.locks import Lock
-from registry.models import EventRow
+from registry.models import EventRow, MetaRow
 from registry.principal import Principal
 from registry.scope import ESCAPE
 
@@ -34,6 +34,8 @@ PAGE_EVENTS = 100
 PAGE_EVENTS_LIMIT = 1000
 WAIT_SECONDS_LIMIT = 45.0
 POLL_SECONDS = 0.1
+PRUNED_KEY = "events_pruned"
+"""In `registry_meta`: up to which number events were taken out (`event_pruning.py`)."""
 _PENDING = "loraplex_events"
 
 
@@ -74,10 +76,14 @@ class Event:
 
 @dataclass(frozen=True)
 class EventPage:
-    """Events after a cursor, oldest first; `cursor` is where to go on, also where the page is empty."""
+    """Events after a cursor, oldest first; `cursor` is where to go on, also where the page is empty.
+
+    `is_complete` is False where events after the cursor are no longer kept: some of them were not seen.
+    """
 
     events: tuple[Event, ...]
     cursor: int
+    is_complete: bool = True
 
 
 def record(
@@ -138,7 +144,7 @@ class Feed:
         while True:
             page = self._read_now(principal, after, limit, kinds)
             left = deadline - time.monotonic()
-            if page.events or left <= 0:
+            if page.events or left <= 0 or not page.is_complete:
                 return page
             after = page.cursor
             time.sleep(min(POLL_SECONDS, left))
@@ -154,7 +160,7 @@ class Feed:
             if kinds is not None:
                 query = query.where(EventRow.kind.in_(kinds))
             found = tuple(_to_event(row) for row in session.scalars(query.order_by(EventRow.id).limit(limit)))
-            return EventPage(found, found[-1].id if len(found) == limit else newest)
+            return EventPage(found, found[-1].id if len(found) == limit else newest, after >= _pruned(session))
 
 
 def _write_pending(session: Session) -> None:
@@ -172,6 +178,11 @@ def _write_pending(session: Session) -> None:
 
 def _newest(session: Session) -> int:
     return session.scalar(select(func.max(EventRow.id))) or 0
+
+
+def _pruned(session: Session) -> int:
+    value = session.scalar(select(MetaRow.value).where(MetaRow.key == PRUNED_KEY))
+    return 0 if value is None else int(value)
 
 
 def _is_readable(principal: Principal) -> ColumnElement[bool]:

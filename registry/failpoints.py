@@ -26,6 +26,11 @@ NAMES = frozenset(
         "blobs.write",
         "catalog.before_commit",
         "catalog.after_commit",
+        "commit.after_reserve",
+        "commit.after_store",
+        "commit.after_judge",
+        "commit.before_commit",
+        "commit.after_commit",
         "delete.before_commit",
         "delete.after_commit",
         "gc.before_delete",
@@ -38,6 +43,8 @@ NAMES = frozenset(
         "publish.after_keep",
         "publish.before_commit",
         "publish.after_commit",
+        "upload.after_store",
+        "upload.after_mark",
     }
 )
 """Every point there is. A point outside of this set is our own bug."""

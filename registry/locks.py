@@ -24,6 +24,8 @@ class Lock(IntEnum):
     """Held by whoever appends to the audit log's chain."""
     EVENTS = 0x4C50_0003
     """Held while a transaction writes its events, as its last step: their numbers grow in the order of commits."""
+    UPKEEP = 0x4C50_0004
+    """Held while a task of the upkeep changes hands, in a transaction that locks nothing else."""
 
 
 def hold(session: Session, lock: Lock, *, shared: bool = False) -> None:

@@ -44,13 +44,22 @@ MISSES_KEPT = 4096
 
 @dataclass(frozen=True)
 class Mirror:
-    """Where an adapter is pulled from, and the upstream commit that its newest pulled version has."""
+    """Where an adapter is pulled from, and the upstream commit that its newest pulled version has.
+
+    One with `every_seconds` is looked at so often by itself (`mirror_schedule.py`): `checked_at` is when that was done
+    last, `failures` counts those since it last succeeded, and `failure` is the last one's reason.
+    """
 
     adapter: str
     upstream: str
     revision: str
     commit: str
     fetched_at: datetime
+    every_seconds: int | None = None
+    checked_at: datetime | None = None
+    next_sync_at: datetime | None = None
+    failures: int = 0
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,11 +121,7 @@ class Mirrors:
     def find(self, name: AdapterName, principal: Principal) -> Mirror:
         """Where the adapter is pulled from. Raises NotFoundError."""
         with self._database.reading() as session:
-            adapter = find_adapter(session, name, principal)
-            row = session.get(MirrorRow, adapter.id)
-            if row is None:
-                raise NotFoundError("mirror", str(name), "List them with `loraplex mirror ls`.")
-            return _to_mirror(str(name), row)
+            return to_mirror(str(name), mirror_row(session, name, principal))
 
     def all(self, principal: Principal) -> list[Mirror]:
         """Every mirror whose adapter the caller may read, by name."""
@@ -128,17 +133,14 @@ class Mirrors:
                 .where(is_readable(principal))
                 .order_by(TenantRow.name, AdapterRow.name)
             )
-            return [_to_mirror(f"{tenant}/{name}", row) for row, name, tenant in session.execute(query)]
+            return [to_mirror(f"{tenant}/{name}", row) for row, name, tenant in session.execute(query)]
 
     def remove(self, name: AdapterName, principal: Principal) -> Mirror:
         """Forget where the adapter came from; its versions stay. Raises NotFoundError, PermissionDeniedError."""
         with self._database.writing() as session:
-            adapter = find_adapter(session, name, principal, lock=True)
+            row = mirror_row(session, name, principal, lock=True)
             principal.require(Role.ADMIN, name, action="remove the mirror of")
-            row = session.get(MirrorRow, adapter.id)
-            if row is None:
-                raise NotFoundError("mirror", str(name), "List them with `loraplex mirror ls`.")
-            mirror = _to_mirror(str(name), row)
+            mirror = to_mirror(str(name), row)
             session.delete(row)
             _audit(session, principal, "remove_mirror", mirror)
             return mirror
@@ -202,23 +204,38 @@ class Mirrors:
         now = datetime.now(UTC)
         with self._database.writing() as session:
             adapter = find_adapter(session, name, principal, lock=True)
-            row = session.merge(
-                MirrorRow(
-                    adapter_id=adapter.id,
-                    endpoint=upstream.endpoint,
-                    repository=upstream.repository,
-                    revision=revision,
-                    commit=commit,
-                    fetched_at=now,
-                )
-            )
-            mirror = _to_mirror(str(name), row)
+            row = session.get(MirrorRow, adapter.id) or MirrorRow(adapter_id=adapter.id, failures=0)
+            row.endpoint, row.repository, row.revision = upstream.endpoint, upstream.repository, revision
+            row.commit, row.fetched_at = commit, now
+            session.add(row)
+            mirror = to_mirror(str(name), row)
             _audit(session, principal, "mirror", mirror)
             return mirror
 
 
-def _to_mirror(name: str, row: MirrorRow) -> Mirror:
-    return Mirror(name, f"{row.endpoint}/{row.repository}", row.revision, row.commit, row.fetched_at)
+def mirror_row(session: Session, name: AdapterName, principal: Principal, *, lock: bool = False) -> MirrorRow:
+    """The adapter's row, in somebody's transaction. Raises NotFoundError."""
+    adapter = find_adapter(session, name, principal, lock=lock)
+    row = session.get(MirrorRow, adapter.id)
+    if row is None:
+        raise NotFoundError("mirror", str(name), "List them with `loraplex mirror ls`.")
+    return row
+
+
+def to_mirror(name: str, row: MirrorRow) -> Mirror:
+    """The row as its users see it."""
+    return Mirror(
+        adapter=name,
+        upstream=f"{row.endpoint}/{row.repository}",
+        revision=row.revision,
+        commit=row.commit,
+        fetched_at=row.fetched_at,
+        every_seconds=row.every_seconds,
+        checked_at=row.checked_at,
+        next_sync_at=row.next_sync_at,
+        failures=row.failures,
+        failure=row.failure,
+    )
 
 
 def _audit(session: Session, principal: Principal, action: str, mirror: Mirror) -> None:

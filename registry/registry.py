@@ -24,6 +24,7 @@ from registry.bases import Bases
 from registry.blobs import BlobReader, BlobStore, Staging
 from registry.canaries import Canaries
 from registry.cards import render_card
+from registry.caretaker import Caretaker, CaretakerSettings, OnRun
 from registry.catalog import Catalog
 from registry.commits import Commits
 from registry.courier import Courier, CourierSettings
@@ -39,6 +40,7 @@ from registry.leases import Lease, Leases, Pin
 from registry.lineage import DEPTH_LIMIT, Lineage, LineageGraph
 from registry.listing import Listing
 from registry.mirror import DEFAULT_REVISION, Mirror, Mirrors, MirrorSync
+from registry.mirror_schedule import MirrorSchedule
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.outbound import OutboundPolicy
 from registry.outbox import Outbox
@@ -60,6 +62,7 @@ from registry.signing_secret import SigningSecret
 from registry.snapshots import Snapshots
 from registry.tenant_policy import TenantPolicies, TenantPolicy
 from registry.tenants import IssuedToken, Tenant, Tenants, Token
+from registry.upkeep import Upkeep
 from registry.version import AdapterSummary, AliasMove, Canary, Split, Version, Visibility
 from registry.webhooks import Delivery, IssuedWebhook, Webhook, Webhooks
 
@@ -104,6 +107,8 @@ class Registry:
         self._fsck = Fsck(self._database, self._blobs)
         self._tenant_policies = TenantPolicies(self._database)
         self._mirrors = Mirrors(self._database, self._tenant_policies, self.publish_outcome)
+        self._mirror_schedule = MirrorSchedule(self._database, self._mirrors)
+        self.upkeep = Upkeep(self._database, self._gc, self._mirror_schedule)
         self.snapshots = Snapshots(self._database, self._mirrors)
         self.commits = Commits(self._database, self._bases, self._blobs, self._tenant_policies)
         # What the Hub face streams to, counts and signs with, itself.
@@ -559,6 +564,10 @@ class Registry:
         """Pull the upstream's newer commit in, if there is one."""
         return self._mirrors.sync(AdapterName.parse(name), token=token, principal=principal)
 
+    def follow_mirror(self, name: str, every: timedelta | None, *, principal: Principal) -> Mirror:
+        """Look at the mirror's upstream so often, by itself; None is never."""
+        return self._mirror_schedule.follow(AdapterName.parse(name), every, principal)
+
     def list_mirrors(self, principal: Principal) -> list[Mirror]:
         """Where mirrored adapters come from, as far as the caller may read them."""
         return self._mirrors.all(principal)
@@ -570,6 +579,10 @@ class Registry:
     def courier(self, settings: CourierSettings | None = None) -> Courier:
         """A worker that delivers to webhooks once it is started; any number of processes may run one."""
         return Courier(Outbox(self._database), self._webhooks.policy, settings or CourierSettings())
+
+    def caretaker(self, on_run: OnRun = lambda run: None, settings: CaretakerSettings | None = None) -> Caretaker:
+        """A worker that does the upkeep once it is started; any number of processes may run one."""
+        return Caretaker(self.upkeep, on_run, settings or CaretakerSettings())
 
     def delete_version(self, ref: str, principal: Principal, *, force: bool = False) -> None:
         """Delete a version that no alias points at, nobody pinned and (unless `force`) no server has loaded."""

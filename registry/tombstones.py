@@ -118,6 +118,18 @@ def find_moved(session: Session, name: AdapterName, principal: Principal) -> Ada
     return None if session.scalar(readable) is None else new
 
 
+def forget_rested(session: Session, now: datetime) -> int:
+    """Take away the tombstones of names that may be used again; returns how many.
+
+    A renamed adapter is then no longer found by its old name. Tombstones of versions stay for ever.
+    """
+    rested = (TombstoneRow.number == ADAPTER_ITSELF, TombstoneRow.reusable_at <= now)
+    count = session.scalar(select(func.count()).select_from(TombstoneRow).where(*rested)) or 0
+    if count:
+        session.execute(delete(TombstoneRow).where(*rested).execution_options(synchronize_session=False))
+    return count
+
+
 def buried_numbers(session: Session, tenant_id: int, name: str) -> frozenset[int]:
     """The numbers of the adapter's deleted versions."""
     query = select(TombstoneRow.number).where(TombstoneRow.tenant_id == tenant_id, TombstoneRow.name == name)

@@ -67,7 +67,11 @@ def create_server_app(service: Service) -> ServerApp:
     """Everything that answers on the server's port."""
     if isinstance(service.registry, RemoteRegistry):
         return ServerApp(create_app(service), None)
-    settings = HttpSettings(is_loopback=service.settings.is_loopback, metrics_open=service.settings.metrics_open)
+    settings = HttpSettings(
+        is_loopback=service.settings.is_loopback,
+        metrics_open=service.settings.metrics_open,
+        upkeep=service.settings.upkeep,
+    )
     faces = RegistryService(
         service.registry, settings, authenticator=service.authenticator.of_registry, metrics=service.metrics
     )

@@ -130,6 +130,12 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
 @click.option("--preload", multiple=True, metavar="MODEL", help="Load this adapter at the start; may be repeated.")
 @click.option("--open-metrics", is_flag=True, help="Serve /metrics without a token.")
 @click.option(
+    "--upkeep/--no-upkeep",
+    default=True,
+    show_default=True,
+    help="Look after the registry (`loraplex registry upkeep`), where it is not one over HTTP.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="warning",
@@ -158,6 +164,7 @@ def serve(
     grace: float,
     preload: tuple[str, ...],
     open_metrics: bool,
+    upkeep: bool,
     log_level: str,
 ) -> None:
     """Serve one base and every adapter of the registry, with an OpenAI-compatible API."""
@@ -181,6 +188,7 @@ def serve(
         grace_seconds=grace,
         preload=preload,
         metrics_open=open_metrics,
+        upkeep=upkeep,
         limits=LimitSettings(
             max_waiting=max_waiting,
             max_waiting_per_tenant=max_waiting // 2 if max_waiting_per_tenant is None else max_waiting_per_tenant,

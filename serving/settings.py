@@ -55,7 +55,8 @@ class ServingSettings:
     """Everything that `loraplex serve` is told.
 
     `registry` is a folder or a URL; `registry_token` is what the server itself asks one over HTTP with. `metrics_open`
-    serves /metrics without a token. The engine's fields have the meanings of `serving.messages.EngineSettings`.
+    serves /metrics without a token. `upkeep`: this server does its share of its registry's upkeep.
+    The engine's fields have the meanings of `serving.messages.EngineSettings`.
     """
 
     home: Path
@@ -78,6 +79,7 @@ class ServingSettings:
     token_cache_seconds: float = 5.0
     preload: tuple[str, ...] = ()
     metrics_open: bool = False
+    upkeep: bool = True
     limits: LimitSettings = field(default_factory=LimitSettings)
     supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
 

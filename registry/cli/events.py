@@ -51,6 +51,9 @@ def events(
         cursor = after if after is not None or follow else 0
         page = reg.events(operator, after=cursor, limit=limit, kinds=kinds or None)
         while True:
+            if cursor and not page.is_complete:
+                click.echo(f"Warning: events after {cursor} are not kept any more; what is left follows.", err=True)
+            cursor = page.cursor
             for event in page.events:
                 _print(event, as_json=as_json)
             if not follow and len(page.events) < limit:

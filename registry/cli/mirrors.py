@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -9,6 +11,8 @@ import click
 from registry import local_bases
 from registry.cli import report, report_feed
 from registry.cli.options import Place, RegistryCommand, json_option, open_place, place_options
+from registry.cli.quantities import Duration
+from registry.errors import RegistryError
 from registry.mirror import DEFAULT_REVISION
 from registry.principal import Principal
 
@@ -32,6 +36,7 @@ def mirror() -> None:
 @click.option("--from", "source", required=True, metavar="URL", help="Such as https://huggingface.co/org/repo.")
 @click.option("--revision", default=DEFAULT_REVISION, show_default=True, help="Branch, tag or commit of the upstream.")
 @click.option("--base-fingerprint", default=None, metavar="HEX", help="Its base, for one without loraplex.json.")
+@click.option("--every", type=Duration(), default=None, help="Look for newer commits so often, such as 1h.")
 @upstream_token_option
 @place_options
 @json_option
@@ -41,6 +46,7 @@ def add_mirror(
     source: str,
     revision: str,
     base_fingerprint: str | None,
+    every: timedelta | None,
     upstream_token: str | None,
     home: Path,
     registry: Place | None,
@@ -57,10 +63,37 @@ def add_mirror(
             base_fingerprint=base_fingerprint,
             principal=OPERATOR,
         )
+        if every is not None:
+            done = replace(done, mirror=reg.follow_mirror(adapter, every, principal=OPERATOR))
     if as_json:
         report.print_json(done)
     else:
         report_feed.print_sync(done)
+        if every is not None:
+            report_feed.print_schedule(done.mirror)
+
+
+@mirror.command("follow", cls=RegistryCommand)
+@click.argument("adapter", metavar="TENANT/NAME")
+@click.option("--every", type=Duration(), default=None, help="Look for newer commits so often, such as 1h.")
+@click.option("--never", is_flag=True, help="Look for them only when `mirror sync` is run.")
+@place_options
+@json_option
+def follow_mirror(
+    adapter: str, *, every: timedelta | None, never: bool, home: Path, registry: Place | None, as_json: bool
+) -> None:
+    """Let the registry's servers pull in newer commits by themselves, judged like any other.
+
+    While the upstream fails, it is asked more and more rarely; `mirror ls` shows it. It is asked without a token.
+    """
+    if never == (every is not None):
+        raise click.UsageError("Give --every DURATION, or --never.")
+    with open_place(home, registry) as reg:
+        found = reg.follow_mirror(adapter, every, principal=OPERATOR)
+    if as_json:
+        report.print_json(found)
+    else:
+        report_feed.print_schedule(found)
 
 
 @mirror.command("sync", cls=RegistryCommand)
@@ -71,16 +104,26 @@ def add_mirror(
 def sync_mirror(
     adapter: str | None, *, upstream_token: str | None, home: Path, registry: Place | None, as_json: bool
 ) -> None:
-    """Pull in the newer commit of one mirror, or of every one."""
+    """Pull in the newer commit of one mirror, or of every one; one that fails does not hold up the others."""
+    failed = 0
     with open_place(home, registry) as reg:
         names = [adapter] if adapter is not None else [found.adapter for found in reg.list_mirrors(OPERATOR)]
         done = []
         for name in names:
-            done.append(reg.sync_mirror(name, token=upstream_token, principal=OPERATOR))
+            try:
+                done.append(reg.sync_mirror(name, token=upstream_token, principal=OPERATOR))
+            except RegistryError as error:
+                if adapter is not None:
+                    raise
+                failed += 1
+                click.echo(f"Error: {name}: {error.message}", err=True)
+                continue
             if not as_json:
                 report_feed.print_sync(done[-1])
     if as_json:
         report.print_json(done)
+    if failed:
+        raise SystemExit(1)
 
 
 @mirror.command("ls", cls=RegistryCommand)

@@ -11,6 +11,7 @@ import click
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 NO_LIMIT = "none"
+FOREVER = "forever"
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,6})?) ?([A-Za-z]{0,3})", re.ASCII)
 
@@ -28,6 +29,24 @@ class Duration(click.ParamType[timedelta]):
         if found is None:
             self.fail(f"{value!r} is no duration such as 30m, 24h or 7d.", param, ctx)
         return timedelta(seconds=int(found[1]) * SECONDS[found[2]])
+
+
+class DurationOrForever(click.ParamType[timedelta | str]):
+    """As `Duration`, or `forever`."""
+
+    name = "DURATION|forever"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta | str:
+        """Parse the text; `forever` stays."""
+        return FOREVER if value == FOREVER else Duration().convert(value, param, ctx)
+
+
+def span_text(seconds: int | None) -> str:
+    """A duration in the largest unit that measures it without a rest; `-` for None."""
+    if seconds is None:
+        return "-"
+    unit = next(unit for unit in reversed(SECONDS) if seconds % SECONDS[unit] == 0)
+    return f"{seconds // SECONDS[unit]}{unit}"
 
 
 class Size(click.ParamType[int | str]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from registry.cli.backup import backup, restore
+from registry.cli.caretaker import upkeep
 from registry.cli.serve import serve
 
 
@@ -14,5 +15,6 @@ def registry() -> None:
 
 
 registry.add_command(serve)
+registry.add_command(upkeep)
 registry.add_command(backup)
 registry.add_command(restore)

@@ -10,6 +10,7 @@ import click
 from rich.text import Text
 
 from registry.archive_index import ArchiveIndex, Imported
+from registry.cli.quantities import span_text
 from registry.cli.report import console, table_of, time_text
 from registry.errors import printable
 from registry.events import Event, EventKind
@@ -95,11 +96,28 @@ def print_mirrors(mirrors: Sequence[Mirror]) -> None:
     if not mirrors:
         click.echo("No mirrors yet. Make one: loraplex mirror add TENANT/NAME --from https://HOST/ORG/REPO")
         return
-    table = table_of("ADAPTER", "UPSTREAM", "REVISION", "COMMIT", "FETCHED")
+    table = table_of("ADAPTER", "UPSTREAM", "REVISION", "COMMIT", "FETCHED", "EVERY", "STATE")
     for each in mirrors:
         upstream, revision = Text(printable(each.upstream)), Text(printable(each.revision))
-        table.add_row(each.adapter, upstream, revision, each.commit[:COMMIT_DIGITS], time_text(each.fetched_at))
+        facts = (each.commit[:COMMIT_DIGITS], time_text(each.fetched_at), span_text(each.every_seconds))
+        table.add_row(each.adapter, upstream, revision, *facts, _mirror_state(each))
     console().print(table)
+
+
+def print_schedule(mirror: Mirror) -> None:
+    """How often a mirror is looked at."""
+    if mirror.every_seconds is None:
+        click.echo(f"{mirror.adapter} is pulled in when `loraplex mirror sync` is run, and not by itself")
+        return
+    source, every = printable(mirror.upstream), span_text(mirror.every_seconds)
+    click.echo(f"{mirror.adapter} follows {source} every {every}, while a server of this registry runs")
+
+
+def _mirror_state(mirror: Mirror) -> Text:
+    if mirror.failures:
+        again = f"; again {time_text(mirror.next_sync_at)}" if mirror.next_sync_at else ""
+        return Text(printable(f"failed {mirror.failures} times{again}: {mirror.failure}"))
+    return Text("-" if mirror.checked_at is None else f"looked at {time_text(mirror.checked_at)}")
 
 
 def print_export(index: ArchiveIndex, destination: Path) -> None:

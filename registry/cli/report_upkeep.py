@@ -6,12 +6,14 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 
 import click
 from rich.progress import Progress
 from rich.text import Text
 
 from registry.audit_log import AuditEntry, AuditVerification
+from registry.cli.quantities import span_text
 from registry.cli.report import console, size_text, table_of, time_text
 from registry.errors import printable
 from registry.fsck import FsckReport, OnBlob
@@ -20,7 +22,10 @@ from registry.leases import Lease, Pin
 from registry.quotas import Usage
 from registry.retention import RetentionRule
 from registry.signatures import SigningKey, VersionSignature
+from registry.task_lease import TaskState
 from registry.tenant_policy import TenantPolicy
+from registry.upkeep import Outcome, TaskRun
+from registry.upkeep_policy import UpkeepPolicy
 from registry.version import Version
 
 NAMES_SHOWN = 20
@@ -56,7 +61,8 @@ def print_audit(entries: Sequence[AuditEntry]) -> None:
 def print_verification(verification: AuditVerification) -> None:
     """Whether the chain is whole."""
     if verification.is_whole:
-        click.echo(f"The audit log is whole: {verification.rows} rows")
+        pruned = f", after {verification.pruned_rows} that were pruned" if verification.pruned_rows else ""
+        click.echo(f"The audit log is whole: {verification.rows} rows{pruned}")
         click.echo(f"  newest    {verification.row_hash}")
         click.echo(
             "Keep this hash elsewhere, and check that it is still in the log: loraplex audit verify --expect HASH"
@@ -101,6 +107,51 @@ def print_collection(outcome: GcReport) -> None:
         click.echo(f"  version   {name}")
     for tenant, freed in sorted(outcome.tenant_bytes_freed.items()):
         click.echo(f"  freed     {size_text(freed)} of tenant {tenant}")
+
+
+def print_policy(policy: UpkeepPolicy) -> None:
+    """What the upkeep does."""
+    events, audit = (
+        "for ever" if seconds is None else span_text(seconds)
+        for seconds in (policy.events_seconds, policy.audit_seconds)
+    )
+    every, grace = span_text(policy.collect_every_seconds), span_text(policy.grace_seconds)
+    click.echo(f"Garbage is collected every {every}, with a grace of {grace}")
+    click.echo(f"Events are kept {events}, the audit log {audit}")
+
+
+def print_tasks(states: Sequence[TaskState], now: datetime) -> None:
+    """When the tasks of the upkeep were done, and what came of them."""
+    rows = table_of("TASK", "DONE", "TOOK", "DUE", "STATE")
+    for state in states:
+        took = "-" if state.seconds is None else f"{state.seconds:.1f} s"
+        times = (time_text(state.ended_at), took, time_text(state.due_at))
+        rows.add_row(state.task, *times, Text(printable(_task_text(state, now))))
+    console().print(rows)
+
+
+def print_runs(runs: Sequence[TaskRun]) -> None:
+    """What was done just now."""
+    for run in runs:
+        if run.outcome is Outcome.BUSY:
+            click.echo(f"{run.task:<9} another process is at it")
+        elif run.outcome is Outcome.FAILED:
+            click.echo(f"{run.task:<9} failed: {printable(run.failure or '')}")
+        else:
+            click.echo(f"{run.task:<9} done in {run.seconds:.1f} s: {_report_text(run.report)}")
+
+
+def _task_text(state: TaskState, now: datetime) -> str:
+    if state.is_held(now):
+        return f"{state.holder} is at it since {time_text(state.started_at)}"
+    if state.failures:
+        return f"failed {state.failures} times: {state.failure}"
+    return "never done" if state.ended_at is None else _report_text(state.report)
+
+
+def _report_text(counts: dict[str, int] | None) -> str:
+    done = [f"{name.replace('_', ' ')} {count:,}" for name, count in (counts or {}).items() if count]
+    return ", ".join(done) or "nothing to do"
 
 
 def print_check(outcome: FsckReport) -> None:

@@ -37,6 +37,7 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
     help="File with a secret of your own: the operator's bearer token, who may do everything over HTTP.",
 )
 @click.option("--open-metrics", is_flag=True, help="Serve /metrics without a token.")
+@click.option("--upkeep/--no-upkeep", default=True, show_default=True, help="Do `loraplex registry upkeep` by itself.")
 @click.option(
     "--grace",
     type=click.FloatRange(1, 3600),
@@ -60,6 +61,7 @@ def serve(
     public_url: str | None,
     operator_token_file: Path | None,
     open_metrics: bool,
+    upkeep: bool,
     grace: float,
     log_level: str,
 ) -> None:
@@ -70,6 +72,7 @@ def serve(
         operator_secret=None if operator_token_file is None else read_operator_secret(operator_token_file),
         public_url=public_url,
         metrics_open=open_metrics,
+        upkeep=upkeep,
     )
     place = data if "://" in data else Path(data).expanduser()
     with open_registry(place, blobs=blobs) as registry:

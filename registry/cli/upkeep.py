@@ -151,7 +151,7 @@ def gc(*, dry_run: bool, grace: timedelta, home: Path, registry: Place | None, a
     uploaded within the grace period never goes.
     """
     with open_place(home, registry) as reg:
-        outcome = _local(reg).collect_garbage(grace=grace, dry_run=dry_run)
+        outcome = local(reg).collect_garbage(grace=grace, dry_run=dry_run)
     if as_json:
         report.print_json(outcome)
     else:
@@ -168,7 +168,7 @@ def fsck(*, repair: bool, home: Path, registry: Place | None, as_json: bool) -> 
     A damaged or missing file comes back by publishing the same adapter again, or from a backup.
     """
     with open_place(home, registry) as reg, report_upkeep.counted("checking blobs") as on_blob:
-        outcome = _local(reg).fsck(repair=repair, on_blob=on_blob)
+        outcome = local(reg).fsck(repair=repair, on_blob=on_blob)
     if as_json:
         report.print_json(outcome)
     else:
@@ -177,7 +177,7 @@ def fsck(*, repair: bool, home: Path, registry: Place | None, as_json: bool) -> 
         raise SystemExit(1)
 
 
-def _local(reg: Registry) -> Registry:
+def local(reg: Registry) -> Registry:
     """The registry, if this machine has its storage at hand. Raises InvalidValueError."""
     if not isinstance(reg, Registry):
         raise InvalidValueError(

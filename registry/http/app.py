@@ -59,10 +59,15 @@ class RegistryApp:
         self._idle.set()
 
     async def start(self) -> None:
-        """Begin the work in the background: deliveries to webhooks."""
-        courier = self.service.registry.courier()
+        """Begin the work in the background: deliveries to webhooks, and upkeep."""
+        registry, run = self.service.registry, self.service.transfers.run
+        courier = registry.courier()
         courier.start()
-        self._background.push_async_callback(self.service.transfers.run, courier.stop)
+        self._background.push_async_callback(run, courier.stop)
+        if self.service.settings.upkeep:
+            caretaker = registry.caretaker(self.service.instruments.upkeep_ran)
+            caretaker.start()
+            self._background.push_async_callback(run, caretaker.stop)
 
     async def stop(self) -> None:
         """End it, and the threads."""

@@ -6,7 +6,11 @@ It does not: decide when something happened.
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
+
+from registry.upkeep import Outcome, TaskRun
 
 PREFIX = "loraplex_registry"
 
@@ -26,6 +30,16 @@ class Instruments:
         self._publishes = counter(
             "publishes", "Publishes over the REST API by outcome: new, known, refused.", "outcome"
         )
+        self._upkeep = counter(
+            "upkeep_runs", "Tasks of the upkeep that this server did, by outcome.", "task", "outcome"
+        )
+        self._upkeep_seconds = counter("upkeep_seconds", "Seconds that these tasks took.", "task")
+        self._upkeep_success = Gauge(
+            f"{PREFIX}_upkeep_success_timestamp_seconds",
+            "When this server last did a task of the upkeep with success.",
+            ("task",),
+            registry=metrics,
+        )
         self._promotions = counter("promotions", "Moves of aliases over the REST API: promote, rollback.", "kind")
 
     def request_ended(self, face: str, status: int, *, received_bytes: int, sent_bytes: int) -> None:
@@ -41,3 +55,10 @@ class Instruments:
     def promoted(self, kind: str) -> None:
         """An alias was moved."""
         self._promotions.labels(kind).inc()
+
+    def upkeep_ran(self, run: TaskRun) -> None:
+        """A task of the upkeep was done here, or failed."""
+        self._upkeep.labels(run.task, run.outcome).inc()
+        self._upkeep_seconds.labels(run.task).inc(run.seconds)
+        if run.outcome is Outcome.DONE:
+            self._upkeep_success.labels(run.task).set(time.time())

@@ -18,6 +18,7 @@ import msgspec
 
 from registry.blobs.staging_area import explained
 from registry.errors import InvalidValueError, RegistryError
+from registry.failpoints import reach
 from registry.file_entry import Blob
 from registry.hub.context import Hub
 from registry.hub.errors import BodyTooLargeError
@@ -167,11 +168,13 @@ def _apply(hub: Hub, request: Request, repo: Repo, draft: _Draft) -> Response:
     registry, tenant = hub.registry, repo.name.tenant
     sizes = [(blob.sha256, blob.size) for blob in draft.contents]
     reservation = registry.quotas.reserve(tenant, sizes, principal=request.principal)
+    reach("commit.after_reserve")
     try:
         present = registry.quotas.present(tenant, [sha256 for sha256, _ in sizes])
         missing = {blob: path for blob, path in draft.contents.items() if blob.sha256 not in present}
         for blob, path in missing.items():
             registry.blobs.put_file(path, blob)
+        reach("commit.after_store")
         registry.quotas.mark_stored(tenant, [(blob.sha256, blob.size) for blob in missing])
         outcome = registry.commits.apply(
             repo.name,

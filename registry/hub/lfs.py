@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from registry.errors import InvalidValueError
+from registry.failpoints import reach
 from registry.file_entry import Blob
 from registry.hub.context import Hub
 from registry.hub.errors import HubError
@@ -95,7 +96,9 @@ async def upload(hub: Hub, request: Request) -> Response:
     with hub.registry.blobs.receive(limit_bytes=grant.blob.size) as writer:
         await hub.write_all(request.large_pieces(limit_bytes=grant.blob.size), writer.write)
         await hub.run(writer.finish, grant.blob)
+    reach("upload.after_store")
     await hub.run(hub.registry.quotas.mark_stored, grant.tenant, [(grant.blob.sha256, grant.blob.size)])
+    reach("upload.after_mark")
     return json_response({}, headers={"etag": f'"{grant.blob.sha256}"'})
 
 
@@ -109,7 +112,9 @@ async def complete(hub: Hub, request: Request) -> Response:
     if not await hub.run(hub.registry.quotas.present, grant.tenant, [grant.blob.sha256]):
         session = PartsSession(hub.registry.blobs, grant.session, _plan(hub, grant.blob))
         await hub.run(session.complete, {part.part_number: part.etag for part in body.parts})
+        reach("upload.after_store")
         await hub.run(hub.registry.quotas.mark_stored, grant.tenant, sizes)
+        reach("upload.after_mark")
     return json_response({})
 
 

@@ -43,7 +43,7 @@ class DeliveryRow(Row):
     __tablename__ = "deliveries"
     id: Mapped[int] = mapped_column(primary_key=True)
     webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"), index=True)
-    event_id: Mapped[int] = mapped_column(ForeignKey("events.id"))
+    event_id: Mapped[int] = mapped_column(ForeignKey("events.id"), index=True)
     attempts: Mapped[int]
     due_at: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
     delivered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -95,7 +95,10 @@ class RetentionRow(Row):
 
 
 class MirrorRow(Row):
-    """An adapter that is pulled through from another Hub, at the upstream commit that it was pinned to."""
+    """An adapter that is pulled through from another Hub, at the upstream commit that it was pinned to.
+
+    `every_seconds` None: it is looked at only when somebody asks. `failures` counts those since the last success.
+    """
 
     __tablename__ = "mirrors"
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
@@ -104,3 +107,8 @@ class MirrorRow(Row):
     revision: Mapped[str] = mapped_column(String(200))
     commit: Mapped[str] = mapped_column(String(64))
     fetched_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    every_seconds: Mapped[int | None]
+    next_sync_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    failures: Mapped[int] = mapped_column(server_default="0", default=0)
+    failure: Mapped[str | None] = mapped_column(Text)

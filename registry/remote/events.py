@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from datetime import timedelta
 
 import msgspec
 
@@ -93,6 +94,11 @@ class RemoteEvents:
         """Pull the upstream's newer commit in, if there is one."""
         path = f"{_mirror_path(name)}/sync"
         return self._http.ask("POST", path, MirrorSync, principal=principal, body={"token": token})
+
+    def follow_mirror(self, name: str, every: timedelta | None, *, principal: Principal) -> Mirror:
+        """Look at the mirror's upstream so often; None is never by itself."""
+        body = {"every_seconds": None if every is None else round(every.total_seconds())}
+        return self._http.ask("PUT", f"{_mirror_path(name)}/schedule", Mirror, principal=principal, body=body)
 
     def list_mirrors(self, principal: Principal) -> list[Mirror]:
         """Where mirrored adapters come from, as far as the caller may read them."""

@@ -71,7 +71,8 @@ class EventController(Controller):
             while True:
                 page = await _read(service, caller, after, limit, kinds)
                 left = deadline - time.monotonic()
-                if page.events or left <= 0 or not await service.tide.wait_past(page.cursor, left):
+                is_answer = page.events or left <= 0 or not page.is_complete
+                if is_answer or not await service.tide.wait_past(page.cursor, left):
                     return page
                 after = page.cursor
 
@@ -121,6 +122,8 @@ async def _stream(
     try:
         with service.tide.client(caller):
             yield f"retry: {RECONNECT_MILLISECONDS}\n\n".encode()
+            if not page.is_complete:
+                yield b"event: feed.incomplete\ndata: {}\n\n"
             if not page.events:
                 yield _cursor(page)
             while True:

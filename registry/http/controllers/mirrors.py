@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -11,6 +12,7 @@ from litestar.params import JSONBody
 from registry.http.parameters import NamePart, TenantPart
 from registry.http.service import caller_of, registry_of, service_of
 from registry.mirror import DEFAULT_REVISION, Mirror, MirrorSync
+from registry.mirror_schedule import LONGEST_SECONDS, SHORTEST_SECONDS
 from registry.outbound import URL_CHARACTERS
 from registry.upstream import REVISION_CHARACTERS
 
@@ -30,6 +32,12 @@ class Sync(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the upstream needs to be told."""
 
     token: Token | None = None
+
+
+class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often the upstream is looked at; null is never."""
+
+    every_seconds: Annotated[int, msgspec.Meta(ge=SHORTEST_SECONDS, le=LONGEST_SECONDS)] | None
 
 
 class MirrorController(Controller):
@@ -67,6 +75,14 @@ class MirrorController(Controller):
         return await service.transfers.run(
             service.registry.sync_mirror, f"{tenant}/{name}", token=data.token, principal=caller_of(request)
         )
+
+    @put("/adapters/{tenant:str}/{name:str}/mirror/schedule", sync_to_thread=True)
+    def follow_mirror(
+        self, request: Request[Any, Any, Any], data: JSONBody[Schedule], tenant: TenantPart, name: NamePart
+    ) -> Mirror:
+        """Look at the upstream every so many seconds; null is never by itself. The operator's."""
+        every = None if data.every_seconds is None else timedelta(seconds=data.every_seconds)
+        return registry_of(request).follow_mirror(f"{tenant}/{name}", every, principal=caller_of(request))
 
     @delete("/adapters/{tenant:str}/{name:str}/mirror", status_code=200, sync_to_thread=True)
     def remove_mirror(self, request: Request[Any, Any, Any], tenant: TenantPart, name: NamePart) -> Mirror:

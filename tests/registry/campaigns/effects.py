@@ -18,6 +18,13 @@ def published(before: State, after: State, arguments: dict[str, Any]) -> bool:
     return newest[0] == number and tuple(rest) == old and same_but(before, after, name)
 
 
+def committed(before: State, after: State, arguments: dict[str, Any]) -> bool:
+    """A publish, by a commit on main whose tree the new version is."""
+    old, (newest, *rest) = before[arguments["name"]].commits, after[arguments["name"]].commits
+    number = after[arguments["name"]].versions[0][0]
+    return published(before, after, arguments) and tuple(rest) == old and newest[1] == number
+
+
 def promoted(before: State, after: State, arguments: dict[str, Any]) -> bool:
     name, _, number = arguments["ref"].partition("@")
     old, new = before[name], after[name]
@@ -48,6 +55,7 @@ def nothing_changed(before: State, after: State, arguments: dict[str, Any]) -> b
 
 EFFECTS: dict[str, Effect] = {
     "publish": published,
+    "hub_commit": committed,
     "promote": promoted,
     "delete_version": version_deleted,
     "delete_adapter": adapter_deleted,

@@ -6,17 +6,23 @@ from dataclasses import dataclass
 
 import registry
 from registry.events import Event
+from registry.names import AdapterName
+from registry.snapshots import LOG_PAGE_LIMIT
 
 OPERATOR = registry.Principal.operator()
 
 
 @dataclass(frozen=True)
 class AdapterState:
-    """The versions of one adapter (number and digest), where its aliases point, and how they came there."""
+    """The versions of one adapter (number and digest), where its aliases point, and how they came there.
+
+    `commits` are the ids of main's commits, newest first, each with its version.
+    """
 
     versions: tuple[tuple[int, str], ...]
     aliases: tuple[tuple[str, int], ...]
     moves: tuple[tuple[str, int, str, int | None, int], ...]
+    commits: tuple[tuple[str, int | None], ...]
 
 
 State = dict[str, AdapterState]
@@ -39,6 +45,8 @@ def check_sound(reg: registry.Registry) -> None:
         moved = [
             (event.document["alias"], event.document["sequence"]) for event in told if "sequence" in event.document
         ]
+        committed = [event.document["commit"] for event in told if event.kind == "commit.created"]
+        assert len(committed) == len(set(committed)), name
         assert sorted(moved) == sorted((alias, sequence) for alias, sequence, *_ in state.moves), name
 
 
@@ -62,4 +70,6 @@ def _adapter_state(reg: registry.Registry, name: str) -> AdapterState:
         for move in reg.alias_history(name, alias, OPERATOR)
     ]
     versions = tuple((version.number, version.digest) for version in reg.list_versions(name, OPERATOR))
-    return AdapterState(versions, tuple(sorted(aliases.items())), tuple(moves))
+    log = reg.snapshots.log(AdapterName.parse(name), "main", OPERATOR, limit=LOG_PAGE_LIMIT)
+    commits = tuple((commit.id, commit.version) for commit in log)
+    return AdapterState(versions, tuple(sorted(aliases.items())), tuple(moves), commits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tests.registry.backends import FolderPlace
 from tests.registry.campaigns.effects import EFFECTS
 from tests.registry.campaigns.faults import Fault, has_compiler, library
 from tests.registry.campaigns.fork_server import ForkServer, Outcome
+from tests.registry.campaigns.operations import OPERATIONS as PERFORMED
 from tests.registry.campaigns.state import OPERATOR, check_sound, state_of
 
 NAME = "acme/a"
@@ -33,8 +34,9 @@ FAULTS = {
     "the disk stays full": {"kind": "writes", "error": "ENOSPC", "is_lasting": True},
     "an operation that reads fails once": {"kind": "reads", "error": "EIO", "is_lasting": False},
 }
-SAMPLED = 6
-"""The normal suite tries so many values of N for each operation and fault; the long one tries every N."""
+OPERATIONS = ["publish", "promote", "delete_version", "delete_adapter", "collect_garbage"]
+SAMPLED = 4
+"""The normal suite tries about so many values of N for each operation and fault; the long one tries every N."""
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="faults.c needs a C compiler")
 
@@ -43,6 +45,37 @@ needs_compiler = pytest.mark.skipif(not has_compiler(), reason="faults.c needs a
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     with ForkServer(preload=library(tmp_path_factory.mktemp("library"))) as server:
         yield server
+
+
+class Supplies:
+    """Makes what operations need on one registry: adapters to publish, versions to delete, garbage to collect."""
+
+    def __init__(self, reg: registry.Registry, folder: Path) -> None:
+        self._reg = reg
+        self._folder = folder
+        self._numbers = count(1)
+        for _ in range(3):
+            reg.publish(Path(self.new_folder()), NAME, principal=OPERATOR)
+
+    def new_folder(self) -> str:
+        number = next(self._numbers)
+        return str(write_adapter(self._folder / f"adapter-{number}", seed=number))
+
+    def arguments_of(self, operation: str) -> dict[str, Any]:
+        """What the operation has not done yet, with what it needs."""
+        if operation == "publish":
+            return {"folder": self.new_folder(), "name": NAME}
+        if operation == "promote":
+            return {"ref": f"{NAME}@{1 + next(self._numbers) % 3}", "alias": "prod"}
+        if operation == "delete_adapter":
+            name = f"acme/gone-{next(self._numbers)}"
+            self._reg.publish(Path(self.new_folder()), name, principal=OPERATOR)
+            return {"name": name}
+        version = self._reg.publish(Path(self.new_folder()), NAME, principal=OPERATOR)
+        if operation == "collect_garbage":
+            self._reg.delete_version(f"{NAME}@{version.number}", OPERATOR)
+            return {}
+        return {"ref": f"{NAME}@{version.number}"}
 
 
 class FaultyDisk:
@@ -54,13 +87,11 @@ class FaultyDisk:
         self._folder = folder
         self._numbers = count(1)
         self._place = place
+        self._supplies = Supplies(reg, folder)
 
-    def new_folder(self) -> str:
-        number = next(self._numbers)
-        return str(write_adapter(self._folder / f"adapter-{number}", seed=number))
-
-    def attempt(self, operation: str, arguments: dict[str, Any], nth: int, fault: dict[str, Any]) -> Outcome:
+    def attempt(self, operation: str, nth: int, fault: dict[str, Any]) -> Outcome:
         """One attempt, with all that must hold after it."""
+        arguments = self._supplies.arguments_of(operation)
         before = state_of(self._reg)
         served = (f"{NAME}@1", str(self._folder / f"served-{next(self._numbers)}"))
         outcome = self._workers.run(
@@ -77,40 +108,33 @@ class FaultyDisk:
         assert outcome.again is not None, what
         check_sound(self._reg)
         assert EFFECTS[operation](before, state_of(self._reg), arguments), what
+        if operation == "collect_garbage":
+            versions = self._reg.list_versions(NAME, OPERATOR)
+            needed = {file.sha256 for version in versions for file in version.files}
+            assert self._place.blob_names() == sorted(needed), what
         return outcome
 
 
 @pytest.fixture
 def disk(workers: ForkServer, sqlite_place: FolderPlace, reg_sqlite: registry.Registry, tmp_path: Path) -> FaultyDisk:
-    made = FaultyDisk(workers, sqlite_place, reg_sqlite, tmp_path)
-    for _ in range(3):
-        reg_sqlite.publish(Path(made.new_folder()), NAME, principal=OPERATOR)
-    return made
-
-
-def arguments_of(disk: FaultyDisk, operation: str) -> Callable[[], dict[str, Any]]:
-    turns = count()
-    if operation == "publish":
-        return lambda: {"folder": disk.new_folder(), "name": NAME}
-    return lambda: {"ref": f"{NAME}@{1 + next(turns) % 3}", "alias": "prod"}
+    return FaultyDisk(workers, sqlite_place, reg_sqlite, tmp_path)
 
 
 def fail_each(disk: FaultyDisk, operation: str, fault: dict[str, Any], *, sampled: int | None) -> int:
     """Fail at N = 1, 2, ... until the operation has fewer; or at `sampled` of these, spread over all."""
-    arguments = arguments_of(disk, operation)
-    total = disk.attempt(operation, arguments(), 1 << 40, fault).operations
+    total = disk.attempt(operation, 1 << 40, fault).operations
     assert total > 10, "the faults meet nothing"
     step = 1 if sampled is None else max(1, total // sampled)
     failed = 0
     for nth in range(1, total + 1, step):
-        outcome = disk.attempt(operation, arguments(), nth, fault)
+        outcome = disk.attempt(operation, nth, fault)
         failed += outcome.error is not None
     assert failed > 0
     return failed
 
 
 @needs_compiler
-@pytest.mark.parametrize("operation", ["publish", "promote"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("what", FAULTS)
 def test_an_operation_on_a_file_that_fails(disk: FaultyDisk, operation: str, what: str) -> None:
     print(operation, what, fail_each(disk, operation, FAULTS[what], sampled=SAMPLED))
@@ -119,7 +143,7 @@ def test_an_operation_on_a_file_that_fails(disk: FaultyDisk, operation: str, wha
 @needs_compiler
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("operation", ["publish", "promote"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("what", FAULTS)
 def test_every_operation_on_a_file_that_fails(disk: FaultyDisk, operation: str, what: str) -> None:
     print(operation, what, fail_each(disk, operation, FAULTS[what], sampled=None))
@@ -149,31 +173,27 @@ def fill(folder: Path, *, room_bytes: int) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("operation", ["publish", "promote"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_full_disk(small_disk: Path, tmp_path: Path, operation: str) -> None:
     """With no room, one page, two pages ...: an error and the old state, or the whole operation; then there is room."""
     with registry.open(small_disk / "registry") as reg:
         reg.register_base(base_document())
-        for number in range(1, 4):
-            reg.publish(write_adapter(tmp_path / f"first-{number}", seed=number), NAME, principal=OPERATOR)
+        supplies = Supplies(reg, tmp_path)
         first = reg.resolve(f"{NAME}@1", principal=OPERATOR)
         refused = 0
         for pages in count():
+            arguments = supplies.arguments_of(operation)
             before = state_of(reg)
-            arguments: dict[str, Any] = {"ref": f"{NAME}@{1 + pages % 3}", "alias": "prod"}
-            if operation == "publish":
-                folder = write_adapter(tmp_path / f"adapter-{pages}", seed=100 + pages)
-                arguments = {"folder": folder, "name": NAME}
             ballast = fill(small_disk, room_bytes=pages * PAGE_BYTES)
             try:
-                perform(reg, operation, arguments)
+                PERFORMED[operation](reg, **arguments)
             except StorageError as error:
                 refused += "Check that the disk has room" in str(error)
                 assert reg.resolve(f"{NAME}@1", principal=OPERATOR) == first
                 reg.pull(first, tmp_path / f"served-{pages}")
                 assert state_of(reg) == before
                 ballast.unlink()
-                perform(reg, operation, arguments)
+                PERFORMED[operation](reg, **arguments)
                 assert EFFECTS[operation](before, state_of(reg), arguments)
             else:
                 assert EFFECTS[operation](before, state_of(reg), arguments)
@@ -183,10 +203,3 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, operation: str) -> None:
         check_sound(reg)
     assert refused > 0, "the disk was never full"
     print(f"{operation}: refused {refused} times")
-
-
-def perform(reg: registry.Registry, operation: str, arguments: dict[str, Any]) -> None:
-    if operation == "publish":
-        reg.publish(arguments["folder"], arguments["name"], principal=OPERATOR)
-    else:
-        reg.promote(arguments["ref"], arguments["alias"], principal=OPERATOR)

@@ -1,4 +1,4 @@
-"""kill -9 at every named point of publish, promote, delete and collection: only before or after, nothing lost.
+"""kill -9 at every named point of publish, Hub commit, promote, delete and collection: only before or after.
 
 A worker process performs one operation and is killed at the Nth visit of a point, for N = 1, 2, ... until it gets
 through; so every moment between two points is met, for each transaction and each file. After each death another process
@@ -16,6 +16,9 @@ import pytest
 
 import registry
 from registry import failpoints
+from registry.names import AdapterName
+from registry.snapshots import LOG_PAGE_LIMIT
+from registry.trees import TreeFile
 from tests.registry.adapter_folders import write_adapter
 from tests.registry.backends import RegistryPlace
 from tests.registry.campaigns.effects import EFFECTS
@@ -41,6 +44,20 @@ PUBLISH_POINTS = {
     "publish.after_keep": BEFORE,
     "publish.before_commit": BEFORE,
     "publish.after_commit": AFTER,
+}
+COMMIT_POINTS = {
+    "upload.after_store": BEFORE,
+    "upload.after_mark": BEFORE,
+    "blobs.write": BEFORE,
+    "blobs.before_rename": BEFORE,
+    "blobs.after_rename": BEFORE,
+    "catalog.before_commit": BEFORE,
+    "catalog.after_commit": None,
+    "commit.after_reserve": BEFORE,
+    "commit.after_store": BEFORE,
+    "commit.after_judge": BEFORE,
+    "commit.before_commit": BEFORE,
+    "commit.after_commit": AFTER,
 }
 PROMOTE_POINTS = {
     "catalog.before_commit": BEFORE,
@@ -115,12 +132,25 @@ class Campaign:
             for version in self.reg.list_versions(summary.adapter, OPERATOR)
         ]
         needed = {file.sha256 for version in versions for file in version.files}
+        needed |= {file.sha256 for name in {version.adapter for version in versions} for file in self._committed(name)}
         assert self._place.blob_names() == sorted(needed)
         check_sound(self.reg)
+
+    def _committed(self, name: str) -> Iterator[TreeFile]:
+        """The files of every commit on main."""
+        parsed = AdapterName.parse(name)
+        for commit in self.reg.snapshots.log(parsed, "main", OPERATOR, limit=LOG_PAGE_LIMIT):
+            yield from self.reg.snapshots.at(parsed, commit.id, OPERATOR).files.values()
 
 
 def kill_publish(campaign: Campaign, point: str) -> None:
     campaign.kill(point, "publish", lambda: {"folder": campaign.new_folder(), "name": NAME}, PUBLISH_POINTS[point])
+
+
+def kill_commit(campaign: Campaign, point: str) -> None:
+    campaign.publish()
+    prepare = lambda: {"folder": campaign.new_folder(), "name": NAME}  # noqa: E731
+    campaign.kill(point, "hub_commit", prepare, COMMIT_POINTS[point])
 
 
 def kill_promote(campaign: Campaign, point: str) -> None:
@@ -158,6 +188,7 @@ def kill_collection(campaign: Campaign, point: str) -> None:
 
 CAMPAIGNS: dict[str, tuple[Callable[[Campaign, str], None], Collection[str]]] = {
     "publish": (kill_publish, PUBLISH_POINTS),
+    "commit": (kill_commit, COMMIT_POINTS),
     "promote": (kill_promote, PROMOTE_POINTS),
     "delete": (kill_delete, DELETE_POINTS),
     "collect": (kill_collection, GC_POINTS),
