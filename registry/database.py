@@ -13,6 +13,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import psycopg
@@ -103,16 +104,14 @@ class Database:
 
     def _migrate(self) -> None:
         """Bring the schema to this release's, in one transaction; where it is there already, only read."""
-        config = Config()
-        config.set_main_option("script_location", MIGRATIONS)
-        config.set_main_option("path_separator", "os")
-        scripts = ScriptDirectory.from_config(config)
+        scripts = _scripts()
         with self._backend.reading.connect() as connection:
             if self._is_usable(connection, scripts):
                 return
         with self._backend.writing.begin() as connection:
             self._backend.begin_writing(connection)
             if not self._is_usable(connection, scripts):  # asked again: somebody may have been faster
+                config = _config()
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
                 _write_oldest_reader(connection, scripts.get_current_head())
@@ -146,6 +145,19 @@ class Database:
             ) from error
         except (sqlite3.Error, psycopg.Error, OSError) as error:
             raise self._backend.explain(error) from error
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", MIGRATIONS)
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+@cache
+def _scripts() -> ScriptDirectory:
+    """Every migration there is; reading them is most of what opening a registry costs."""
+    return ScriptDirectory.from_config(_config())
 
 
 def _write_oldest_reader(connection: Connection, head: str | None) -> None:

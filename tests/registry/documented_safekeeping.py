@@ -27,6 +27,7 @@ RANDOM = (
     (re.compile(r"(newest|key) {4,7}[0-9a-f]{64}"), r"\1 ..."),
     (re.compile(r"^  [0-9a-f]{12}  ", re.MULTILINE), "  2b9c11d04e7f  "),
     (re.compile(r"on \d{4}-\d\d-\d\d"), "on 2026-11-22"),
+    (re.compile(r"done in \d+\.\d s"), "done in 0.0 s"),
 )
 
 
