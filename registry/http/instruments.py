@@ -10,7 +10,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
-from registry.upkeep import Outcome, TaskRun
+from registry.upkeep import Outcome, Task, TaskRun
 
 PREFIX = "loraplex_registry"
 
@@ -40,6 +40,11 @@ class Instruments:
             ("task",),
             registry=metrics,
         )
+        for task in Task:  # at zero from the start, so that a first failure is seen as one
+            self._upkeep_seconds.labels(task)
+            self._upkeep_success.labels(task)
+            for outcome in (Outcome.DONE, Outcome.FAILED):
+                self._upkeep.labels(task, outcome)
         self._promotions = counter("promotions", "Moves of aliases over the REST API: promote, rollback.", "kind")
 
     def request_ended(self, face: str, status: int, *, received_bytes: int, sent_bytes: int) -> None:

@@ -8,7 +8,8 @@ finds the registry sound, in the state before or after and in no other, and doin
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from itertools import count
+from dataclasses import dataclass
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,28 @@ def workers() -> Iterator[ForkServer]:
         yield server
 
 
-class Campaign:
-    """Kills one operation at one point, at each of its visits, on one registry that goes on all the time."""
+@dataclass(frozen=True)
+class Target:
+    """One operation that dies at one point: how it is prepared, and what the state must be after its death."""
 
-    def __init__(self, workers: ForkServer, place: RegistryPlace, reg: registry.Registry, folder: Path) -> None:
+    point: str
+    operation: str
+    prepare: Callable[[], dict[str, Any]]
+    expected: str | None
+
+
+class Campaign:
+    """Kills operations at points, on one registry that goes on all the time; each target `at_least` so many times."""
+
+    def __init__(
+        self, workers: ForkServer, place: RegistryPlace, reg: registry.Registry, folder: Path, at_least: int
+    ) -> None:
         self.reg = reg
         self.deaths = 0
         self._workers = workers
         self._place = place
         self._folder = folder
+        self._at_least = at_least
         self._seeds = count(1)
 
     def new_folder(self) -> str:
@@ -99,28 +113,37 @@ class Campaign:
         return self.reg.publish(Path(self.new_folder()), name, principal=OPERATOR)
 
     def kill(self, point: str, operation: str, prepare: Callable[[], dict[str, Any]], expected: str | None) -> None:
-        """Kill at visit 1, 2, ... until the operation gets through, and look at the registry each time."""
-        for visit in range(1, VISITS_LIMIT):
-            arguments = prepare()
-            before = state_of(self.reg)
-            outcome = self._workers.run(self._place.arguments(), operation, arm=f"{point}=kill@{visit}", **arguments)
-            found = state_of(self.reg)
-            check_sound(self.reg)
-            if not outcome.was_killed:
-                assert visit > 1, f"{operation} never comes to {point}"
-                assert outcome.acknowledged is not None, outcome.error
-                assert EFFECTS[operation](before, found, arguments), (before, found)
-                self._check_garbage()
-                return
+        """Kill at visit 1, 2, ... until the operation gets through, and at each of them again until it is enough."""
+        target = Target(point, operation, prepare, expected)
+        visits = 0
+        while self._dies(target, visits + 1):
+            visits += 1
+            assert visits < VISITS_LIMIT, f"{operation} comes to {point} again and again"
+        assert visits > 0, f"{operation} never comes to {point}"
+        for visit in islice(cycle(range(1, visits + 1)), max(0, self._at_least - visits)):
+            assert self._dies(target, visit), (operation, point, visit)
+        self._check_garbage()
+
+    def _dies(self, target: Target, visit: int) -> bool:
+        """Perform it with that visit armed, and look at the registry; False where it gets through."""
+        arguments = target.prepare()
+        before = state_of(self.reg)
+        arm = f"{target.point}=kill@{visit}"
+        outcome = self._workers.run(self._place.arguments(), target.operation, arm=arm, **arguments)
+        found = state_of(self.reg)
+        check_sound(self.reg)
+        if not outcome.was_killed:
+            assert outcome.acknowledged is not None, outcome.error
+        else:
             self.deaths += 1
             assert outcome.acknowledged is None
-            if expected is not None:
-                assert (found != before) == (expected == AFTER), point
+            if target.expected is not None:
+                assert (found != before) == (target.expected == AFTER), target
             if found == before:
-                PERFORMED[operation](self.reg, **arguments)  # in this process, which did not die
+                PERFORMED[target.operation](self.reg, **arguments)  # in this process, which did not die
                 found = state_of(self.reg)
-            assert EFFECTS[operation](before, found, arguments), (before, found)
-        pytest.fail(f"{operation} comes to {point} more than {VISITS_LIMIT} times")
+        assert EFFECTS[target.operation](before, found, arguments), (before, found)
+        return outcome.was_killed
 
     def _check_garbage(self) -> None:
         """What the dead have left is collected, and nothing else."""
@@ -200,29 +223,28 @@ OWN = [case for case in CASES if case[0] != "commit" or case[1].startswith(("com
 """Those of the normal suite: what commits share with publishes is met there once."""
 
 
-@pytest.fixture
-def campaign(workers: ForkServer, place: RegistryPlace, reg: registry.Registry, tmp_path: Path) -> Campaign:
-    return Campaign(workers, place, reg, tmp_path)
-
-
 def test_every_point_is_tried() -> None:
     assert {point for _, point in CASES} == failpoints.NAMES
 
 
 @pytest.mark.sqlite_only
 @pytest.mark.parametrize(("operation", "point"), OWN)
-def test_whoever_is_killed_there(campaign: Campaign, operation: str, point: str) -> None:
+def test_whoever_is_killed_there(
+    workers: ForkServer, place: RegistryPlace, reg: registry.Registry, tmp_path: Path, operation: str, point: str
+) -> None:
+    """Once at each visit."""
+    campaign = Campaign(workers, place, reg, tmp_path, at_least=1)
     CAMPAIGNS[operation][0](campaign, point)
-    assert campaign.deaths > 0
     print(f"{operation} at {point}: {campaign.deaths} deaths")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("operation", "point"), CASES)
-def test_whoever_is_killed_there_twenty_times(campaign: Campaign, operation: str, point: str) -> None:
-    runs = 0
-    while campaign.deaths < REPEATS:
-        CAMPAIGNS[operation][0](campaign, point)
-        runs += 1
-    print(f"{operation} at {point}: {campaign.deaths} deaths in {runs} runs")
+def test_whoever_is_killed_there_twenty_times(
+    workers: ForkServer, place: RegistryPlace, reg: registry.Registry, tmp_path: Path, operation: str, point: str
+) -> None:
+    campaign = Campaign(workers, place, reg, tmp_path, at_least=REPEATS)
+    CAMPAIGNS[operation][0](campaign, point)
+    assert campaign.deaths >= REPEATS
+    print(f"{operation} at {point}: {campaign.deaths} deaths")
