@@ -29,9 +29,9 @@ from loraplex.demo.tasks import TASKS, DemoTask, write_jsonl
 from trainer.data import read_data_file, read_job_data
 from trainer.encoding import Example, encode_rows
 from trainer.evaluate import exact_match
-from trainer.experts import gathered_experts
 from trainer.job import Job
 from trainer.loop import run_job
+from trainer.origins import gathered_origins
 from trainer.preparation import PreparedRun, prepare_run
 
 TRAIN_SEED, HELD_OUT_SEED = 11, 12  # the demo's own are 1 and 2
@@ -123,8 +123,8 @@ def measure_way(way: str, values: dict[str, Any], home: Path, place: Path, rows:
 def prepared(values: dict[str, Any], home: Path) -> PreparedRun:
     """The experts in one model with a gate that has not learned."""
     job = Job.from_values(values)
-    with gathered_experts(job, home / "registry") as experts:
-        return prepare_run(job, read_job_data(job), cache_dir=home / "bases", experts=experts)
+    with gathered_origins(job, home / "registry") as origins:
+        return prepare_run(job, read_job_data(job), cache_dir=home / "bases", origins=origins)
 
 
 def held_out(run: PreparedRun, task: DemoTask, place: Path, rows: int) -> tuple[Example, ...]:

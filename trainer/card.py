@@ -38,6 +38,7 @@ def render_card(manifest: dict[str, Any], config: dict[str, Any]) -> str:
             f"| rank, alpha | {config['r']}, {config['lora_alpha']}{' (rsLoRA)' if config['use_rslora'] else ''} |",
             f"| modules | {', '.join(config['target_modules'])} |",
             f"| data | {rows}, `{data['digest'][:23]}...` |",
+            *([] if manifest["parent"] is None else [f"| goes on from | `{manifest['parent'][:23]}...` |"]),
             f"| steps | {training['steps']}, the adapter is of step {training['best_step']} |",
             f"| label tokens | {training['label_tokens']} |",
             f"| learning rate | {job['optimization']['learning_rate']:g}, {job['optimization']['schedule']} |",

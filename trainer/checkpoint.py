@@ -49,12 +49,12 @@ class Position:
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What must be the same for a resumed run to be the same run. `experts` are digests, None for new ones."""
+    """What must be the same for a resumed run to be the same run. `origins` are digests, None for what is new."""
 
     job: dict[str, Any]
     data_digest: str
     base_fingerprint: str
-    experts: list[str | None] = field(default_factory=list)
+    origins: list[str | None] = field(default_factory=list)
 
     def refuse_other(self, other: RunIdentity, folder: Path) -> None:
         """Raise CheckpointError that names the first difference."""
@@ -64,10 +64,9 @@ class RunIdentity:
             raise CheckpointError(
                 folder, f"this run stands on base {other.base_fingerprint}, not on {self.base_fingerprint}"
             )
-        if self.experts != other.experts:
-            raise CheckpointError(
-                folder, "the experts are not the versions with which this run began; name those, or begin a new run"
-            )
+        if self.origins != other.origins:
+            reason = "the adapters are not the versions with which this run began; name those, or begin a new run"
+            raise CheckpointError(folder, reason)
         for section, values in self.job.items():
             before = other.job.get(section)
             if section == "output" or values == before:

@@ -80,6 +80,7 @@ def _export_adapter(outcome: Outcome, folder: RunFolder) -> None:
         base_metrics=outcome.base_metrics,
         adapter_metrics=outcome.adapter_metrics,
         probes=measure_probes(run.model, outcome.prompts),
+        parent=run.parent,
     )
     export_adapter(
         run.model,

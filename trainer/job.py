@@ -34,8 +34,8 @@ from trainer.job_values import anchor_paths, explained, overlaid, refuse_non_fin
 
 Values = Mapping[str, Any]
 PATH_KEYS = ("data.train", "evaluation.validation", "output.run")
-PATH_OR_NAME_KEYS = ("base.source", "mixture.experts")
-OF_NEW_EXPERTS = ("r", "alpha", "target_modules", "rslora")
+PATH_OR_NAME_KEYS = ("base.source", "adapter.init_from", "mixture.experts")
+OF_NEW_ADAPTERS = ("r", "alpha", "target_modules", "rslora")
 EXCLUSIVE_KEYS = (
     ("epochs", "max_steps"),
     ("batch_tokens", "batch_rows"),
@@ -71,6 +71,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             self._check_mixture()
         elif self.mixture != MixtureSection():
             raise ValueError('[mixture] has a meaning only where adapter.method is "switch"')
+        elif self.adapter.init_from is not None:
+            given = [f"adapter.{key}" for key in OF_NEW_ADAPTERS if self._is_set(key)]
+            if given:
+                raise ValueError(f"{', '.join(given)}: adapter.init_from names an adapter that has its own")
 
     def _check_mixture(self) -> None:
         """Refuse a number of experts that is none, and settings of experts that are not trained."""
@@ -85,7 +89,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise ValueError(f"mixture.top_k is {mixture.top_k}, and there are {count} experts")
         if mixture.train_experts and not mixture.experts:
             raise ValueError("mixture.train_experts is about mixture.experts, and none is named; new ones always train")
-        unused = [] if mixture.new_experts else [f"adapter.{key}" for key in OF_NEW_EXPERTS if self._is_set(key)]
+        unused = [] if mixture.new_experts else [f"adapter.{key}" for key in OF_NEW_ADAPTERS if self._is_set(key)]
         if not self.trains_experts:
             unused += ["adapter.dtype"] if self._is_set("dtype") else []
             standard = OptimizationSection().learning_rate
@@ -95,6 +99,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
                 f"{', '.join(unused)}: of experts that train here, and this mixture has none. The gate's rate is "
                 "mixture.gate_learning_rate; new experts come with mixture.new_experts"
             )
+        if self.adapter.init_from is not None:
+            raise ValueError("adapter.init_from is one adapter; a mixture begins with mixture.experts")
         if self._is_set("dropout"):
             raise ValueError("adapter.dropout is not for mixtures: all experts see the same input")
 
@@ -163,6 +169,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         document["output"].pop("run")
         document["name"] = self.run_name
         document["base"]["source"] = _without_folders(document["base"]["source"])
+        if self.adapter.init_from is not None:
+            document["adapter"]["init_from"] = _without_folders(self.adapter.init_from)
         document["mixture"]["experts"] = [_without_folders(expert) for expert in document["mixture"]["experts"]]
         if self.adapter.method != "switch":
             document.pop("mixture")

@@ -73,6 +73,13 @@ class AdapterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "`switch` makes a mixture of the experts in [mixture]."
         ),
     ] = "qlora"
+    init_from: Annotated[
+        Text | None,
+        Meta(
+            description="Go on from this adapter, named as in `mixture.experts`; r, alpha, rslora and modules are "
+            "then its own. Unset: begin fresh."
+        ),
+    ] = None
     r: Annotated[Annotated[int, Meta(ge=1, le=1024)], Meta(description="Rank.")] = 32
     alpha: Annotated[
         Annotated[float, Meta(gt=0, le=65536)], Meta(description="Scale: the update is multiplied by alpha/r.")

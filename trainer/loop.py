@@ -32,9 +32,9 @@ from trainer.events import (
     Validated,
     ignore,
 )
-from trainer.experts import gathered_experts
 from trainer.forward import summed_loss
 from trainer.job import Job
+from trainer.origins import gathered_origins
 from trainer.preparation import PreparedRun, prepare_run
 from trainer.result import TrainingResult
 from trainer.run_folder import RunFolder, claim_run_folder
@@ -58,16 +58,16 @@ def run_job(
 ) -> TrainingResult:
     """Train, evaluate and export `job`. Bases are cached in `home`, and runs lie there unless the job says otherwise.
 
-    `registry` has the published experts of a mixture; None is the one in `home`. Torch's random state is the caller's
-    again afterwards. Raises TrainerError and basemodel's BaseModelError; InterruptedRunError where `should_stop` asked
-    for it between two steps.
+    `registry` has the published adapters that it begins with; None is the one in `home`. Torch's random state is the
+    caller's again afterwards. Raises TrainerError and basemodel's BaseModelError; InterruptedRunError where
+    `should_stop` asked for it between two steps.
     """
     data = read_job_data(job)
-    found = gathered_experts(job, registry or home / REGISTRY_FOLDER)
-    with found as experts, _own_randomness(job.optimization.seed):
+    found = gathered_origins(job, registry or home / REGISTRY_FOLDER)
+    with found as origins, _own_randomness(job.optimization.seed):
         folder = claim_run_folder(job, home, resume=resume, overwrite=overwrite)
         on_event(PhaseStarted(f"Loading {job.base.source} ({job.mode})"))
-        run = prepare_run(job, data, cache_dir=home / "bases", experts=experts)
+        run = prepare_run(job, data, cache_dir=home / "bases", origins=origins)
         for notice in run.notices:
             on_event(Noticed(notice))
         position = Position()

@@ -11,22 +11,32 @@ from __future__ import annotations
 import difflib
 
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from basemodel.adapter_weights import WEIGHTS_FILE, read_adapter
 from basemodel.load import Base
 from trainer.attention import use_float32_gradient
 from trainer.errors import MethodError
 from trainer.job_sections import ALL_LINEAR, AdapterSection
 from trainer.lora_product import use_served_product
-from trainer.tuners import LoraConfig, PeftModel, with_adapter
+from trainer.origins import Origin
+from trainer.tuners import DEFAULT, LoraConfig, PeftModel, give_weights, read_config, with_adapter
 
 
-def attach_adapter(base: Base, section: AdapterSection, *, checkpointing: bool) -> PeftModel:
-    """Wrap `base.model` with a new adapter, initialized from torch's random state. Raises MethodError."""
-    config = lora_config(base, section)
+def attach_adapter(
+    base: Base, section: AdapterSection, *, checkpointing: bool, parent: Origin | None = None
+) -> PeftModel:
+    """Wrap `base.model` with `parent`, or with a new adapter that begins from torch's random state.
+
+    Raises MethodError, and AdapterFormatError of a parent that does not fit the base.
+    """
+    config = lora_config(base, section) if parent is None else origin_config(base, parent, dropout=section.dropout)
     base.model.requires_grad_(False)
     model = with_adapter(base.model, config)
+    if parent is not None:
+        give_origin(model, parent)
     use_served_product(model)
     use_float32_gradient(base.model)
     if checkpointing:
@@ -50,6 +60,35 @@ def lora_config(base: Base, section: AdapterSection) -> LoraConfig:
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(base.model.get_submodule(name), Conv1D) for name in modules),
     )
+
+
+def origin_config(base: Base, origin: Origin, *, dropout: float = 0.0) -> LoraConfig:
+    """What PEFT is told of an adapter that a run begins with. Raises MethodError, AdapterFormatError."""
+    assert origin.folder is not None
+    if origin.base_fingerprint not in (None, base.description.fingerprint):
+        raise MethodError(
+            f"{origin.key}: {origin.name} stands on base {origin.base_fingerprint}, "
+            f"and this run on {base.description.fingerprint}"
+        )
+    read_adapter(origin.folder, base.description, torch.float32)  # judges it: what is attached is what is served
+    config = read_config(origin.folder)
+    kinds = {"use_dora": "DoRA", "modules_to_save": "whole modules", "trainable_token_indices": "trained tokens"}
+    found = [kind for setting, kind in kinds.items() if getattr(config, setting, None)]
+    if config.bias != "none" or config.lora_bias:
+        found.append("biases")
+    if found:
+        raise MethodError(f"{origin.key}: {origin.name} has {found[0]}; plain LoRA on linear layers is trained here")
+    config.base_model_name_or_path = None  # the file's name for the base; PEFT would warn of ours
+    config.inference_mode = False
+    config.lora_dropout = dropout
+    return config
+
+
+def give_origin(model: PeftModel, origin: Origin, adapter: str = DEFAULT) -> None:
+    """Put the weights of an adapter that a run begins with into an adapter of `model`. Raises MethodError."""
+    assert origin.folder is not None
+    if not give_weights(model, load_file(origin.folder / WEIGHTS_FILE), adapter):
+        raise MethodError(f"{origin.key}: {origin.name} has tensors that its own config does not mean")
 
 
 def target_modules(base: Base, section: AdapterSection) -> list[str]:

@@ -13,9 +13,9 @@ import numpy as np
 
 from basemodel.mixture_gate import RouterState, write_mixture
 from trainer.card import render_mixture_card
-from trainer.experts import digest_of_folder
 from trainer.export import CARD_FILE, MANIFEST_FILE, export_adapter, refuse_private
 from trainer.manifest import build_manifest
+from trainer.origins import digest_of_folder
 from trainer.outcome import Outcome
 from trainer.probes import measure_probes
 from trainer.result import FinishedExpert

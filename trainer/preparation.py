@@ -20,9 +20,9 @@ from trainer.encoding import EncodedRows, Example, encode_rows
 from trainer.errors import JobError
 from trainer.estimate import wants_checkpointing
 from trainer.evaluate import spread
-from trainer.experts import Expert
 from trainer.job import Job
 from trainer.methods import attach_adapter, target_modules
+from trainer.origins import Origin
 from trainer.switch import Switch, attach_mixture
 from trainer.tuners import PeftModel
 
@@ -48,6 +48,7 @@ class PreparedRun:
     every_steps: int
     gradient_checkpointing: bool
     notices: tuple[str, ...]
+    origins: tuple[Origin, ...] = ()
     switch: Switch | None = None
 
     @property
@@ -63,16 +64,20 @@ class PreparedRun:
     @property
     def identity(self) -> RunIdentity:
         """What a resumed run must agree with."""
-        experts = self.switch.experts if self.switch else ()
         return RunIdentity(
             self.job.to_json(),
             self.data.digest,
             self.base.description.fingerprint,
-            [expert.digest for expert in experts],
+            [origin.digest for origin in self.origins],
         )
 
+    @property
+    def parent(self) -> str | None:
+        """The digest of the version from which one adapter's training goes on."""
+        return self.origins[0].digest if self.origins and self.switch is None else None
 
-def prepare_run(job: Job, data: JobData, *, cache_dir: Path, experts: Sequence[Expert] = ()) -> PreparedRun:
+
+def prepare_run(job: Job, data: JobData, *, cache_dir: Path, origins: Sequence[Origin] = ()) -> PreparedRun:
     """Load the base and get all ready. Uses torch's random state for the start of what is new."""
     base = load_base(job.base.source, mode=job.mode, cache_dir=cache_dir, device=_device(job))
     limit_tokens = _row_limit(job, base)
@@ -89,9 +94,10 @@ def prepare_run(job: Job, data: JobData, *, cache_dir: Path, experts: Sequence[E
     checkpointing = wants_checkpointing(job, base, target_modules(base, job.adapter), batch_tokens=batch_tokens)
     switch: Switch | None = None
     if job.adapter.method == "switch":
-        model, switch = attach_mixture(base, experts, job, checkpointing=checkpointing)
+        model, switch = attach_mixture(base, origins, job, checkpointing=checkpointing)
     else:
-        model = attach_adapter(base, job.adapter, checkpointing=checkpointing)
+        parent = origins[0] if origins else None
+        model = attach_adapter(base, job.adapter, checkpointing=checkpointing, parent=parent)
     evenly = max(CLOSEST_VALIDATIONS_STEPS, -(-plan.steps // VALIDATIONS_PER_RUN))
     return PreparedRun(
         job=job,
@@ -105,6 +111,7 @@ def prepare_run(job: Job, data: JobData, *, cache_dir: Path, experts: Sequence[E
         every_steps=job.evaluation.every_steps or evenly,
         gradient_checkpointing=checkpointing,
         notices=tuple(notices),
+        origins=tuple(origins),
         switch=switch,
     )
 

@@ -70,6 +70,13 @@ FLAGS = """
 """.split()
 
 
+MORE = """
+[data]
+train = "train.jsonl"
+[adapter]
+init_from = "acme/sql@prod"
+"""
+MORE_FLAGS = "--train train.jsonl --init-from acme/sql@prod".split()
 MIXTURE = """
 [data]
 train = "train.jsonl"
@@ -115,7 +122,8 @@ def test_a_file_and_flags_give_the_same_job(tmp_path: Path, monkeypatch: pytest.
     assert job_of("job.toml", monkeypatch=monkeypatch) == from_file
     mixture = Job.from_values(tomllib.loads(MIXTURE))
     assert job_of(*MIXTURE_FLAGS, monkeypatch=monkeypatch) == mixture
-    given = {word for word in [*FLAGS, *MIXTURE_FLAGS] if word.startswith("--")}
+    assert job_of(*MORE_FLAGS, monkeypatch=monkeypatch) == Job.from_values(tomllib.loads(MORE))
+    given = {word for word in [*FLAGS, *MIXTURE_FLAGS, *MORE_FLAGS] if word.startswith("--")}
     not_given = {setting.flag for setting in settings() if setting.kind != "switch"} - given
     assert not_given == {"--epochs", "--batch-tokens", "--validation-fraction"}, "each excludes one that is given"
 
@@ -197,6 +205,8 @@ def switch(*, adapter: dict[str, Any] | None = None, optimization: Any = None, *
         (switch(gate_context="token", gate_decay=0.5), "mixture", "gate_decay has a meaning only"),
         (switch(gate_decay=1.0), "mixture.gate_decay", "< 1.0"),
         (switch(experts=[], new_experts=2, train_experts=True), None, "none is named"),
+        ({"adapter": {"init_from": "./a", "r": 4}}, None, "adapter.r: adapter.init_from names an adapter"),
+        (switch(adapter={"init_from": "./a"}), None, "a mixture begins with mixture.experts"),
         (switch(adapter={"r": 4}), None, "adapter.r: of experts that train here"),
         (switch(adapter={"dtype": "bfloat16"}), None, "adapter.dtype"),
         (switch(optimization={"learning_rate": 0.1}), None, "optimization.learning_rate: of experts that train here"),

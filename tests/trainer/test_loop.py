@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from basemodel.load import load_base
+from registry.opening import open_registry
+from registry.principal import Principal
 from tests.trainer.workshop import Bench, animal_rows, events_of, make_tokenizer, write_rows
 from trainer.batches import collate
 from trainer.checkpoint import adapter_tensors
@@ -56,6 +58,36 @@ def test_equal_jobs_give_equal_bytes_and_another_seed_gives_others(bench: Bench)
     other = bench.run("other", optimization={"seed": 1})
     assert same_adapter(first.adapter_folder, second.adapter_folder)
     assert not same_adapter(first.adapter_folder, other.adapter_folder)
+
+
+def test_a_run_goes_on_from_an_adapter_and_names_its_parent(bench: Bench, tmp_path: Path) -> None:
+    shape = {"r": 4, "alpha": 4.0, "target_modules": ["q_proj", "up_proj"], "rslora": True, "method": "qlora"}
+    steps = {"max_steps": 12, "learning_rate": 1e-2}
+    first = bench.run("first", adapter=shape, optimization=steps)
+    values = bench.values("second", optimization={**steps, "learning_rate": 1e-3})
+    values["adapter"] = {"method": "qlora", "init_from": str(first.adapter_folder)}
+    values["base"].pop("quantization", None)
+    events: list[Event] = []
+    second = run_job(Job.from_values(values), home=bench.home, on_event=events.append)
+    begun = events_of(events, Validated)[0]
+    assert begun.step == 0
+    assert first.adapter_metrics is not None
+    assert begun.loss == pytest.approx(first.adapter_metrics.validation_loss, rel=1e-6)
+    configs = [json.loads((run.adapter_folder / "adapter_config.json").read_text()) for run in (first, second)]
+    assert configs[0] == configs[1]
+    assert not same_adapter(first.adapter_folder, second.adapter_folder)
+    manifest = json.loads((second.adapter_folder / "loraplex.json").read_text())
+    with open_registry(tmp_path / "registry") as registry:
+        registry.register_base(first.base.to_json())
+        versions = [
+            registry.publish(run.adapter_folder, "acme/animals", principal=Principal.operator())
+            for run in (first, second)
+        ]
+        assert manifest["parent"] == versions[0].digest == versions[1].parent_digest
+        named = {**values, "adapter": {"method": "qlora", "init_from": "acme/animals@1"}}
+    again = run_job(Job.from_values(named), home=bench.home, registry=tmp_path / "registry", overwrite=True)
+    assert same_adapter(again.adapter_folder, second.adapter_folder)
+    assert str(bench.folder) not in (again.adapter_folder / "loraplex.json").read_text()
 
 
 def test_the_caller_keeps_its_random_state(bench: Bench) -> None:

@@ -25,13 +25,13 @@ from trainer.data import read_job_data
 from trainer.errors import CheckpointError, InterruptedRunError, JobError, MethodError
 from trainer.evaluate import answerable, completion_loss, exact_match
 from trainer.events import StepDone
-from trainer.experts import digest_of_folder, gathered_experts
 from trainer.forward import summed_loss
 from trainer.gate import Gate, running_mean
 from trainer.job import Job
 from trainer.job_sections import MixtureSection
 from trainer.loop import run_job
 from trainer.mixture_product import LearnedMixture
+from trainer.origins import digest_of_folder, gathered_origins
 from trainer.preparation import PreparedRun, prepare_run
 from trainer.result import TrainingResult
 
@@ -70,9 +70,9 @@ def mixture_values(bench: Bench, experts: tuple[Path, ...], **sections: dict[str
 
 def prepared(bench: Bench, values: dict[str, Any]) -> PreparedRun:
     job = Job.from_values(values)
-    with gathered_experts(job, bench.home / "registry") as experts:
+    with gathered_origins(job, bench.home / "registry") as origins:
         torch.manual_seed(0)
-        return prepare_run(job, read_job_data(job), cache_dir=bench.home / "bases", experts=experts)
+        return prepare_run(job, read_job_data(job), cache_dir=bench.home / "bases", origins=origins)
 
 
 def trained_with(bench: Bench, values: dict[str, Any]) -> TrainingResult:
@@ -316,7 +316,7 @@ def test_a_run_is_not_resumed_with_other_experts(bench: Bench, specialists: tupl
     with pytest.raises(InterruptedRunError):
         run_job(job, home=bench.home, should_stop=lambda: True)
     (copy / "README.md").write_text("another version")
-    with pytest.raises(CheckpointError, match="the experts are not the versions"):
+    with pytest.raises(CheckpointError, match="the adapters are not the versions"):
         run_job(job, home=bench.home, resume=True)
 
 
