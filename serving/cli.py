@@ -101,6 +101,12 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
     help="Most tokens of one forward step.",
 )
 @click.option(
+    "--mixed-step-tokens",
+    type=click.IntRange(16, 65536),
+    default=None,
+    help="Most tokens of a step in which somebody decodes.  [default: a quarter of --step-tokens on the CPU]",
+)
+@click.option(
     "--kv-cache-tokens",
     type=click.IntRange(16),
     default=None,
@@ -158,6 +164,7 @@ def serve(
     max_waiting_per_tenant: int | None,
     context: int | None,
     step_tokens: int,
+    mixed_step_tokens: int | None,
     kv_cache_tokens: int | None,
     host_cache_mib: int,
     disk_cache_mib: int,
@@ -184,6 +191,7 @@ def serve(
         disk_cache_bytes=disk_cache_mib * MEBIBYTE,
         max_running=max_running,
         step_budget_tokens=step_tokens,
+        mixed_step_tokens=mixed_step_tokens,
         kv_cache_tokens=kv_cache_tokens,
         grace_seconds=grace,
         preload=preload,

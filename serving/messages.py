@@ -58,6 +58,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """Start a request. The engine answers with `Output`s for this `request_id` until one has a finish reason.
 
     `grammar` is what the answer must follow, in llguidance's own form, and was compiled before by the API's workers.
+    `priority` orders the requests of one tenant: lower ones are admitted first and preempted last.
     """
 
     request_id: str
@@ -66,6 +67,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     sampling: Sampling
     adapters: tuple[AdapterUse, ...] = ()
     grammar: str | None = None
+    priority: int = 0
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
@@ -78,6 +80,12 @@ class Preload(msgspec.Struct, frozen=True, kw_only=True, tag="preload"):
     """Bring an adapter into host memory before a request asks for it. No answer; see `Stats`."""
 
     adapter: AdapterUse
+
+
+class Keep(msgspec.Struct, frozen=True, kw_only=True, tag="keep"):
+    """The adapters that the operator wants kept in memory, all of them: each message replaces the one before."""
+
+    adapters: tuple[AdapterUse, ...]
 
 
 class Shutdown(msgspec.Struct, frozen=True, kw_only=True, tag="shutdown"):
@@ -192,7 +200,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     message: str
 
 
-ToEngine = Generate | Abort | Preload | Shutdown
+ToEngine = Generate | Abort | Preload | Keep | Shutdown
 FromEngine = Ready | Outputs | Stats | Failed
 
 encode = msgspec.msgpack.Encoder().encode
@@ -205,7 +213,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     `socket` is the ipc:// address that the engine connects its PAIR socket to. `kv_cache_tokens` None sizes the
     cache from `max_running` and the base's context. At most `adapter_slots` adapters are resident at once, within
-    `adapter_pool_bytes` (None: room for `adapter_slots` rank-32 adapters of every linear layer).
+    `adapter_pool_bytes` (None: room for `adapter_slots` rank-32 adapters of every linear layer). A step computes at
+    most `step_budget_tokens`, and at most `mixed_step_tokens` while somebody decodes (None: a quarter of them on the
+    CPU).
     """
 
     socket: str
@@ -216,6 +226,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     bases_folder: str
     max_running: int = 32
     step_budget_tokens: int = 512
+    mixed_step_tokens: int | None = None
     kv_cache_tokens: int | None = None
     kv_block_tokens: int = 16
     adapter_slots: int = 8

@@ -74,6 +74,7 @@ class ServingSettings:
     disk_cache_bytes: int = 20 * 1024 * 1024 * 1024
     max_running: int = 32
     step_budget_tokens: int = 512
+    mixed_step_tokens: int | None = None
     kv_cache_tokens: int | None = None
     grace_seconds: float = 30.0
     token_cache_seconds: float = 5.0
@@ -103,6 +104,7 @@ class ServingSettings:
             bases_folder=str(self.home / "bases"),
             max_running=self.max_running,
             step_budget_tokens=self.step_budget_tokens,
+            mixed_step_tokens=self.mixed_step_tokens,
             kv_cache_tokens=self.kv_cache_tokens,
             adapter_slots=self.adapter_slots,
             adapter_pool_bytes=self.adapter_pool_bytes,

@@ -38,6 +38,7 @@ class ChoicePlan:
     adapters: tuple[AdapterUse, ...]
     stops: tuple[str, ...]
     grammar: str | None
+    priority: int
 
     @property
     def count(self) -> int:
@@ -57,6 +58,7 @@ class ChoicePlan:
             sampling=sampling,
             adapters=self.adapters,
             grammar=self.grammar,
+            priority=self.priority,
         )
 
 

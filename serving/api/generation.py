@@ -175,7 +175,8 @@ async def _start(walk: _Walk) -> _Running:
     ]
     grammar = await _grammar(walk, tenant, base)
     adapters = await walk.taken.enter_async_context(service.loader.hold(target))
-    plan = ChoicePlan(tenant, prompts, answers_each, samplings, adapters, stop_strings_of(fields), grammar)
+    stops, priority = stop_strings_of(fields), fields.priority or 0
+    plan = ChoicePlan(tenant, prompts, answers_each, samplings, adapters, stops, grammar, priority)
     choices = Choices(service.engine, base.tokenization, plan, walk.record)
     await walk.taken.enter_async_context(choices)
     head = Head(uuid.uuid4().hex, int(time.time()), target.name, target.fingerprint)

@@ -1,39 +1,37 @@
 """Which adapters are on the device, in which rank rows, and which are only in host memory.
 
-It does: read adapters and mixtures in a thread, keep them in host memory within a byte budget, place adapters into
-rank rows on demand, and evict the least recently used that nobody has pinned.
+It does: read ahead what is wanted, place adapters into rank rows on demand, evict the least recently used that nobody
+has pinned, and move those that are pinned together where the free rows are scattered.
 It does not: fetch from a registry (the API process has verified the folder), or decide who runs (`scheduler`).
 Identity is the digest throughout.
 
     rank rows 0 ..................................................... rows-1
       | adapter x, pinned by 2 | free | adapter y, idle: may be evicted | free |
+
+An operator may have adapters kept: they stay in host memory, come to the device when there is room, and are the last to
+be evicted from there. They never make another adapter wait.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
-import msgspec
-import torch
-
 from basemodel.adapter_weights import AdapterWeights
-from basemodel.description import BaseDescription
-from basemodel.errors import BaseModelError
 from basemodel.lora_ops import RankRows
+from serving.engine.adapter_reader import AdapterReader
 from serving.engine.errors import AdapterRefusedError
-from serving.engine.host_adapter import HostAdapter, HostMixture, read_host_adapter, read_host_mixture
+from serving.engine.host_adapter import HostAdapter, HostMixture
+from serving.engine.host_cache import HostCache
 from serving.engine.probe import Probe
+from serving.engine.rank_space import Resident, first_gap, moves_to_gap
 from serving.engine.router import Router, Tallies
 from serving.messages import AdapterUse
 
-logger = logging.getLogger(__name__)
+# While rows decode, one step copies adapters of at most so many bytes (at least one adapter): about 10 ms.
+STEP_COPY_BYTES = 32 * 1024 * 1024
 
 
 class Places(Protocol):
@@ -48,114 +46,92 @@ class Places(Protocol):
         """Forget the adapter in these rank rows."""
 
 
-@dataclass
-class Resident:
-    """An adapter on the device. Only the pool changes it."""
-
-    start: int
-    rank: int
-    pins: int = 0
-
-
 class AdapterPool:
-    """Host cache and device rows. Only the engine loop calls it; the reading thread touches nothing of it.
+    """Host cache and device rows. Only the engine loop calls it; reading threads touch nothing of it."""
 
-    embedding [V, H] is the base's own, which gates score.
-    """
-
-    def __init__(
-        self,
-        places: Places,
-        base: BaseDescription,
-        dtype: torch.dtype,
-        embedding: torch.Tensor,
-        *,
-        slots: int,
-        host_cache_bytes: int,
-    ) -> None:
+    def __init__(self, places: Places, reader: AdapterReader, *, slots: int, host_cache_bytes: int) -> None:
         self.slots = slots
         self.loads = 0
         self.evictions = 0
+        self.moves = 0
         self.load_seconds = 0.0
-        self._places = places
-        self._base = base
-        self._dtype = dtype
-        self._embedding = embedding
         self.tallies = Tallies()
-        self._host_cache_bytes = host_cache_bytes
-        self._host: OrderedDict[str, HostAdapter | HostMixture] = OrderedDict()
+        self._places = places
+        self._reader = reader
+        self._host = HostCache(host_cache_bytes)
         self._resident: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
-        self._reading: dict[str, Future[HostAdapter | HostMixture]] = {}
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-reader")
+        self._preloads: dict[str, AdapterUse] = {}  # asked for, not yet read
+        self._kept: dict[str, AdapterUse] = {}
+        self._copy_bytes_left: int | None = None
 
     # ------------------------------------------------------------------------------------------------- reading
-    def want(self, use: AdapterUse) -> None:
-        """Start to read what of it is not in memory yet: an adapter, or a mixture and its experts."""
-        for adapter in use.adapters:
-            self._start(adapter.digest, partial(read_host_adapter, adapter, self._base, self._dtype))
-        if use.experts:
-            self._start(use.digest, partial(read_host_mixture, use, self._base, self._embedding))
+    def preload(self, use: AdapterUse) -> None:
+        """Read an adapter when nothing that is waited for is to be read."""
+        if not self.is_loaded(use.digest):
+            self._preloads[use.digest] = use
 
-    def _start(self, digest: str, read: Callable[[], HostAdapter | HostMixture]) -> None:
-        if not self.is_loaded(digest) and digest not in self._reading:
-            self._reading[digest] = self._thread.submit(read)
+    def keep(self, uses: Iterable[AdapterUse]) -> None:
+        """From now on these adapters are kept, and no others."""
+        self._kept = {use.digest: use for use in uses}
 
-    def collect(self, wanted: set[str]) -> list[AdapterRefusedError]:
-        """Take over what the thread has finished; returns the adapters that could not be read.
+    @property
+    def can_read(self) -> bool:
+        """Whether a reading thread is free."""
+        return not self._reader.is_full
 
-        `wanted` are the digests that waiting requests need: these stay in host memory, whatever the budget says.
+    def read_ahead(self, wanted: Sequence[AdapterUse]) -> list[str]:
+        """Start to read what is missing of `wanted` (most urgent first) where nothing else that is wanted must go for
+        it, but the first in any case; then what is kept and preloaded. Returns the digests of `wanted` that it started.
+        """
+        started = []
+        here = {use.digest for use in wanted if use.digest in self._host} | set(self._reader.digests)
+        needed_bytes = sum(map(self._host.likely_bytes, here))
+        for index, use in enumerate(wanted):
+            if self._reader.is_full:
+                break
+            if self.is_loaded(use.digest) or (index and needed_bytes >= self._host.budget_bytes):
+                continue
+            if self._reader.start(use):
+                started.append(use.digest)
+                needed_bytes += self._host.likely_bytes(use.digest)
+        for use in [*self._kept.values(), *self._preloads.values()]:
+            if not self._reader.is_full and use.digest not in self._host:
+                self._reader.start(use)
+        return started
+
+    def collect(self, wanted: Callable[[], Iterable[str]]) -> list[AdapterRefusedError]:
+        """Take over what was read, and bring host memory back to its budget; returns what could not be read.
+
+        `wanted` names the digests that waiting requests need, most urgent first.
         """
         refused = []
-        for digest in [digest for digest, future in self._reading.items() if future.done()]:
-            future = self._reading.pop(digest)
-            try:
-                adapter = future.result()
-                if isinstance(adapter, HostAdapter):
-                    self._check_size(digest, adapter)
-            except (BaseModelError, OSError, msgspec.DecodeError) as error:
-                refused.append(AdapterRefusedError(digest, str(error)))
-            except AdapterRefusedError as error:
-                refused.append(error)
-            else:
-                self._host[digest] = adapter
-                self.load_seconds += adapter.read_seconds
-        self._trim_host(wanted)
+        for digest, outcome in self._reader.finished():
+            self._preloads.pop(digest, None)
+            problem = self._oversize(digest, outcome) if isinstance(outcome, HostAdapter) else outcome
+            if isinstance(problem, AdapterRefusedError):
+                self._kept.pop(digest, None)
+                refused.append(problem)
+            elif not isinstance(outcome, AdapterRefusedError):
+                self._host.put(digest, outcome)
+                self.load_seconds += outcome.read_seconds
+        self._host.trim(wanted, self._kept)
         return refused
 
     def is_loaded(self, digest: str) -> bool:
-        """Whether the adapter is in host or device memory, or the mixture's gate in host memory."""
+        """Whether the adapter is in host or device memory."""
         return digest in self._host or digest in self._resident
 
-    def is_ready(self, use: AdapterUse) -> bool:
-        """Whether everything of it is loaded: the adapter, or the mixture and its experts."""
-        return self.is_loaded(use.digest) and all(self.is_loaded(adapter.digest) for adapter in use.adapters)
+    def probes(self, digest: str) -> tuple[Probe, ...]:
+        """The probes of an adapter in host memory; none where only its device copy is left."""
+        return self._host[digest].probes if digest in self._host else ()
 
-    def router(self, use: AdapterUse, *, is_tallied: bool = True) -> Router | None:
-        """A new router for a request of this mixture, which must be ready; None where it is no mixture."""
+    def router(self, use: AdapterUse) -> Router | None:
+        """A new router for a request of this mixture, which must be loaded; None where it is no mixture."""
         if not use.experts:
             return None
         mixture = self._host[use.digest]
         assert isinstance(mixture, HostMixture)
-        count = len(use.experts)
-        return Router(mixture.table, self.tallies.of(use.digest, count) if is_tallied else [0] * count)
-
-    def probes(self, digest: str) -> tuple[Probe, ...]:
-        """The probes of what is in host memory; none where only an adapter's device copy is left."""
-        return self._host[digest].probes if digest in self._host else ()
-
-    # ------------------------------------------------------------------------------------------------- placing
-    def pin(self, uses: Iterable[AdapterUse]) -> tuple[RankRows, ...] | None:
-        """Bring every adapter of a request into rank rows and hold it there; None, and no change of pins, if there is
-        no room because others are pinned. All of them must be loaded. Mixtures are pinned as their experts.
-        """
-        uses = tuple(uses)
-        if not self._bring(list(dict.fromkeys(use.digest for use in uses))):
-            return None
-        for use in uses:
-            self._resident[use.digest].pins += 1
-            self._resident.move_to_end(use.digest)
-        held = [self._resident[use.digest] for use in uses]
-        return tuple(RankRows(each.start, each.rank, use.weight) for each, use in zip(held, uses, strict=True))
+        return Router(mixture.table, self.tallies.of(use.digest, len(use.experts)))
 
     def why_never(self, uses: Iterable[AdapterUse]) -> str | None:
         """Why these adapters cannot lie on the device together, however long they wait; None where they can."""
@@ -170,79 +146,140 @@ class AdapterPool:
             )
         return None
 
+    # ------------------------------------------------------------------------------------------------- placing
+    def begin_step(self, *, is_bounded: bool) -> None:
+        """A step begins; where others decode, copying is bounded, so that they do not wait for it."""
+        self._copy_bytes_left = STEP_COPY_BYTES if is_bounded else None
+        for digest, use in self._kept.items():
+            if digest in self._host and digest not in self._resident and self._has_turn(digest):
+                rank = self._weights(digest).rank
+                start = self._gap(rank, self._resident.values())
+                if start is not None:
+                    self._put(use, start)
+
+    def has_turn(self, uses: Iterable[AdapterUse]) -> bool:
+        """Whether this step may still copy what is missing of these adapters; if not, the next one may."""
+        return all(use.digest in self._resident or self._has_turn(use.digest) for use in uses)
+
+    def pin(self, uses: Iterable[AdapterUse]) -> tuple[RankRows, ...] | None:
+        """Bring every adapter of a request into rank rows and hold it there; None, and no change of pins, if there is
+        no room because others are pinned. All of them must be loaded; mixtures are pinned as their experts. Where
+        `moves` grew, others have new `rank_rows`.
+        """
+        uses = tuple(uses)
+        pinned: list[Resident] = []
+        is_used = any(resident.pins for resident in self._resident.values())
+        for use in sorted(uses, key=lambda each: each.digest not in self._resident):  # none is evicted for another
+            resident = self._resident.get(use.digest) or self._place(use)
+            if resident is None:
+                break
+            resident.pins += 1
+            pinned.append(resident)
+            self._resident.move_to_end(use.digest)
+        if len(pinned) == len(uses):
+            return self.rank_rows(uses)
+        for resident in pinned:
+            resident.pins -= 1
+        if not is_used:  # only how its own rows are cut is in the way, and they could not be moved: begin anew
+            for digest in list(self._resident):
+                self._evict(digest)
+        return None
+
     def unpin(self, uses: Iterable[AdapterUse]) -> None:
         """Let go of what `pin` held. The adapters stay until their rows are needed."""
         for use in uses:
             self._resident[use.digest].pins -= 1
 
+    def rank_rows(self, uses: Iterable[AdapterUse]) -> tuple[RankRows, ...]:
+        """Where adapters that are pinned lie now."""
+        residents = [(self._resident[use.digest], use.weight) for use in uses]
+        return tuple(RankRows(resident.start, resident.rank, weight) for resident, weight in residents)
+
     def drop(self, digest: str) -> None:
         """Forget an adapter everywhere (its probes failed). It must not be pinned."""
-        self._host.pop(digest, None)
+        self._host.drop(digest)
+        self._kept.pop(digest, None)
         if digest in self._resident:
             self._evict(digest)
-
-    def _bring(self, digests: Sequence[str]) -> bool:
-        """Make all of them resident, or say that there is no room now. Pins are as before."""
-        ours = [self._resident[digest] for digest in digests if digest in self._resident]
-        for resident in ours:  # one of ours must not make way for another
-            resident.pins += 1
-        for digest in [digest for digest in digests if digest not in self._resident]:
-            placed = self._place(digest)
-            if placed is None:
-                break
-            placed.pins += 1
-            ours.append(placed)
-        for resident in ours:
-            resident.pins -= 1
-        return len(ours) == len(digests) or self._bring_afresh(digests)
-
-    def _bring_afresh(self, digests: Sequence[str]) -> bool:
-        """Where nobody else is pinned and they fit, what is in the way is only how the rows are cut: begin anew."""
-        if any(resident.pins for resident in self._resident.values()):
-            return False
-        if len(digests) > self.slots or sum(map(self._rank, digests)) > self._places.rows:
-            return False
-        for digest in list(self._resident):
-            self._evict(digest)
-        if not all(digest in self._host for digest in digests):
-            return False  # one of them was left on the device only: it is read again
-        return all(self._place(digest) is not None for digest in digests)
 
     def _rank(self, digest: str) -> int:
         """Rank rows of an adapter; 0 where it is not loaded."""
         if digest in self._resident:
             return self._resident[digest].rank
-        adapter = self._host.get(digest)
-        return adapter.weights.rank if isinstance(adapter, HostAdapter) else 0
+        return self._weights(digest).rank if digest in self._host else 0
 
-    def _place(self, digest: str) -> Resident | None:
+    def _weights(self, digest: str) -> AdapterWeights:
         adapter = self._host[digest]
-        assert isinstance(adapter, HostAdapter)
-        rank = adapter.weights.rank
-        if self._room(rank, [resident for resident in self._resident.values() if resident.pins]) is None:
-            return None  # not even without all idle adapters: evict none of them in vain
-        start = self._room(rank, self._resident.values())
-        while start is None:
-            self._evict(next(name for name, resident in self._resident.items() if resident.pins == 0))
-            start = self._room(rank, self._resident.values())
-        begin = time.perf_counter()
-        self._places.place(start, adapter.weights)
-        self.load_seconds += time.perf_counter() - begin
-        self.loads += 1
-        self._host.move_to_end(digest)
-        self._resident[digest] = Resident(start, rank)
-        return self._resident[digest]
+        assert isinstance(adapter, HostAdapter), "a mixture is placed as its experts"
+        return adapter.weights
 
-    def _room(self, rank: int, taken: Collection[Resident]) -> int | None:
-        """The first run of `rank` rows between those of `taken`, if a slot is left too."""
-        if len(taken) >= self.slots:
+    def _has_turn(self, digest: str) -> bool:
+        left = self._copy_bytes_left
+        return left is None or left == STEP_COPY_BYTES or self._host.known_bytes(digest) <= left
+
+    def _place(self, use: AdapterUse) -> Resident | None:
+        """Put an adapter on the device, evicting idle ones only if it then fits."""
+        rank = self._weights(use.digest).rank
+        pinned = [resident for resident in self._resident.values() if resident.pins]
+        free_rows = self._places.rows - sum(resident.rank for resident in pinned)
+        if len(pinned) >= self.slots or rank > free_rows:
             return None
-        position = 0
-        for resident in sorted(taken, key=lambda each: each.start):
-            if resident.start - position >= rank:
-                return position
-            position = resident.start + resident.rank
-        return position if self._places.rows - position >= rank else None
+        if self._gap(rank, pinned) is None and not self._move_together(rank, pinned):
+            return None
+        start = self._gap(rank, self._resident.values())
+        while start is None:
+            self._evict(self._idle())
+            start = self._gap(rank, self._resident.values())
+        self._put(use, start)
+        return self._resident[use.digest]
+
+    def _put(self, use: AdapterUse, start: int) -> None:
+        weights = self._weights(use.digest)
+        self._copy(start, weights)
+        self.loads += 1
+        self._host.touch(use.digest)
+        self._resident[use.digest] = Resident(use, start, weights.rank)
+
+    def _move_together(self, rank: int, pinned: Collection[Resident]) -> bool:
+        """Move pinned adapters until a gap of `rank` rows is behind them; False, and nothing moved, while one that has
+        to move is not in host memory.
+        """
+        moves = moves_to_gap(rank, pinned)
+        absent = [resident.use for resident, _ in moves if resident.use.digest not in self._host]
+        for use in absent:
+            if not self._reader.is_full and self._host.has_room_for(use.digest):
+                self._reader.start(use)
+        if absent:
+            return False
+        for resident, position in moves:
+            self._move(resident, position)
+        return True
+
+    def _move(self, moved: Resident, position: int) -> None:
+        stop = position + moved.rank
+        for digest, resident in list(self._resident.items()):
+            if not resident.pins and resident.start < stop and resident.stop > position:
+                self._evict(digest)
+        self._places.clear(moved.start)
+        self._copy(position, self._weights(moved.use.digest))
+        moved.start = position
+        self.moves += 1
+
+    def _copy(self, start: int, weights: AdapterWeights) -> None:
+        begin = time.perf_counter()
+        self._places.place(start, weights)
+        self.load_seconds += time.perf_counter() - begin
+        if self._copy_bytes_left is not None:
+            self._copy_bytes_left = max(0, self._copy_bytes_left - weights.adapter_bytes)
+
+    def _gap(self, rank: int, taken: Collection[Resident]) -> int | None:
+        """Where `rank` rows are free beside those of `taken`, if a slot is left too."""
+        return first_gap(rank, self._places.rows, taken) if len(taken) < self.slots else None
+
+    def _idle(self) -> str:
+        """Who goes next: the least recently used of those that nobody pins, those that are kept last."""
+        idle = [digest for digest, resident in self._resident.items() if not resident.pins]
+        return next((digest for digest in idle if digest not in self._kept), idle[0])
 
     def _evict(self, digest: str) -> None:
         resident = self._resident.pop(digest)
@@ -258,26 +295,31 @@ class AdapterPool:
 
     @property
     def host_digests(self) -> list[str]:
-        """Adapters and mixtures in host memory, least recently used first."""
-        return list(self._host)
+        """Adapters in host memory, least recently used first."""
+        return self._host.digests
 
     @property
     def reading_digests(self) -> list[str]:
-        """Adapters that the thread is reading or will read."""
-        return list(self._reading)
+        """Adapters that are being read, or will be when nothing more urgent is to be read."""
+        return list(dict.fromkeys([*self._reader.digests, *self._preloads]))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something is being read, or will be though no request waits for it."""
+        return bool(self._reader.digests or self._preloads) or any(each not in self._host for each in self._kept)
 
     @property
     def host_bytes(self) -> int:
         """Host memory taken by adapters."""
-        return sum(adapter.host_bytes for adapter in self._host.values())
+        return self._host.held_bytes
 
     def adapter_bytes(self, digest: str) -> int:
         """Size of an adapter in host memory, 0 where it is not there."""
-        return self._host[digest].host_bytes if digest in self._host else 0
+        return self._host.known_bytes(digest) if digest in self._host else 0
 
     def close(self) -> None:
-        """End the reading thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the reading threads."""
+        self._reader.close()
 
     def check_integrity(self, pins: dict[str, int]) -> None:
         """Rows do not overlap, slots are within the limit, and pins are those of `pins` (digest -> holders)."""
@@ -289,17 +331,13 @@ class AdapterPool:
         assert len(self._resident) <= self.slots
         held = {digest: resident.pins for digest, resident in self._resident.items() if resident.pins}
         assert held == {digest: count for digest, count in pins.items() if count}, "a pin was lost or left behind"
+        self._host.check_integrity()
 
-    def _check_size(self, digest: str, adapter: HostAdapter) -> None:
-        if adapter.weights.rank > self._places.rows:
-            raise AdapterRefusedError(
-                digest,
-                f"its rank {adapter.weights.rank} is more than the {self._places.rows} rank rows of the adapter pool; "
-                "raise --adapter-pool-bytes",
-            )
-
-    def _trim_host(self, wanted: set[str]) -> None:
-        for digest in [digest for digest in self._host if digest not in wanted]:
-            if self.host_bytes <= self._host_cache_bytes:
-                return
-            del self._host[digest]
+    def _oversize(self, digest: str, adapter: HostAdapter) -> AdapterRefusedError | None:
+        if adapter.weights.rank <= self._places.rows:
+            return None
+        return AdapterRefusedError(
+            digest,
+            f"its rank {adapter.weights.rank} is more than the {self._places.rows} rank rows of the adapter pool; "
+            "raise --adapter-pool-bytes",
+        )

@@ -16,6 +16,7 @@ from basemodel.blocks import fuse_blocks
 from basemodel.load import Base, load_base
 from basemodel.snapshot import DTYPES
 from serving.engine.adapter_pool import AdapterPool
+from serving.engine.adapter_reader import AdapterReader
 from serving.engine.engine import Engine
 from serving.engine.grammar_pool import GrammarPool
 from serving.engine.kv_cache import KVBlocks
@@ -28,6 +29,9 @@ DEFAULT_SLOT_RANK = 32
 # Share of the free memory that the KV cache may take when its size is not given.
 KV_MEMORY_SHARE = 0.3
 TOKENIZER_FILE = "tokenizer.json"
+
+# While somebody decodes on a CPU, a step has this part of its tokens.
+CPU_MIXED_STEP_PART = 4
 
 
 def build_engine(settings: EngineSettings) -> Engine:
@@ -51,15 +55,14 @@ def engine_for(base: Base, settings: EngineSettings) -> Engine:
     runner = Runner(
         base, sites, kv_slots=blocks.total * settings.kv_block_tokens, block_tokens=settings.kv_block_tokens
     )
-    pool = AdapterPool(
-        sites,
-        base.description,
-        dtype,
-        base.model.get_input_embeddings().get_parameter("weight").detach(),
-        slots=settings.adapter_slots,
-        host_cache_bytes=settings.host_cache_bytes,
+    embedding = base.model.get_input_embeddings().get_parameter("weight").detach()
+    reader = AdapterReader(base.description, dtype, embedding, pins_memory=settings.device.startswith("cuda"))
+    pool = AdapterPool(sites, reader, slots=settings.adapter_slots, host_cache_bytes=settings.host_cache_bytes)
+    limits = SchedulerLimits(
+        max_running=settings.max_running,
+        step_budget_tokens=settings.step_budget_tokens,
+        mixed_step_tokens=_mixed_step_tokens(settings),
     )
-    limits = SchedulerLimits(max_running=settings.max_running, step_budget_tokens=settings.step_budget_tokens)
     end_token_ids = _end_token_ids(base)
     grammars = GrammarPool(
         base.folder / TOKENIZER_FILE,
@@ -74,6 +77,15 @@ def engine_for(base: Base, settings: EngineSettings) -> Engine:
         end_token_ids=end_token_ids,
         check_probes=settings.check_probes,
     )
+
+
+def _mixed_step_tokens(settings: EngineSettings) -> int:
+    """Tokens of a step in which somebody decodes. On a CPU a prompt's tokens take as long in small chunks as in large
+    ones, and 512 of them stall the others for a second at 0.5B; a GPU needs them together.
+    """
+    if settings.mixed_step_tokens is not None:
+        return min(settings.mixed_step_tokens, settings.step_budget_tokens)
+    return settings.step_budget_tokens // (CPU_MIXED_STEP_PART if settings.device == "cpu" else 1)
 
 
 def _adapter_dtype(base: Base, device: str) -> torch.dtype:

@@ -8,20 +8,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from basemodel.lora_ops import RankRows
 from serving.engine.adapter_pool import AdapterPool
 from serving.engine.constrained import ConstrainedRequests
 from serving.engine.errors import AdapterRefusedError, EngineError, RequestRefusedError
 from serving.engine.grammar_pool import GrammarPool
-from serving.engine.probe import probe_difference
+from serving.engine.proofs import Proofs
 from serving.engine.request import Request, Row
-from serving.engine.router import Router
 from serving.engine.runner import Runner
 from serving.engine.sampler import Pick, sample
 from serving.engine.scheduler import Scheduler
@@ -71,8 +69,7 @@ class Engine:
         self.counters = Counters()
         self.context_tokens = context_tokens
         self.end_token_ids = end_token_ids
-        self._check_probes = check_probes
-        self._proven: set[str] = set()
+        self._proofs = Proofs(runner, scheduler.pool) if check_probes else None
         self._requests: dict[str, Request] = {}
         self._arrivals = 0
         self._faults: list[Output] = []  # and other ends that no forward brings about: part of the next outputs
@@ -81,7 +78,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step could do something, now or once an adapter is read."""
-        return bool(self._requests or self._faults)
+        return bool(self._requests or self._faults or self.pool.has_work)
 
     def add(self, message: Generate) -> None:
         """Take a request. One that cannot run is answered with a fault in the next step's outputs."""
@@ -97,6 +94,7 @@ class Engine:
             message.sampling,
             message.adapters,
             arrival=self._arrivals,
+            priority=message.priority,
             generator=_generator(message.sampling),
         )
         self._arrivals += 1
@@ -114,7 +112,11 @@ class Engine:
 
     def preload(self, adapter: AdapterUse) -> None:
         """Read an adapter before somebody asks for it."""
-        self.pool.want(adapter)
+        self.pool.preload(adapter)
+
+    def keep(self, adapters: Iterable[AdapterUse]) -> None:
+        """Keep these adapters in memory, and no others."""
+        self.pool.keep(adapters)
 
     # ------------------------------------------------------------------------------------------------- the step
     def step(self) -> list[Output]:
@@ -205,9 +207,7 @@ class Engine:
         return min(self.context_tokens, blocks.total * blocks.block_tokens)
 
     def _collect_adapters(self) -> None:
-        wanted = {digest for request in self.scheduler.waiting for digest in request.digests}
-        wanted |= {use.digest for request in self.scheduler.running for use in request.adapters if use.experts}
-        for refusal in self.pool.collect(wanted):
+        for refusal in self.pool.collect(self.scheduler.wanted_digests):
             self._refuse_adapter(refusal)
         for request in [each for each in self.scheduler.waiting if each.skipped_steps and len(each.placed) > 1]:
             if (reason := self.pool.why_never(request.placed)) is not None:  # their ranks are known by now
@@ -235,38 +235,13 @@ class Engine:
         self.pool.drop(refusal.digest)
 
     def _proven_rows(self, rows: list[Row]) -> list[Row]:
-        """Check each adapter that runs for the first time against its probes; the rows whose requests are left."""
-        if not self._check_probes:
+        """The rows whose adapters compute what they should; an adapter that does not is refused."""
+        if self._proofs is None:
             return rows
-        for request in [row.request for row in rows]:
-            for digest, rank_rows, router in self._parts(request):
-                if digest not in self._proven:
-                    difference = self._prove(request, digest, rank_rows, router)
-                    if difference is not None:
-                        self._refuse_adapter(AdapterRefusedError(digest, difference))
-                        break
-                    self._proven.add(digest)
-        return [row for row in rows if row.request.request_id in self._requests]
-
-    def _parts(self, request: Request) -> Iterator[tuple[str, tuple[RankRows, ...], Router | None]]:
-        """What of a request has probes of its own: each adapter alone at full weight, and a mixture as it is routed."""
-        for use, rank_rows in zip(request.placed, request.rank_rows or (), strict=False):
-            yield use.digest, (replace(rank_rows, weight=1.0),), None
-        for use in request.adapters:
-            if use.experts and request.rank_rows:
-                yield use.digest, request.rank_rows, self.pool.router(use, is_tallied=False)
-
-    def _prove(
-        self, request: Request, digest: str, rank_rows: tuple[RankRows, ...], router: Router | None
-    ) -> str | None:
-        for probe in self.pool.probes(digest):
-            tokens, sampling = list(probe.prompt_token_ids), Sampling(max_tokens=1)
-            asked = Request("probe", "", tokens, sampling, request.adapters, arrival=-1)
-            asked.rank_rows, asked.router = rank_rows, router
-            difference = probe_difference(probe, self.runner.run_alone(asked))
-            if difference is not None:
-                return difference
-        return None
+        proven, refused = self._proofs.admit(rows)
+        for refusal in refused:
+            self._refuse_adapter(refusal)
+        return [row for row in proven if row.request.request_id in self._requests]
 
     def _account(self, row: Row) -> None:
         """The row's tokens are in the KV cache now; those of the prompt count as served, once."""
@@ -277,7 +252,7 @@ class Engine:
             found = max(0, request.cached_tokens - request.charged_tokens)  # in the cache: served, but not computed
             request.charged_tokens += served
             self.counters.prompt_tokens += served
-            self.scheduler.fair.charge(request.tenant, prompt_tokens=served - found)
+            self.scheduler.fair.charge(request, prompt_tokens=served - found)
 
     def _publish(self, request: Request, pick: Pick) -> Output:
         """Append the chosen token, and end the request where it ends."""
@@ -290,7 +265,7 @@ class Engine:
             return self._end(request, "stop", stop_token_id=token)
         request.tokens.append(token)
         self.counters.generation_tokens += 1
-        self.scheduler.fair.charge(request.tenant, generated_tokens=1)
+        self.scheduler.fair.charge(request, generated_tokens=1)
         logprobs = [pick.logprob] if pick.logprob is not None else None
         if request.constraint is not None:
             request.constraint.take(token)

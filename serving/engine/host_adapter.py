@@ -7,7 +7,7 @@ It does not: decide when, or keep account of memory (`adapter_pool`). Its functi
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,11 +48,17 @@ class HostMixture:
         return self.table.table_bytes
 
 
-def read_host_adapter(use: AdapterUse, base: BaseDescription, dtype: torch.dtype) -> HostAdapter:
-    """Raises BaseModelError, OSError, msgspec.DecodeError."""
+def read_host_adapter(
+    use: AdapterUse, base: BaseDescription, dtype: torch.dtype, *, is_pinned: bool = False
+) -> HostAdapter:
+    """Raises BaseModelError, OSError, msgspec.DecodeError. `is_pinned`: into page-locked memory, for a CUDA device."""
     begin = time.perf_counter()
     folder = Path(use.folder)
     weights = read_adapter(folder, base, dtype)
+    if is_pinned:
+        pairs = weights.modules.items()
+        pinned = {path: replace(pair, a=pair.a.pin_memory(), b=pair.b.pin_memory()) for path, pair in pairs}
+        weights = replace(weights, modules=pinned)
     return HostAdapter(weights, read_probes(folder), time.perf_counter() - begin)
 
 

@@ -18,6 +18,12 @@ ABSOLUTE_TOLERANCE = 0.15
 RELATIVE_TOLERANCE = 0.04
 
 
+# The trainer's are of at most 128 tokens. Others may write a manifest too, and what an adapter brings along must not
+# hold up the engine: further probes, and longer ones, are not run.
+MOST_PROBES = 8
+LONGEST_PROBE_TOKENS = 128
+
+
 class Probe(msgspec.Struct, frozen=True):
     """Expected `logits` of `token_ids` after `prompt_token_ids`."""
 
@@ -31,11 +37,12 @@ class _Manifest(msgspec.Struct, frozen=True):
 
 
 def read_probes(folder: Path) -> tuple[Probe, ...]:
-    """The probes in an adapter folder; none if it has no manifest. Raises msgspec.DecodeError or OSError."""
+    """The probes of an adapter folder that are run; none without a manifest. Raises msgspec.DecodeError or OSError."""
     path = folder / MANIFEST_FILE
     if not path.is_file():
         return ()
-    return tuple(msgspec.json.decode(path.read_bytes(), type=_Manifest).probes)
+    probes = msgspec.json.decode(path.read_bytes(), type=_Manifest).probes
+    return tuple(probe for probe in probes if len(probe.prompt_token_ids) <= LONGEST_PROBE_TOKENS)[:MOST_PROBES]
 
 
 def probe_difference(probe: Probe, logits: torch.Tensor) -> str | None:

@@ -29,6 +29,7 @@ from serving.messages import (
     Failed,
     FromEngine,
     Generate,
+    Keep,
     Outputs,
     Preload,
     Ready,
@@ -78,7 +79,7 @@ class EngineLink:
         """Send a message; where the API process reads too slowly this waits, and so do the requests."""
         self._socket.send(encode(message))
 
-    def receive(self, wait_ms: int) -> list[Generate | Abort | Preload | Shutdown]:
+    def receive(self, wait_ms: int) -> list[Generate | Abort | Preload | Keep | Shutdown]:
         """All messages that are there, after waiting up to `wait_ms` for the first."""
         messages = []
         if self._socket.poll(wait_ms):
@@ -119,6 +120,8 @@ def loop(engine: Engine, link: EngineLink) -> None:
                 engine.abort(message.request_id)
             elif isinstance(message, Preload):
                 engine.preload(message.adapter)
+            elif isinstance(message, Keep):
+                engine.keep(message.adapters)
             else:
                 return
         outputs = engine.step() if engine.has_work else []

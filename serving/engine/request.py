@@ -25,10 +25,14 @@ class Request:
 
     `arrival` orders requests and never changes, also when a request is preempted and computed again.
     `cached_tokens` of them were in the cache when it was admitted; `chain` is what the cache knows of its blocks.
-    `rank_rows` are the rows of `placed` while they are pinned (None: not pinned); `router` chooses among them for each
-    token where they are the experts of a mixture. `constraint` is what the answer must follow (None: nothing).
+    `placed` are the adapters that must lie on the device for it: those it names, with the experts in a mixture's place;
+    `rank_rows` are their rows while they are pinned (None: not pinned), and `router` chooses among them for each token
+    where they are the experts of a mixture. `parts` are all that must be read for it: `placed`, and a mixture itself;
+    `digests` name them, each once. `constraint` is what the answer must follow (None: nothing).
     `skipped_steps` counts the steps in which it could have run, had its adapter or its tokens found room.
     `queue_seconds` is how long it waited until it was first admitted (None: not yet told to the client).
+    `priority` orders the requests of one tenant, lower first.
+    `admitted_tokens` is how many tokens it had when it was last admitted.
     `charged_tokens` of its prompt were counted as served (a prompt that is computed again is not counted again).
     """
 
@@ -38,8 +42,13 @@ class Request:
     sampling: Sampling
     adapters: tuple[AdapterUse, ...]
     arrival: int
+    priority: int = 0
     prompt_tokens: int = 0
+    placed: tuple[AdapterUse, ...] = ()
+    parts: tuple[AdapterUse, ...] = ()
+    digests: tuple[str, ...] = ()
     computed: int = 0
+    admitted_tokens: int = 0
     charged_tokens: int = 0
     cached_tokens: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -53,8 +62,11 @@ class Request:
     queue_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        """The first tokens are the prompt."""
+        """The first tokens are the prompt; what follows from its adapters is worked out once."""
         self.prompt_tokens = len(self.tokens)
+        self.placed = tuple(adapter for use in self.adapters for adapter in use.adapters)
+        self.parts = (*(use for use in self.adapters if use.experts), *self.placed)
+        self.digests = tuple(dict.fromkeys(use.digest for use in self.parts))
 
     @property
     def generated(self) -> list[int]:
@@ -67,20 +79,14 @@ class Request:
         return len(self.tokens) - self.computed
 
     @property
+    def is_running(self) -> bool:
+        """Whether it is admitted, and owns blocks."""
+        return self.chain is not None
+
+    @property
     def identity(self) -> tuple[object, ...]:
         """What its keys and values depend on besides its tokens, and whose they are."""
         return (self.tenant, *((use.digest, use.weight) for use in self.adapters))
-
-    @property
-    def placed(self) -> tuple[AdapterUse, ...]:
-        """The adapters that must lie on the device for it: those it names, with the experts in a mixture's place."""
-        return tuple(adapter for use in self.adapters for adapter in use.adapters)
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """The versions it uses, each once: a mixture and its experts too."""
-        named = (digest for use in self.adapters for digest in (use.digest, *(each.digest for each in use.experts)))
-        return tuple(dict.fromkeys(named))
 
 
 @dataclass(frozen=True)

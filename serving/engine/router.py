@@ -35,6 +35,10 @@ class Router:
         self._ahead: list[int] = []
         self._ahead_state = RouterState()
 
+    def untallied(self) -> Router:
+        """A router of the same mixture for other tokens, whose choices nobody counts."""
+        return Router(self._table, [0] * len(self._tally))
+
     def choose(self, tokens: Sequence[int], begin: int, end: int) -> Choice:
         """The choices for tokens [begin, end). The tokens before them are settled."""
         self._go_to(tokens, begin)

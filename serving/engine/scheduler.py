@@ -1,36 +1,64 @@
 """Chooses what the next step computes.
 
-It does: let every running request decode, fill the rest of the step's token budget with chunks of prompts, admit
-waiting requests in fair order when their adapters are loaded and there is room, and preempt the youngest when the KV
-cache is full. It does not: run anything.
+It does: let every running request decode, give what is left of the step's token budget to prompts in fair order, admit
+waiting requests when their adapters are loaded and there is room, and preempt when room must be made.
+It does not: run anything.
 
     waiting --admit--> running --finish--> gone
        ^                  |
        +----- preempt ----+   (its blocks are freed, its tokens are computed again later; nothing fails)
+
+Nobody waits for ever. The least served tenant is first in line; if there is no room for its request, others may pass it
+for `patience_steps`. Then nobody is admitted behind it, and requests of tenants that were served more give way to it,
+one a step, as soon as each has brought itself forward by as many tokens.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from serving.engine.adapter_pool import AdapterPool
 from serving.engine.fairness import FairOrder
 from serving.engine.kv_cache import KVBlocks
 from serving.engine.request import Request, Row
+from serving.engine.victims import gives_blocks, gives_place
+
+# Prompts get this much of a step even where the rows that decode use its budget up.
+LEAST_PROMPT_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """`step_budget_tokens` bounds a step, so that a long prompt never stalls those that decode.
+    """`step_budget_tokens` bounds a step, and `mixed_step_tokens` one in which somebody decodes, so that a long prompt
+    never stalls those who do. Rows that decode run in every step; prompts get at least LEAST_PROMPT_TOKENS of it.
 
-    After `patience_steps` steps in which a request found no adapter slot, nobody who came later is admitted before it.
+    After `patience_steps` steps in which there was no room for the request that is first in line, it is made.
     """
 
     max_running: int
     step_budget_tokens: int
+    mixed_step_tokens: int
     patience_steps: int = 64
+
+    def prompt_tokens(self, decoding: int) -> int:
+        """Tokens that prompts may have in a step beside `decoding` rows."""
+        total = self.mixed_step_tokens if decoding else self.step_budget_tokens
+        return max(LEAST_PROMPT_TOKENS, total - decoding)
+
+
+class Lack(Enum):
+    """What a waiting request could not get. TURN: the step has copied enough adapters, or evicted one of its own, which
+    is to be read again; a later step goes on.
+    """
+
+    PLACE = auto()
+    BLOCKS = auto()
+    ROWS = auto()
+    TURN = auto()
 
 
 class Scheduler:
@@ -42,17 +70,15 @@ class Scheduler:
         self.limits = limits
         self.fair = FairOrder()
         self.waiting: list[Request] = []
-        self.running: list[Request] = []  # in order of arrival
+        self.running: list[Request] = []
         self.preemptions = 0
         self.prefix_queries = 0  # tokens of prompts that were looked up, and found
         self.prefix_hits = 0
 
     def add(self, request: Request) -> None:
-        """Queue a request and start to load its adapters at once."""
-        self.fair.enter(request.tenant)
+        """Queue a request. The next step starts to load its adapters, when their turn comes."""
+        self.fair.enter(request)
         self.waiting.append(request)
-        for use in request.adapters:
-            self.pool.want(use)
 
     def advance(self, request: Request, count: int) -> None:
         """Take note that `count` more of a running request's tokens are in the KV cache."""
@@ -62,69 +88,96 @@ class Scheduler:
 
     def finish(self, request: Request) -> None:
         """Forget a request, wherever it is, and free what it holds."""
+        (self.running if request.is_running else self.waiting).remove(request)
         self._release(request)
-        (self.running if request in self.running else self.waiting).remove(request)
-        self.fair.leave(request.tenant)
+        self.fair.leave(request)
 
     def schedule(self) -> list[Row]:
         """The rows of the next step; no rows if nothing can run."""
-        budget = self.limits.step_budget_tokens
-        rows: list[Row] = []
-        for request in list(self.running):  # decoding rows first: each costs one token
-            if request in self.running and request.pending_tokens == 1 and budget and self._grow(request, 1):
-                rows.append(Row(request, 1))
-                budget -= 1
-        rows = [row for row in rows if row.request in self.running]  # a later row may have preempted an earlier one
-        for request in self.running:
-            if request.pending_tokens > 1 and budget:
-                budget -= self._add_chunk(rows, request, budget)
-        for request in self._admissible():
-            if not budget or len(self.running) >= self.limits.max_running:
-                break
-            if self._admit(request):
-                budget -= self._add_chunk(rows, request, budget)
-            elif request.skipped_steps > self.limits.patience_steps:
-                break
-        return rows
+        rows = self._decoding_rows()
+        self.pool.begin_step(is_bounded=bool(rows))
+        loaded = [request for request in self.waiting if self.is_loaded(request)]
+        self._read_ahead(is_needed=len(loaded) < len(self.waiting))
+        budget = self.limits.prompt_tokens(len(rows))
+        reading = [request for request in self.running if request.pending_tokens > 1]
+        line = self.fair.line([*reading, *loaded])
+        unread = len(reading)
+        is_closed = False  # nobody more is admitted in this step
+        while budget and (unread or not is_closed) and (request := line.pop()) is not None:
+            if request.is_running:
+                unread -= 1
+            elif is_closed:
+                continue
+            elif (lack := self._admit(request)) is not None:
+                is_closed = self._pass_over(request, lack)
+                continue
+            count = min(request.pending_tokens, budget)
+            rows.append(Row(request, count))
+            line.took(request, count)
+            budget -= count
+        return [row for row in rows if row.request.is_running]
+
+    def is_loaded(self, request: Request) -> bool:
+        """Whether all adapters of a request are in host or device memory."""
+        return all(map(self.pool.is_loaded, request.digests))
+
+    def wanted_digests(self) -> list[str]:
+        """The adapters that waiting requests need, most urgent first."""
+        return [use.digest for request in self._in_order() for use in request.parts]
 
     def check_integrity(self) -> None:
         """Blocks and pins are owned by those who run, and by nobody else."""
         self.blocks.check_integrity(request.blocks for request in [*self.running, *self.waiting])
-        assert not any(request.blocks or request.rank_rows for request in self.waiting)
+        assert all(request.is_running for request in self.running)
+        assert not any(request.blocks or request.rank_rows or request.is_running for request in self.waiting)
+        assert all(request.rank_rows == self.pool.rank_rows(request.placed) for request in self.running)
         pins = Counter(use.digest for request in self.running for use in request.placed)
         self.pool.check_integrity(dict(pins))
+        self.fair.check_integrity([*self.running, *self.waiting])
 
     # ------------------------------------------------------------------------------------------------- admission
-    def _admissible(self) -> list[Request]:
-        """Waiting requests whose adapters are loaded, in fair order; who has waited beyond patience comes first."""
-        ready = []
-        for request in self.waiting:
-            missing = [use for use in request.adapters if not self.pool.is_ready(use)]
-            for use in missing:  # read before, but dropped from host memory since
-                self.pool.want(use)
-            if not missing:
-                ready.append(request)
-        ordered = self.fair.order(ready)
-        patience = self.limits.patience_steps
-        return sorted(ordered, key=lambda request: request.skipped_steps <= patience)
+    def _in_order(self) -> Iterator[Request]:
+        return iter(self.fair.line(self.waiting).pop, None)
 
-    def _admit(self, request: Request) -> bool:
-        """Move a request to running, if there are KV blocks for all its tokens and room for its adapters.
+    def _read_ahead(self, *, is_needed: bool) -> None:
+        """Read what waiting requests need and what is not loaded, or was dropped from memory since, in fair order."""
+        if not is_needed or not self.pool.can_read:
+            self.pool.read_ahead(())
+            return
+        line = [(use, request) for request in self._in_order() for use in request.parts]
+        first = {use.digest: request for use, request in reversed(line)}
+        for digest in self.pool.read_ahead([use for use, _ in line]):
+            self.fair.charge(first[digest], loads=1)
 
-        What the cache knows of its prefix is not computed again.
+    def _admit(self, request: Request) -> Lack | None:
+        """Move a request to running, if there are a place, KV blocks for all its tokens and room for its adapters.
+
+        It owns these blocks from now on, so that no two prompts can wait for each other's. What the cache knows of its
+        prefix is not computed again.
         """
+        if len(self.running) >= self.limits.max_running:
+            return Lack.PLACE
+        if not (self.is_loaded(request) and self.pool.has_turn(request.placed)):
+            return Lack.TURN
         blocks, chain = self.blocks.match(request.identity, request.tokens)
-        rank_rows = None
-        if self.blocks.blocks_for(len(request.tokens) + 1) - len(blocks) <= self.blocks.free:
-            rank_rows = self.pool.pin(request.placed)
+        missing = self.blocks.blocks_for(len(request.tokens) + 1) - len(blocks)
+        if missing > self.blocks.free:
+            self.blocks.give_back(blocks)
+            return Lack.BLOCKS
+        moves, loads = self.pool.moves, self.pool.loads
+        rank_rows = self.pool.pin(request.placed)
         if rank_rows is None:
             self.blocks.give_back(blocks)
-            request.skipped_steps += 1
-            return False
+            return Lack.ROWS
+        self.fair.charge(request, loads=self.pool.loads - loads)
+        if self.pool.moves > moves:
+            for each in self.running:
+                each.rank_rows = self.pool.rank_rows(each.placed)
         request.rank_rows = rank_rows
         request.router = self.pool.router(request.adapters[0]) if request.adapters else None
-        request.blocks, request.chain = blocks, chain
         request.computed = request.cached_tokens = len(blocks) * self.blocks.block_tokens
+        request.blocks, request.chain = [*blocks, *(self.blocks.take(missing) or ())], chain
+        request.admitted_tokens = len(request.tokens)
         request.skipped_steps = 0
         if not request.charged_tokens:  # its first admission, not one after a preemption
             request.queue_seconds = time.monotonic() - request.queued_at
@@ -132,28 +185,39 @@ class Scheduler:
             self.prefix_hits += request.cached_tokens
         self.waiting.remove(request)
         self.running.append(request)
-        self.running.sort(key=lambda each: each.arrival)
+        return None
+
+    def _pass_over(self, request: Request, lack: Lack) -> bool:
+        """There is no room for a request; whether nobody behind it may be admitted either."""
+        if lack is Lack.TURN:
+            return False
+        request.skipped_steps += 1
+        if request.skipped_steps <= self.limits.patience_steps:
+            return lack is Lack.PLACE
+        settled = self.limits.patience_steps
+        victim = gives_place(self.running, request, self.fair, settled, with_adapters=lack is Lack.ROWS)
+        if victim is not None:
+            self._preempt(victim)
         return True
 
-    def _add_chunk(self, rows: list[Row], request: Request, budget: int) -> int:
-        """Add the next chunk of a prompt; returns its tokens, 0 where the cache has no room for it now."""
-        count = min(request.pending_tokens, budget)
-        missing = self.blocks.blocks_for(request.computed + count) - len(request.blocks)
-        taken = self.blocks.take(max(missing, 0))
-        if taken is None:
-            return 0
-        request.blocks += taken
-        rows.append(Row(request, count))
-        return count
-
     # ------------------------------------------------------------------------------------------------- memory
-    def _grow(self, request: Request, count: int) -> bool:
-        """Give a running request blocks for `count` more tokens, preempting the youngest others if it must."""
-        missing = self.blocks.blocks_for(request.computed + count) - len(request.blocks)
-        while (taken := self.blocks.take(max(missing, 0))) is None:
-            youngest = self.running[-1]
-            self._preempt(youngest)
-            if youngest is request:
+    def _decoding_rows(self) -> list[Row]:
+        """A row of one token for every request that decodes; those that found no block are preempted, or made others
+        be.
+        """
+        decoding = [request for request in self.running if request.pending_tokens == 1]
+        grown = [request for request in decoding if request.is_running and self._grow(request)]
+        return [Row(request, 1) for request in grown if request.is_running]  # a later one may have preempted it
+
+    def _grow(self, request: Request) -> bool:
+        """Give a running request blocks for one more token, preempting others if it must."""
+        missing = self.blocks.blocks_for(request.computed + 1) - len(request.blocks)
+        if missing <= 0:
+            return True
+        while (taken := self.blocks.take(missing)) is None:
+            victim = gives_blocks(self.running, self.limits.patience_steps)
+            self._preempt(victim)
+            if victim is request:
                 return False
         request.blocks += taken
         return True

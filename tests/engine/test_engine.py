@@ -128,7 +128,7 @@ def test_the_host_cache_keeps_to_its_budget(engine: EngineMaker, llama_adapters:
     for index, adapter in enumerate(llama_adapters):
         recorder.ask(f"r{index}", PROMPT, adapter)
     recorder.run()
-    recorder.engine.pool.collect(set())
+    recorder.engine.pool.collect(list)
     assert recorder.engine.pool.host_digests == []
     assert all(output.finish_reason == "length" for output in recorder.last.values())
 

@@ -1,0 +1,87 @@
+"""The adapters and mixtures in host memory, within a byte budget.
+
+It does: keep what was read, least recently used first out, and remember how large it was.
+It does not: read (`adapter_reader`), or know why an adapter is wanted or kept (`adapter_pool`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
+
+from serving.engine.host_adapter import HostAdapter, HostMixture
+
+# Sizes of adapters that were dropped: known sizes keep one from being read again while there is no room for it.
+MOST_REMEMBERED_SIZES = 65_536
+
+
+class HostCache:
+    """Adapters by digest. Only `AdapterPool` changes it."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self._adapters: OrderedDict[str, HostAdapter | HostMixture] = OrderedDict()  # least recently used first
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self.held_bytes = 0
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._adapters
+
+    def __getitem__(self, digest: str) -> HostAdapter | HostMixture:
+        return self._adapters[digest]
+
+    @property
+    def digests(self) -> list[str]:
+        """What is here, least recently used first."""
+        return list(self._adapters)
+
+    def known_bytes(self, digest: str) -> int:
+        """The size of an adapter that is or was here, 0 if it never was."""
+        return self._sizes.get(digest, 0)
+
+    def likely_bytes(self, digest: str) -> int:
+        """The size of an adapter, or the mean of those here where it was never read."""
+        return self.known_bytes(digest) or self.held_bytes // max(1, len(self._adapters))
+
+    def has_room_for(self, digest: str) -> bool:
+        """Whether an adapter of known size fits without another being dropped."""
+        return self.held_bytes + self.known_bytes(digest) <= self.budget_bytes
+
+    def put(self, digest: str, adapter: HostAdapter | HostMixture) -> None:
+        """Take an adapter in. `trim` brings the cache back to its budget."""
+        assert digest not in self._adapters
+        self._adapters[digest] = adapter
+        self._sizes[digest] = adapter.host_bytes
+        self._sizes.move_to_end(digest)
+        if len(self._sizes) > MOST_REMEMBERED_SIZES:
+            self._sizes.popitem(last=False)
+        self.held_bytes += adapter.host_bytes
+
+    def touch(self, digest: str) -> None:
+        """It was used."""
+        self._adapters.move_to_end(digest)
+
+    def drop(self, digest: str) -> None:
+        """Forget an adapter; nothing happens if it is not here."""
+        adapter = self._adapters.pop(digest, None)
+        if adapter is not None:
+            self.held_bytes -= adapter.host_bytes
+
+    def trim(self, wanted: Callable[[], Iterable[str]], kept: Collection[str]) -> None:
+        """Drop adapters until the budget holds: first those nobody waits for, then those whose turn is last.
+
+        `wanted` names what waiting requests need, most urgent first; the first of them, and `kept`, always stay.
+        """
+        if self.held_bytes <= self.budget_bytes:
+            return
+        needed = [digest for digest in dict.fromkeys(wanted()) if digest in self._adapters]
+        for digest in [*(each for each in self.digests if each not in needed), *reversed(needed[1:])]:
+            if self.held_bytes <= self.budget_bytes:
+                return
+            if digest not in kept:
+                self.drop(digest)
+
+    def check_integrity(self) -> None:
+        """The account of bytes is that of the adapters."""
+        assert self.held_bytes == sum(adapter.host_bytes for adapter in self._adapters.values())
+        assert set(self._adapters) <= set(self._sizes)
