@@ -29,7 +29,7 @@ COMMANDS = {
     "policy": LazyCommand("registry.cli.promotion:policy", "Say what a version must show before an alias moves."),
     "approve": LazyCommand("registry.cli.promotion:approve", "Approve a version for an alias."),
     "attest": LazyCommand("registry.cli.promotion:attest", "Record evaluations, probe runs and scans of a version."),
-    "canary": LazyCommand("registry.cli.promotion:canary", "Give a part of an alias's requests to a second version."),
+    "canary": LazyCommand("registry.cli.canaries:canary", "Give a part of an alias's requests to a second version."),
     "lineage": LazyCommand("registry.cli.insight:lineage", "Show what a version came from and what came from it."),
     "card": LazyCommand("registry.cli.insight:card", "Print a version's model card."),
     "diff": LazyCommand("registry.cli.insight:diff", "Show how two versions differ."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from sqlalchemy import select
 
@@ -16,6 +17,7 @@ from registry.models import BaseRow
 from registry.principal import OPERATOR, Principal
 
 PREFIX_MIN_DIGITS = 8
+RECORDS_KEPT = 32
 
 
 class Bases:
@@ -89,4 +91,10 @@ class Bases:
 
 
 def _to_record(row: BaseRow) -> BaseRecord:
-    return BaseRecord.from_json(json.loads(row.document))
+    return _parsed(row.document)
+
+
+@lru_cache(RECORDS_KEPT)
+def _parsed(document: str) -> BaseRecord:
+    """A base lists hundreds of modules, and much asks for it. The result is shared: do not change it."""
+    return BaseRecord.from_json(json.loads(document))

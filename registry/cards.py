@@ -43,15 +43,23 @@ def render_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(version: Version, base: BaseRecord) -> str:
-    tags = ["lora", "loraplex", *([] if version.base_verified else ["base-unverified"])]
-    lines = ["---"]
+def card_metadata(version: Version, base: BaseRecord) -> dict[str, Any]:
+    """The card's front matter as values."""
+    metadata: dict[str, Any] = {}
     if _HUB_ID.fullmatch(base.name):
-        lines.append(f"base_model: {_yaml(base.name)}")
-    lines += ["library_name: peft", "pipeline_tag: text-generation", "tags:", *(f"- {_yaml(tag)}" for tag in tags)]
-    names = sorted(_side(version, "adapter"))[:ROWS_LIMIT]
-    if names:
-        lines += ["metrics:", *(f"- {_yaml(name)}" for name in names)]
+        metadata["base_model"] = _plain(base.name)
+    metadata |= {"library_name": "peft", "pipeline_tag": "text-generation"}
+    metadata["tags"] = ["lora", "loraplex", *([] if version.base_verified else ["base-unverified"])]
+    if names := sorted(_side(version, "adapter"))[:ROWS_LIMIT]:
+        metadata["metrics"] = [_plain(name) for name in names]
+    return metadata
+
+
+def _front_matter(version: Version, base: BaseRecord) -> str:
+    lines = ["---"]
+    for name, value in card_metadata(version, base).items():
+        lines += [f"{name}:", *(f"- {_yaml(item)}" for item in value)] if isinstance(value, list) else []
+        lines += [f"{name}: {_yaml(value)}"] if isinstance(value, str) else []
     return "\n".join([*lines, "---"])
 
 

@@ -42,6 +42,7 @@ from registry.names import AdapterName
 from registry.principal import Principal, Role
 from registry.reasons import RejectReason
 from registry.revisions import PARENT_MIN_DIGITS
+from registry.tally import Tally
 from registry.tenant_policy import TenantPolicies
 from registry.tree_changes import (
     AddFile,
@@ -66,11 +67,15 @@ ATTEMPTS = 8
 
 @dataclass(frozen=True)
 class CommitOutcome:
-    """What came of a commit. `refusal` says why a tree that looks like an adapter is no version."""
+    """What came of a commit. `refusal` says why a tree that looks like an adapter is no version.
+
+    `makes_version` says that a version came into being with it.
+    """
 
     commit: Commit
     is_new: bool
     refusal: str | None
+    makes_version: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,10 @@ class _Judgement:
 class Commits:
     """Writes commits. Holds no state but the database and the blobs, so threads may share it."""
 
-    def __init__(self, database: Database, bases: Bases, blobs: BlobStore, policies: TenantPolicies) -> None:
+    def __init__(
+        self, database: Database, bases: Bases, blobs: BlobStore, policies: TenantPolicies, tally: Tally
+    ) -> None:
+        self._tally = tally
         self._database = database
         self._bases = bases
         self._blobs = blobs
@@ -148,8 +156,14 @@ class Commits:
             outcome = self._write(name, branch, operations, judgement, parent, title, message, principal)
             if outcome is not None:
                 reach("commit.after_commit")
+                self._count(outcome)
                 return outcome
         raise ConflictError(f"Others commit to {str(name)!r} all the time. Nothing was changed: try again.")
+
+    def _count(self, outcome: CommitOutcome) -> None:
+        if outcome.is_new and (outcome.refusal is not None or outcome.commit.version is not None):
+            made = "new" if outcome.makes_version else "known"
+            self._tally.published(made if outcome.refusal is None else "refused")
 
     def _check_beginnings(self, before: Mapping[str, TreeFile], after: Mapping[str, TreeFile]) -> None:
         """Refuse code and pickles by content, whatever the new files are called."""
@@ -203,6 +217,7 @@ class Commits:
             version = _version_with(session, adapter, judgement.files)
             if version is None and judgement.is_known:
                 return None
+            makes_version = version is None and judgement.draft is not None
             if version is None and judgement.draft is not None:
                 version, _ = enter_version(session, name, tenant, adapter, judgement.draft, principal, now)
             row = insert_commit(
@@ -220,7 +235,7 @@ class Commits:
             commit = to_commit(session, row)
             _record(session, name, adapter, branch, commit, principal, now)
             reach("commit.before_commit")
-            return CommitOutcome(commit, True, judgement.refusal if version is None else None)
+            return CommitOutcome(commit, True, judgement.refusal if version is None else None, makes_version)
 
 
 def _check_call(operations: Sequence[Operation], parent: str | None, title: str, message: str) -> None:

@@ -21,8 +21,8 @@ PROBES_LIMIT = 64
 PROBE_CANDIDATES_LIMIT = 64
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
-_Fingerprint = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
-_Digest = Annotated[str, msgspec.Meta(pattern="^sha256:[0-9a-f]{64}$", max_length=71)]
+_Fingerprint = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z", max_length=64)]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z", max_length=71)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 _TokenId = Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
 

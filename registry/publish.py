@@ -90,7 +90,7 @@ def publish_staged(
     visibility: Visibility | None,
     message: str,
 ) -> Publication:
-    """As `publish`, of files that lie in a private folder on the store's own disk already, hashed and synced.
+    """As `publish`, of files that lie in a private folder on the store's own disk already, hashed.
 
     Raises as `publish`.
     """

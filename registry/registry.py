@@ -60,6 +60,7 @@ from registry.scope import Scope
 from registry.signatures import Signatures, SigningKey, VersionSignature, verified_keys
 from registry.signing_secret import SigningSecret
 from registry.snapshots import Snapshots
+from registry.tally import Tally
 from registry.tenant_policy import TenantPolicies, TenantPolicy
 from registry.tenants import IssuedToken, Tenant, Tenants, Token
 from registry.upkeep import Upkeep
@@ -82,6 +83,7 @@ class Registry:
         self.folder = folder
         self._blobs = blobs
         self._database = database
+        self.tally = Tally()
         self._bases = Bases(self._database)
         self._catalog = Catalog(self._database)
         self.repositories, self.refs = Repositories(self._database), Refs(self._database)
@@ -110,7 +112,7 @@ class Registry:
         self._mirror_schedule = MirrorSchedule(self._database, self._mirrors)
         self.upkeep = Upkeep(self._database, self._gc, self._mirror_schedule)
         self.snapshots = Snapshots(self._database, self._mirrors)
-        self.commits = Commits(self._database, self._bases, self._blobs, self._tenant_policies)
+        self.commits = Commits(self._database, self._bases, self._blobs, self._tenant_policies, self.tally)
         # What the Hub face streams to, counts and signs with, itself.
         self.blobs, self.quotas = self._blobs, self._quotas
         self.signing_secret = SigningSecret(self._database)
@@ -266,18 +268,20 @@ class Registry:
     ) -> Publication:
         """As `publish`, and says whether the version is new."""
         parsed = AdapterName.parse(name)
-        return publish(
-            self._catalog,
-            self._bases,
-            self._blobs,
-            self._quotas,
-            folder,
-            parsed,
-            principal=principal,
-            policy=self._tenant_policies.of(parsed.tenant),
-            base_fingerprint=base_fingerprint,
-            visibility=_parse_visibility(visibility),
-            message=message,
+        return self.tally.publication(
+            lambda: publish(
+                self._catalog,
+                self._bases,
+                self._blobs,
+                self._quotas,
+                folder,
+                parsed,
+                principal=principal,
+                policy=self._tenant_policies.of(parsed.tenant),
+                base_fingerprint=base_fingerprint,
+                visibility=_parse_visibility(visibility),
+                message=message,
+            )
         )
 
     def publish_staged(
@@ -292,18 +296,20 @@ class Registry:
     ) -> Publication:
         """As `publish_outcome`, of files that were received into a folder of `receiving`; they are not copied again."""
         parsed = AdapterName.parse(name)
-        return publish_staged(
-            self._catalog,
-            self._bases,
-            self._blobs,
-            self._quotas,
-            staging,
-            parsed,
-            principal=principal,
-            policy=self._tenant_policies.of(parsed.tenant),
-            base_fingerprint=base_fingerprint,
-            visibility=_parse_visibility(visibility),
-            message=message,
+        return self.tally.publication(
+            lambda: publish_staged(
+                self._catalog,
+                self._bases,
+                self._blobs,
+                self._quotas,
+                staging,
+                parsed,
+                principal=principal,
+                policy=self._tenant_policies.of(parsed.tenant),
+                base_fingerprint=base_fingerprint,
+                visibility=_parse_visibility(visibility),
+                message=message,
+            )
         )
 
     def resolve(self, ref: str, *, principal: Principal) -> Version:
@@ -372,14 +378,20 @@ class Registry:
     ) -> AliasMove:
         """Point an alias at a version; `expected` is the number that it must point at before (None: must be new)."""
         parsed = AdapterRef.parse(ref)
-        return promote(self._aliases, parsed, alias, principal=principal, expected=expected, evidence=evidence)
+        return self.tally.move(
+            "promote",
+            lambda: promote(self._aliases, parsed, alias, principal=principal, expected=expected, evidence=evidence),
+        )
 
     def rollback(
         self, name: str, alias: str, *, principal: Principal, expected: Expected = ANY, evidence: str = ""
     ) -> AliasMove:
         """Undo an alias's last promotion."""
         parsed = AdapterName.parse(name)
-        return roll_back(self._aliases, parsed, alias, principal=principal, expected=expected, evidence=evidence)
+        return self.tally.move(
+            "rollback",
+            lambda: roll_back(self._aliases, parsed, alias, principal=principal, expected=expected, evidence=evidence),
+        )
 
     def card(self, ref: str, principal: Principal) -> str:
         """A version's model card, made from what the registry knows of it: Markdown with YAML front matter."""
@@ -409,8 +421,11 @@ class Registry:
     ) -> AliasMove:
         """Point an alias at its canary's candidate, through the alias's gate."""
         parsed = AdapterName.parse(name)
-        return promote_canary(
-            self._aliases, self._canaries, parsed, alias, principal=principal, expected=expected, evidence=evidence
+        return self.tally.move(
+            "promote",
+            lambda: promote_canary(
+                self._aliases, self._canaries, parsed, alias, principal=principal, expected=expected, evidence=evidence
+            ),
         )
 
     def start_canary(self, ref: str, alias: str, *, permille: int, principal: Principal) -> Canary:

@@ -16,6 +16,7 @@ from registry.catalog import adapter_for_publish
 from registry.database import Database
 from registry.errors import InvalidValueError
 from registry.events import EventKind
+from registry.fresh_cache import FreshCache
 from registry.lookup import find_adapter, is_readable
 from registry.models import AdapterRow, RefRow, TenantRow, VersionRow
 from registry.names import AdapterName
@@ -27,6 +28,7 @@ from registry.version import Visibility
 FIRST_COMMIT_TITLE = "initial commit"
 PAGE_LIMIT = 1_000
 SEARCH_CHARACTERS = 200
+FOUND_KEPT = 1_024
 
 
 class Order(Enum):
@@ -65,10 +67,11 @@ class Repository:
 
 
 class Repositories:
-    """Holds no state but the database, so threads may share it."""
+    """Holds no state but the database and answers that hold until it changes, so threads may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._found: FreshCache[tuple[AdapterName, Principal], Repository] = FreshCache(database, FOUND_KEPT)
 
     def create(
         self, name: AdapterName, *, visibility: Visibility | None, principal: Principal
@@ -103,6 +106,9 @@ class Repositories:
 
     def find(self, name: AdapterName, principal: Principal) -> Repository:
         """One repository. Raises NotFoundError."""
+        return self._found.get((name, principal), lambda: self._find(name, principal))
+
+    def _find(self, name: AdapterName, principal: Principal) -> Repository:
         with self._database.reading() as session:
             return _to_repository(session, find_adapter(session, name, principal), name.tenant)
 

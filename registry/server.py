@@ -6,8 +6,6 @@ ends at once. A second signal ends without waiting.
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,30 +16,23 @@ import uvloop
 
 from registry.errors import InvalidValueError
 from registry.http.app import RegistryApp, create_registry_app
+from registry.http.large_reads import LargeReads
 from registry.http.settings import SECRET_MIN_CHARACTERS, HttpSettings
+from registry.listening import BACKLOG, ending_signals, listen
 from registry.loopback import is_loopback_host
 from registry.registry import Registry
 
-BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECRET_FILE_BYTES = 4096
 
 
 def open_port(host: str, port: int) -> socket.socket:
     """Take the port before anything slow begins. Port 0 is any free one. Raises InvalidValueError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
+        return listen(host, port)
     except OSError as error:
-        listener.close()
         why = f"nothing can listen on {host}:{port} ({error.strerror or error}); is another server running there?"
         raise InvalidValueError("port", why) from error
-    listener.setblocking(False)
-    return listener
 
 
 def refuse_open_server(registry: Registry, host: str, settings: HttpSettings) -> None:
@@ -90,7 +81,7 @@ async def _serve(
     app = create_registry_app(registry, settings)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=LargeReads,
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -121,14 +112,8 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals on the event loop while the server runs."""
-        loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self._on_signal)
-        try:
+        with ending_signals(self._on_signal):
             yield
-        finally:
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
         self._app.begin_drain()

@@ -26,11 +26,15 @@ LOG_PAGE_LIMIT = 1_000
 CHANGES_LIMIT = 1_000
 CHANGES_BATCH = 50
 FILES_KEPT = 4_096
+SNAPSHOTS_KEPT = 256
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An adapter at one commit: its whole tree by path, and the version that the tree is, where it is one."""
+    """An adapter at one commit: its whole tree by path, and the version that the tree is, where it is one.
+
+    It is shared by all who ask: nobody changes it.
+    """
 
     name: str
     visibility: Visibility
@@ -63,9 +67,14 @@ class Snapshots:
         self._database = database
         self._mirrors = mirrors
         self._files: FreshCache[tuple[Principal, AdapterName, str, str], FileAt] = FreshCache(database, FILES_KEPT)
+        self._snapshots: FreshCache[tuple[Principal, AdapterName, str], Snapshot] = FreshCache(database, SNAPSHOTS_KEPT)
 
     def at(self, name: AdapterName, revision: str, principal: Principal) -> Snapshot:
         """The adapter at this revision. Raises NotFoundError (of kind `adapter` or `revision`), ConflictError."""
+        key = (principal, name, revision)
+        return self._snapshots.get(key, lambda: self._find(name, revision, principal))
+
+    def _find(self, name: AdapterName, revision: str, principal: Principal) -> Snapshot:
         return self._mirrors.pulling_through(lambda: self._at(name, revision, principal), str(name), principal)
 
     def _at(self, name: AdapterName, revision: str, principal: Principal) -> Snapshot:

@@ -8,41 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
 
+from registry.http.large_reads import LargeReads
+from registry.listening import BACKLOG, ending_signals, listen
 from serving.api.service import Service
 from serving.app import ServerApp, create_server_app
 from serving.errors import SettingsError
 from serving.messages import Ready
 
 CLOSE_SECONDS = 2
-BACKLOG = 2048
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 logger = logging.getLogger(__name__)
 
 
 def open_port(host: str, port: int) -> socket.socket:
     """Take the port before anything slow begins. Port 0 is any free one. Raises SettingsError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
+        return listen(host, port)
     except OSError as error:
-        listener.close()
         raise SettingsError(
             f"Cannot listen on {host}:{port} ({error.strerror or error}). Is another server running there? "
             "Choose another with --port."
         ) from error
-    listener.setblocking(False)
-    return listener
 
 
 async def run_server(service: Service, listener: socket.socket, *, on_ready: Callable[[Ready], None]) -> None:
@@ -53,7 +45,7 @@ async def run_server(service: Service, listener: socket.socket, *, on_ready: Cal
     app = create_server_app(service)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=LargeReads,
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -99,14 +91,8 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals on the event loop while the server runs."""
-        loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self._on_signal)
-        try:
+        with ending_signals(self._on_signal):
             yield
-        finally:
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
         if self._draining is None:

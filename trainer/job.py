@@ -48,7 +48,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     data: DataSection
     name: Annotated[
-        Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")] | None,
+        Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?![\s\S])")] | None,
         Meta(description="The run's name; unset: the adapter's in `publish`, or the training file's."),
     ] = None
     base: BaseSection = BaseSection()

@@ -21,7 +21,7 @@ DEFAULT_BATCH_TOKENS = 2048
 FEWEST_EXPERTS, MOST_EXPERTS = 2, 16  # as in basemodel.mixture_gate, which needs torch; a test compares
 
 Text = Annotated[str, Meta(min_length=1, max_length=500)]
-ModuleName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
+ModuleName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{1,200}(?![\s\S])")]
 Count = Annotated[int, Meta(ge=1, le=100_000_000)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 

@@ -18,7 +18,7 @@ from registry.file_entry import Blob, FileEntry
 
 @dataclass(frozen=True)
 class Staging:
-    """A private copy of some files, hashed as they were copied."""
+    """A private copy of some files, hashed as they were copied; what keeps them makes them durable."""
 
     folder: Path
     files: tuple[FileEntry, ...]

@@ -4,7 +4,8 @@
     FOLDER/staging/<random>/<name>   files on their way in; removed after use
 
 Keeping a file: copy and hash into the staging folder, fsync, rename to its digest, fsync of the folder. A crash leaves
-at most a staging folder (removed when it is a day old) or a blob that nothing refers to.
+at most a staging folder (removed when it is a day old) or a blob that nothing refers to. Several files are synced one
+after the other, then renamed, then their folders are synced: most of these syncs find their work done by the first.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ DIGEST_CHARACTERS = 64
 
 
 class LocalBlobs:
-    """The blobs below one folder: a `BlobStore`. Its only state is what was verified; threads may share it."""
+    """The blobs below one folder: a `BlobStore`. It remembers what was verified and synced; threads share it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._area = StagingArea(folder / "staging")
         self._verified = VerifiedBlobs()
+        self._durable_folders: set[Path] = set()
 
     @property
     def scratch(self) -> Path:
@@ -57,7 +59,11 @@ class LocalBlobs:
     def keep(self, staging: Staging) -> None:
         """See `BlobStore`."""
         for file in staging.files:
-            self._place(staging.folder / file.path, Blob(file.sha256, file.size))
+            with explained(staging.folder / file.path):
+                sync_file(staging.folder / file.path)
+        for file in staging.files:
+            self._rename(staging.folder / file.path, file.sha256)
+        self._sync(file.sha256 for file in staging.files)
 
     def receive(self, *, limit_bytes: int | None = None) -> AbstractContextManager[Receipt]:
         """See `BlobStore`."""
@@ -89,7 +95,7 @@ class LocalBlobs:
     def copy_to(self, blob: Blob | FileEntry, destination: Path) -> None:
         """See `BlobStore`."""
         path = self.path_of(blob.sha256)
-        with self._opened(blob) as source, explained(destination), destination.open("xb") as target:
+        with self._opened(blob) as source, explained(destination), destination.open("xb", buffering=0) as target:
             found = copy(source, target)
             os.fsync(target.fileno())
         if found != Blob(blob.sha256, blob.size):
@@ -176,16 +182,33 @@ class LocalBlobs:
         return self._folder / sha256[:2] / sha256
 
     def _place(self, staged: Path, blob: Blob) -> None:
-        path = self.path_of(blob.sha256)
+        self._rename(staged, blob.sha256)
+        self._sync((blob.sha256,))
+
+    def _rename(self, staged: Path, sha256: str) -> None:
+        """Put a synced file where its blob lies."""
+        path = self.path_of(sha256)
         with explained(self._folder):
-            path.parent.mkdir(exist_ok=True)
+            try:
+                path.parent.mkdir()
+                self._durable_folders.discard(path.parent)
+            except FileExistsError:
+                pass
             reach("blobs.before_rename")
             os.utime(staged)  # its age counts from now: garbage collection spares what is young
             staged.replace(path)
             reach("blobs.after_rename")
-            sync_folder(path.parent)
-            sync_folder(self._folder)
-        self._verified.forget(blob.sha256)
+        self._verified.forget(sha256)
+
+    def _sync(self, digests: Iterable[str]) -> None:
+        """Make the places of these blobs durable; and those of their folders, where this process did not do it yet."""
+        folders = {self.path_of(sha256).parent for sha256 in digests}
+        with explained(self._folder):
+            for folder in folders:
+                sync_folder(folder)
+            if not folders <= self._durable_folders:
+                sync_folder(self._folder)
+                self._durable_folders |= folders
 
     def _opened(self, blob: Blob | FileEntry) -> BinaryIO:
         path = self.path_of(blob.sha256)

@@ -17,12 +17,14 @@ OPTIONS = ("endpoint", "region", "direct")
 
 @dataclass(frozen=True)
 class ObjectAddress:
-    """Where blobs are. `root` is the bucket or container, `prefix` ends with `/` or is empty.
+    """Where blobs are. `bucket` is Azure's container where `account` is given; `prefix` ends with `/` or is empty.
 
     `direct` lets clients read and write blobs in the store itself, through presigned addresses.
     """
 
-    root: str
+    scheme: str
+    account: str | None
+    bucket: str
     prefix: str
     endpoint: str | None
     region: str | None
@@ -45,19 +47,26 @@ class ObjectAddress:
             raise _refused(text, f"{unknown[0]!r} is not among its options ({', '.join(OPTIONS)})")
         if options.get("direct", "false") not in {"true", "false"}:
             raise _refused(text, "direct is true or false")
+        if "region" in options and parts.scheme != "s3":
+            raise _refused(text, "only s3:// has regions")
         steps = [step for step in parts.path.split("/") if step]
-        root = [parts.scheme + ":/", parts.netloc]
-        if parts.scheme == "az":
-            if not steps:
-                raise _refused(text, "write az://account/container/prefix")
-            root.append(steps.pop(0))
+        if parts.scheme == "az" and not steps:
+            raise _refused(text, "write az://account/container/prefix")
+        account, bucket = (parts.netloc, steps.pop(0)) if parts.scheme == "az" else (None, parts.netloc)
         return cls(
-            root="/".join(root),
+            scheme=parts.scheme,
+            account=account,
+            bucket=bucket,
             prefix="".join(f"{step}/" for step in steps),
             endpoint=options.get("endpoint"),
             region=options.get("region"),
             direct=options.get("direct") == "true",
         )
+
+    @property
+    def root(self) -> str:
+        """The bucket, or the container of the account, as an address."""
+        return f"{self.scheme}://{self.bucket if self.account is None else f'{self.account}/{self.bucket}'}"
 
     def __str__(self) -> str:
         return f"{self.root}/{self.prefix}".rstrip("/")

@@ -8,15 +8,16 @@ of one object, pinned by its ETag: no request takes longer than one range does, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import obstore
 from obstore import exceptions
-from obstore.store import from_url
+from obstore.store import AzureStore, GCSStore, S3Store
 
 from registry.blobs.object_address import ObjectAddress
 from registry.errors import StorageError
@@ -34,6 +35,10 @@ _ANSWERS = (
     exceptions.NotSupportedError,
 )
 """What a store says that works: the callers here know what it means."""
+_KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {"s3": (S3Store, "endpoint"), "gs": (GCSStore, "base_url"), "az": (AzureStore, "endpoint")}
+)
+"""By scheme: the store, and what it calls the address of its server."""
 
 
 @dataclass(frozen=True)
@@ -178,20 +183,17 @@ class ObjectClient:
 
 
 def _open_store(address: ObjectAddress, patience: Patience) -> Any:
-    config: dict[str, str] = {}
-    if address.region is not None:
-        config["region"] = address.region
-    if address.endpoint is not None:
-        config["endpoint"] = address.endpoint
     options: Any = {
         "connect_timeout": timedelta(seconds=patience.connect_seconds),
         "timeout": timedelta(seconds=patience.request_seconds),
         "allow_http": address.endpoint is not None and address.endpoint.startswith("http://"),
     }
     retries: Any = {"max_retries": patience.retries, "retry_timeout": timedelta(seconds=patience.retry_seconds)}
-    kwargs: Any = {"config": config} if config else {}
+    kind, named = _KINDS[address.scheme]
+    given = {"account_name": address.account, named: address.endpoint, "region": address.region}
+    config: Any = {name: value for name, value in given.items() if value is not None}
     try:
-        return from_url(address.root, client_options=options, retry_config=retries, **kwargs)
+        return kind(address.bucket, config=config, client_options=options, retry_config=retries)
     except (exceptions.BaseError, OSError, ValueError) as error:
         shown = " ".join(str(error).split())[:SHOWN_CHARACTERS]
         raise StorageError(f"The blobs at {address} cannot be used ({shown}). Correct the address.") from error

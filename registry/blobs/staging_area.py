@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from registry.blobs.blob_store import Staging
+from registry.blobs.early_writeback import EarlyWriteback
 from registry.errors import RejectedAdapterError, StorageError, UploadMismatchError
 from registry.failpoints import reach
 from registry.file_entry import Blob, FileEntry
@@ -84,6 +85,7 @@ class Receipt:
 
     def __init__(self, target: BinaryIO, path: Path, place: Place, limit_bytes: int | None) -> None:
         self._target = target
+        self._writeback = EarlyWriteback(target.fileno())
         self._path = path
         self._place = place
         self._limit_bytes = limit_bytes
@@ -102,6 +104,7 @@ class Receipt:
         with explained(self._path):
             reach("blobs.write")
             write_all(self._target, chunk)
+        self._writeback.wrote(len(chunk))
         self._digest.update(chunk)
         self._size += len(chunk)
 
@@ -147,21 +150,23 @@ def sync_folder(folder: Path) -> None:
 
 
 def copy(source: BinaryIO, target: BinaryIO, *, limit_bytes: int | None = None) -> Blob:
-    """Copy, and say what was copied; stops just past the limit."""
+    """Copy to an unbuffered file, and say what was copied; stops just past the limit."""
     digest = hashlib.sha256()
+    writeback = EarlyWriteback(target.fileno())
     size = 0
     while chunk := source.read(CHUNK_BYTES):
         reach("blobs.write")
         digest.update(chunk)
-        target.write(chunk)
+        write_all(target, chunk)
+        writeback.wrote(len(chunk))
         size += len(chunk)
         if limit_bytes is not None and size > limit_bytes:
             break
-    target.flush()
+    writeback.end()
     return Blob(digest.hexdigest(), size)
 
 
-def write_all(target: BinaryIO, chunk: bytes | memoryview) -> None:
+def write_all(target: BinaryIO, chunk: bytes | bytearray | memoryview) -> None:
     """Write to an unbuffered file until everything is written."""
     rest = memoryview(chunk)
     while rest:
@@ -191,9 +196,8 @@ def _stage_file(source: Path, destination: Path) -> FileEntry:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise RejectedAdapterError(RejectReason.NOT_A_PLAIN_FILE, "it is not a plain file", file=source.name)
-        with explained(destination), destination.open("xb") as target:
+        with explained(destination), destination.open("xb", buffering=0) as target:
             blob = copy(stream, target, limit_bytes=status.st_size)
-            os.fsync(target.fileno())
     if blob.size != status.st_size:
         raise RejectedAdapterError(RejectReason.CHANGED_WHILE_READ, "its size changed", file=source.name)
     return FileEntry(source.name, blob.size, blob.sha256)

@@ -164,10 +164,7 @@ def promote(
     """Point ALIAS at a version; requests for TENANT/NAME@ALIAS use it from then on."""
     with open_place(home, registry) as reg:
         move = reg.promote(ref, alias, principal=Principal.operator(), expected=expect, evidence=evidence)
-    if as_json:
-        report.print_json(move)
-    else:
-        report.print_move(move)
+    report.show(move, report.print_move, as_json=as_json)
 
 
 @click.command(cls=RegistryCommand)
@@ -183,7 +180,4 @@ def rollback(
     """Point ALIAS back to where it was before its last promotion."""
     with open_place(home, registry) as reg:
         move = reg.rollback(adapter, alias, principal=Principal.operator(), expected=expect, evidence=evidence)
-    if as_json:
-        report.print_json(move)
-    else:
-        report.print_move(move)
+    report.show(move, report.print_move, as_json=as_json)

@@ -28,10 +28,7 @@ def list_entries(
     """List who changed what, newest first."""
     with open_place(home, registry) as reg:
         entries = reg.audit_entries(tenant=tenant, limit=limit, before=before)
-    if as_json:
-        report.print_json(entries)
-    else:
-        report_upkeep.print_audit(entries)
+    report.show(entries, report_upkeep.print_audit, as_json=as_json)
 
 
 @audit.command("verify", cls=RegistryCommand)
@@ -46,9 +43,6 @@ def verify(*, expect: str | None, home: Path, registry: Place | None, as_json: b
     """
     with open_place(home, registry) as reg:
         verification = reg.verify_audit(expect=expect)
-    if as_json:
-        report.print_json(verification)
-    else:
-        report_upkeep.print_verification(verification)
+    report.show(verification, report_upkeep.print_verification, as_json=as_json)
     if not verification.is_whole:
         raise SystemExit(1)

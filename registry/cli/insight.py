@@ -42,10 +42,7 @@ def lineage(
             graph = reg.lineage(ref, operator, depth=depth)
         else:
             graph = reg.base_lineage(str(base_fingerprint), operator)
-    if as_json:
-        report.print_json(graph)
-    else:
-        report_insight.print_lineage(graph)
+    report.show(graph, report_insight.print_lineage, as_json=as_json)
 
 
 @click.command(cls=RegistryCommand)
@@ -72,7 +69,4 @@ def diff(before: str, after: str, *, weights: bool, home: Path, registry: Place 
     """Show how two versions differ: files, config, metrics, and how far apart their weights are."""
     with open_place(home, registry) as reg:
         found = reg.diff(before, after, Principal.operator(), with_weights=weights)
-    if as_json:
-        report.print_json(found)
-    else:
-        report_insight.print_diff(found)
+    report.show(found, report_insight.print_diff, as_json=as_json)

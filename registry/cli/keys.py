@@ -89,10 +89,7 @@ def list_keys(*, tenant: str, home: Path, registry: Place | None, as_json: bool)
     """List the keys that a tenant trusts, and those that it trusted once."""
     with open_place(home, registry) as reg:
         keys = reg.list_keys(tenant)
-    if as_json:
-        report.print_json(keys)
-    else:
-        report_upkeep.print_keys(keys)
+    report.show(keys, report_upkeep.print_keys, as_json=as_json)
 
 
 @key.command("revoke", cls=RegistryCommand)

@@ -90,10 +90,7 @@ def follow_mirror(
         raise click.UsageError("Give --every DURATION, or --never.")
     with open_place(home, registry) as reg:
         found = reg.follow_mirror(adapter, every, principal=OPERATOR)
-    if as_json:
-        report.print_json(found)
-    else:
-        report_feed.print_schedule(found)
+    report.show(found, report_feed.print_schedule, as_json=as_json)
 
 
 @mirror.command("sync", cls=RegistryCommand)
@@ -133,10 +130,7 @@ def list_mirrors(*, home: Path, registry: Place | None, as_json: bool) -> None:
     """List the mirrors."""
     with open_place(home, registry) as reg:
         found = reg.list_mirrors(OPERATOR)
-    if as_json:
-        report.print_json(found)
-    else:
-        report_feed.print_mirrors(found)
+    report.show(found, report_feed.print_mirrors, as_json=as_json)
 
 
 @mirror.command("rm", cls=RegistryCommand)

@@ -1,4 +1,4 @@
-"""The commands that decide what an alias may point at: policy, approve, attest, canary."""
+"""The commands that decide what an alias may point at: policy, approve, attest."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ from pathlib import Path
 
 import click
 
-from registry.aliases import Expected
-from registry.canary import PERMILLE
 from registry.cli import report, report_promotion
 from registry.cli.options import (
     HomePath,
     Place,
     RegistryCommand,
     alias_option,
-    evidence_option,
-    expect_option,
     json_option,
     open_place,
     place_options,
@@ -26,12 +22,6 @@ from registry.principal import Principal
 
 note_option = click.option("--note", default="", help="Kept with the attestation.")
 verdict_option = click.option("--passed/--failed", "passed", required=True, help="What came out.")
-percent_option = click.option(
-    "--percent",
-    type=click.FloatRange(0.1, 100.0),
-    required=True,
-    help="Part of the alias's requests, in steps of 0.1.",
-)
 
 
 @click.group()
@@ -50,10 +40,7 @@ def set_policy(adapter: str, file: Path, *, alias: str, home: Path, registry: Pl
     document = read_policy_text(_text_of(file), is_toml=file.suffix == ".toml")
     with open_place(home, registry) as reg:
         record = reg.set_policy(adapter, alias, document, principal=Principal.operator())
-    if as_json:
-        report.print_json(record)
-    else:
-        report_promotion.print_policy(record)
+    report.show(record, report_promotion.print_policy, as_json=as_json)
 
 
 @policy.command("show", cls=RegistryCommand)
@@ -66,10 +53,7 @@ def show_policy(adapter: str, *, alias: str | None, home: Path, registry: Place 
     operator = Principal.operator()
     with open_place(home, registry) as reg:
         records = reg.policies(adapter, operator) if alias is None else [reg.policy(adapter, alias, operator)]
-    if as_json:
-        report.print_json(records)
-    else:
-        report_promotion.print_policies(records)
+    report.show(records, report_promotion.print_policies, as_json=as_json)
 
 
 @policy.command("rm", cls=RegistryCommand)
@@ -114,10 +98,7 @@ def approve(ref: str, *, alias: str, note: str, home: Path, registry: Place | No
     """Approve a version for ALIAS. It is no promotion: a policy counts approvals."""
     with open_place(home, registry) as reg:
         attestation = reg.approve(ref, alias, principal=Principal.operator(), note=note)
-    if as_json:
-        report.print_json(attestation)
-    else:
-        report_promotion.print_attestation(attestation)
+    report.show(attestation, report_promotion.print_attestation, as_json=as_json)
 
 
 @click.group()
@@ -149,10 +130,7 @@ def attest_evaluation(
     with open_place(home, registry) as reg:
         operator = Principal.operator()
         attestation = reg.attest_evaluation(ref, name, figures, principal=operator, passed=passed, note=note)
-    if as_json:
-        report.print_json(attestation)
-    else:
-        report_promotion.print_attestation(attestation)
+    report.show(attestation, report_promotion.print_attestation, as_json=as_json)
 
 
 @attest.command("probes", cls=RegistryCommand)
@@ -168,10 +146,7 @@ def attest_probes(
     """Record that the manifest's probes were run."""
     with open_place(home, registry) as reg:
         attestation = reg.attest_probes(ref, passed=passed, principal=Principal.operator(), name=name, note=note)
-    if as_json:
-        report.print_json(attestation)
-    else:
-        report_promotion.print_attestation(attestation)
+    report.show(attestation, report_promotion.print_attestation, as_json=as_json)
 
 
 @attest.command("scan", cls=RegistryCommand)
@@ -187,10 +162,7 @@ def attest_scan(
     """Record what a scanner found; the newest result of each scanner counts."""
     with open_place(home, registry) as reg:
         attestation = reg.attest_scan(ref, name, passed=passed, principal=Principal.operator(), note=note)
-    if as_json:
-        report.print_json(attestation)
-    else:
-        report_promotion.print_attestation(attestation)
+    report.show(attestation, report_promotion.print_attestation, as_json=as_json)
 
 
 @attest.command("ls", cls=RegistryCommand)
@@ -201,98 +173,7 @@ def list_attestations(ref: str, *, home: Path, registry: Place | None, as_json: 
     """List what is attested of a version, oldest first."""
     with open_place(home, registry) as reg:
         attestations = reg.attestations(ref, Principal.operator())
-    if as_json:
-        report.print_json(attestations)
-    else:
-        report_promotion.print_attestations(attestations)
-
-
-@click.group()
-def canary() -> None:
-    """Give a part of an alias's requests to a second version."""
-
-
-@canary.command("start", cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME@VERSION")
-@alias_option
-@percent_option
-@place_options
-@json_option
-def start_canary(ref: str, *, alias: str, percent: float, home: Path, registry: Place | None, as_json: bool) -> None:
-    """Give a part of ALIAS to this version, in the place of a canary that runs. It passes no gate yet."""
-    with open_place(home, registry) as reg:
-        started = reg.start_canary(ref, alias, permille=_permille(percent), principal=Principal.operator())
-    if as_json:
-        report.print_json(started)
-    else:
-        report_promotion.print_canary(started)
-
-
-@canary.command("weight", cls=RegistryCommand)
-@click.argument("adapter", metavar="TENANT/NAME")
-@alias_option
-@percent_option
-@place_options
-@json_option
-def change_canary(
-    adapter: str, *, alias: str, percent: float, home: Path, registry: Place | None, as_json: bool
-) -> None:
-    """Give the canary of ALIAS another part; who had it keeps it where the part grows."""
-    with open_place(home, registry) as reg:
-        changed = reg.change_canary(adapter, alias, permille=_permille(percent), principal=Principal.operator())
-    if as_json:
-        report.print_json(changed)
-    else:
-        report_promotion.print_canary(changed)
-
-
-@canary.command("show", cls=RegistryCommand)
-@click.argument("adapter", metavar="TENANT/NAME")
-@place_options
-@json_option
-def show_canaries(adapter: str, *, home: Path, registry: Place | None, as_json: bool) -> None:
-    """Show the canaries that run on an adapter's aliases."""
-    with open_place(home, registry) as reg:
-        running = reg.canaries(adapter, Principal.operator())
-    if as_json:
-        report.print_json(running)
-    else:
-        report_promotion.print_canaries(running)
-
-
-@canary.command("stop", cls=RegistryCommand)
-@click.argument("adapter", metavar="TENANT/NAME")
-@alias_option
-@place_options
-@json_option
-def stop_canary(adapter: str, *, alias: str, home: Path, registry: Place | None, as_json: bool) -> None:
-    """End the canary of ALIAS: every request goes to the version that it points at."""
-    with open_place(home, registry) as reg:
-        ended = reg.stop_canary(adapter, alias, principal=Principal.operator())
-    if as_json:
-        report.print_json(ended)
-    else:
-        click.echo(f"{adapter}@{alias} has no canary any more (it was version {ended.number})")
-
-
-@canary.command("promote", cls=RegistryCommand)
-@click.argument("adapter", metavar="TENANT/NAME")
-@alias_option
-@expect_option
-@evidence_option
-@place_options
-@json_option
-def promote_canary(
-    adapter: str, *, alias: str, expect: Expected, evidence: str, home: Path, registry: Place | None, as_json: bool
-) -> None:
-    """Point ALIAS at the canary's version, if the alias's policy lets it through; that ends the canary."""
-    operator = Principal.operator()
-    with open_place(home, registry) as reg:
-        move = reg.promote_canary(adapter, alias, principal=operator, expected=expect, evidence=evidence)
-    if as_json:
-        report.print_json(move)
-    else:
-        report.print_move(move)
+    report.show(attestations, report_promotion.print_attestations, as_json=as_json)
 
 
 def _text_of(file: Path) -> str:
@@ -312,10 +193,3 @@ def _figure_of(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE, such as accuracy=0.93.") from error
-
-
-def _permille(percent: float) -> int:
-    permille = round(percent * PERMILLE / 100)
-    if abs(permille * 100 / PERMILLE - percent) > 1e-9:
-        raise click.BadParameter(f"{percent} is not a multiple of 0.1.")
-    return permille

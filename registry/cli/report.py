@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -24,6 +24,8 @@ from registry.publish import Publication
 from registry.tenants import IssuedToken, Tenant, Token
 from registry.version import AdapterSummary, AliasMove, MoveKind, Version
 
+Value = TypeVar("Value")
+
 PLAIN_WIDTH = 200
 """Columns where the output is no terminal: wide enough that nothing is cut."""
 DIGEST_DIGITS_SHOWN = 12
@@ -34,6 +36,14 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 def print_json(value: Any) -> None:
     """Print a value (dataclasses, enums and times included) as indented JSON."""
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def show(value: Value, print_it: Callable[[Value], object], *, as_json: bool) -> None:
+    """Print a value as JSON for programs, or in its own way for people."""
+    if as_json:
+        print_json(value)
+    else:
+        print_it(value)
 
 
 def version_document(version: Version, *, with_manifest: bool = True) -> dict[str, Any]:

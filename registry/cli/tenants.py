@@ -29,10 +29,7 @@ def create_tenant(name: str, *, home: Path, registry: Place | None, as_json: boo
     """Make the tenant NAME: a namespace with its own adapters and tokens."""
     with open_place(home, registry, create=True) as reg:
         made = reg.create_tenant(name)
-    if as_json:
-        report.print_json(made)
-    else:
-        report.print_tenant(made)
+    report.show(made, report.print_tenant, as_json=as_json)
 
 
 @tenant.command("ls", cls=RegistryCommand)
@@ -42,10 +39,7 @@ def list_tenants(*, home: Path, registry: Place | None, as_json: bool) -> None:
     """List the tenants."""
     with open_place(home, registry) as reg:
         tenants = reg.list_tenants()
-    if as_json:
-        report.print_json(tenants)
-    else:
-        report.print_tenants(tenants)
+    report.show(tenants, report.print_tenants, as_json=as_json)
 
 
 @tenant.command("show", cls=RegistryCommand)
@@ -56,10 +50,7 @@ def show_tenant(name: str, *, home: Path, registry: Place | None, as_json: bool)
     """Show what the tenant NAME has, and what it may have."""
     with open_place(home, registry) as reg:
         usage = reg.usage(name)
-    if as_json:
-        report.print_json(usage)
-    else:
-        report_upkeep.print_usage(usage)
+    report.show(usage, report_upkeep.print_usage, as_json=as_json)
 
 
 @tenant.command("quota", cls=RegistryCommand)
@@ -85,10 +76,7 @@ def set_quota(
             quota_bytes=limit_of(quota_bytes, before.quota_bytes),
             quota_versions=limit_of(quota_versions, before.quota_versions),
         )
-    if as_json:
-        report.print_json(usage)
-    else:
-        report_upkeep.print_usage(usage)
+    report.show(usage, report_upkeep.print_usage, as_json=as_json)
 
 
 @tenant.command("policy", cls=RegistryCommand)
@@ -163,10 +151,7 @@ def create_token(
     expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
     with open_place(home, registry, create=True) as reg:
         issued = reg.create_token(tenant, role, label=label, expires_at=expires_at, scope=scope or None)
-    if as_json:
-        report.print_json(issued)
-    else:
-        report.print_issued_token(issued)
+    report.show(issued, report.print_issued_token, as_json=as_json)
 
 
 @token.command("ls", cls=RegistryCommand)
@@ -178,10 +163,7 @@ def list_tokens(*, tenant: str | None, home: Path, registry: Place | None, as_js
     with open_place(home, registry) as reg:
         names = [tenant] if tenant is not None else [listed.name for listed in reg.list_tenants()]
         tokens = [listed for name in names for listed in reg.list_tokens(name)]
-    if as_json:
-        report.print_json(tokens)
-    else:
-        report.print_tokens(tokens)
+    report.show(tokens, report.print_tokens, as_json=as_json)
 
 
 @token.command("rotate", cls=RegistryCommand)
@@ -193,10 +175,7 @@ def rotate_token(token_id: str, *, overlap: timedelta, home: Path, registry: Pla
     """Make a token that takes TOKEN_ID's place, with the same rights; the old one ends after the overlap."""
     with open_place(home, registry) as reg:
         issued = reg.rotate_token(token_id, overlap=overlap)
-    if as_json:
-        report.print_json(issued)
-    else:
-        report.print_issued_token(issued)
+    report.show(issued, report.print_issued_token, as_json=as_json)
 
 
 @token.command("revoke", cls=RegistryCommand)
@@ -207,7 +186,4 @@ def revoke_token(token_id: str, *, home: Path, registry: Place | None, as_json: 
     """End a token's life at once."""
     with open_place(home, registry) as reg:
         revoked = reg.revoke_token(token_id)
-    if as_json:
-        report.print_json(revoked)
-    else:
-        report.print_revoked_token(revoked)
+    report.show(revoked, report.print_revoked_token, as_json=as_json)

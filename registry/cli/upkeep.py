@@ -152,10 +152,7 @@ def gc(*, dry_run: bool, grace: timedelta, home: Path, registry: Place | None, a
     """
     with open_place(home, registry) as reg:
         outcome = local(reg).collect_garbage(grace=grace, dry_run=dry_run)
-    if as_json:
-        report.print_json(outcome)
-    else:
-        report_upkeep.print_collection(outcome)
+    report.show(outcome, report_upkeep.print_collection, as_json=as_json)
 
 
 @click.command(cls=RegistryCommand)
@@ -169,10 +166,7 @@ def fsck(*, repair: bool, home: Path, registry: Place | None, as_json: bool) -> 
     """
     with open_place(home, registry) as reg, report_upkeep.counted("checking blobs") as on_blob:
         outcome = local(reg).fsck(repair=repair, on_blob=on_blob)
-    if as_json:
-        report.print_json(outcome)
-    else:
-        report_upkeep.print_check(outcome)
+    report.show(outcome, report_upkeep.print_check, as_json=as_json)
     if not outcome.is_sound:
         raise SystemExit(1)
 

@@ -38,10 +38,7 @@ def create_webhook(
     """Post each event of a tenant to URL, signed (Standard Webhooks). The secret is printed now and never again."""
     with open_place(home, registry) as reg:
         made = reg.create_webhook(tenant, url, kinds=kinds or None, principal=OPERATOR)
-    if as_json:
-        report.print_json(made)
-    else:
-        report_feed.print_issued_webhook(made)
+    report.show(made, report_feed.print_issued_webhook, as_json=as_json)
 
 
 @webhook.command("ls", cls=RegistryCommand)
@@ -52,10 +49,7 @@ def list_webhooks(*, tenant: str, home: Path, registry: Place | None, as_json: b
     """List a tenant's webhooks, without their secrets."""
     with open_place(home, registry) as reg:
         found = reg.list_webhooks(tenant, OPERATOR)
-    if as_json:
-        report.print_json(found)
-    else:
-        report_feed.print_webhooks(found)
+    report.show(found, report_feed.print_webhooks, as_json=as_json)
 
 
 @webhook.command("deliveries", cls=RegistryCommand)
@@ -66,10 +60,7 @@ def list_deliveries(webhook_id: str, *, home: Path, registry: Place | None, as_j
     """Show the newest deliveries of a webhook, and why those failed that did."""
     with open_place(home, registry) as reg:
         found = reg.webhook_deliveries(webhook_id, OPERATOR)
-    if as_json:
-        report.print_json(found)
-    else:
-        report_feed.print_deliveries(found)
+    report.show(found, report_feed.print_deliveries, as_json=as_json)
 
 
 @webhook.command("rm", cls=RegistryCommand)
@@ -147,7 +138,4 @@ def allow(
             policy = reg.set_webhook_policy(OutboundPolicy(allows_http, hosts, networks), OPERATOR)
         else:
             policy = reg.webhook_policy(principal=OPERATOR)
-    if as_json:
-        report.print_json(policy)
-    else:
-        report_feed.print_policy(policy)
+    report.show(policy, report_feed.print_policy, as_json=as_json)

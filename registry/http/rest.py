@@ -39,6 +39,7 @@ from registry.http.document import DocumentPlugin
 from registry.http.errors import handle_error
 from registry.http.request_id import send_request_id
 from registry.http.service import RegistryService
+from registry.http.strict_body import StrictRequest
 
 API_VERSION = "1"
 ROOT = "/registry/v1"
@@ -82,6 +83,7 @@ def create_rest_app(service: RegistryService) -> Litestar:
         route_handlers=[Router(ROOT, route_handlers=CONTROLLERS), livez, readyz, metrics],
         guards=[require_access],
         before_send=[send_request_id],
+        request_class=StrictRequest,
         exception_handlers={Exception: handle_error},
         request_max_body_size=service.settings.body_bytes,
         openapi_config=OpenAPIConfig(

@@ -42,7 +42,7 @@ class RegistryService:
             operator_secret=settings.operator_secret,
         )
         self.metrics = metrics if metrics is not None else CollectorRegistry(auto_describe=False)
-        self.instruments = Instruments(self.metrics)
+        self.instruments = Instruments(self.metrics, registry.tally)
         self.lookups = Threads("lookup", LOOKUP_THREADS)
         self.transfers = Threads("transfer", settings.transfer_threads)
         self.draining = asyncio.Event()

@@ -7,9 +7,9 @@ size or its number is refused while it arrives; whether it is an adapter is judg
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,12 +17,13 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 
 from registry.adapter import FILES_LIMIT, limit_bytes_of, list_files
 from registry.blobs import Staging
+from registry.blobs.early_writeback import EarlyWriteback
+from registry.blobs.staging_area import write_all
 from registry.errors import InvalidValueError, RejectedAdapterError, StorageError
 from registry.file_entry import FileEntry
 from registry.reasons import RejectReason
 from registry.threads import Threads
 
-WRITE_BYTES = 1 << 20
 OPTION_BYTES = 16_000
 PARTS_LIMIT = 2 * FILES_LIMIT
 
@@ -36,7 +37,7 @@ class Upload:
     files: dict[str, FileEntry | None] = field(default_factory=dict)
 
     def staging(self) -> Staging:
-        """The files, hashed as they arrived, and synced. Raises RejectedAdapterError where they are no adapter's."""
+        """The files, hashed as they arrived. Raises RejectedAdapterError where they are no adapter's."""
         entries = [self.files[name] for name in list_files(self.folder)]
         return Staging(self.folder, tuple(entry for entry in entries if entry is not None))
 
@@ -56,8 +57,7 @@ async def receive_upload(
     try:
         parser = PushMultipartParser(parameters["boundary"], max_segment_count=PARTS_LIMIT, strict=True)
         with parser:
-            async for piece in _in_pieces(stream):
-                await threads.run(receiver.take, parser, piece)
+            await threads.write_all(stream, partial(receiver.take, parser))
     except MultipartError as error:
         raise InvalidValueError("body", f"it is not multipart/form-data ({error})") from error
     except OSError as error:
@@ -65,20 +65,6 @@ async def receive_upload(
     finally:
         receiver.close()
     return upload
-
-
-async def _in_pieces(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Larger pieces than the network's: each is a visit to a thread."""
-    pieces: list[bytes] = []
-    size = 0
-    async for chunk in stream:
-        pieces.append(chunk)
-        size += len(chunk)
-        if size >= WRITE_BYTES:
-            yield b"".join(pieces)
-            pieces, size = [], 0
-    if size:
-        yield b"".join(pieces)
 
 
 class _Receiver:
@@ -89,6 +75,7 @@ class _Receiver:
         self._options = options
         self._name = ""
         self._target: BinaryIO | None = None
+        self._writeback: EarlyWriteback | None = None
         self._value = b""
         self._left_bytes = 0
         self._digest = hashlib.sha256()
@@ -136,6 +123,7 @@ class _Receiver:
         self._upload.files[name] = None
         self._digest, self._size = hashlib.sha256(), 0
         self._target = (self._upload.folder / name).open("xb", buffering=0)
+        self._writeback = EarlyWriteback(self._target.fileno())
         self._name, self._left_bytes = name, limit_bytes
 
     def _append(self, data: bytes | bytearray) -> None:
@@ -148,15 +136,16 @@ class _Receiver:
         if self._left_bytes < 0:
             detail = f"it has more than the limit of {limit_bytes_of(self._name):,} bytes"
             raise RejectedAdapterError(RejectReason.FILE_TOO_LARGE, detail, file=self._name)
+        assert self._writeback is not None
+        write_all(self._target, data)
+        self._writeback.wrote(len(data))
         self._digest.update(data)
         self._size += len(data)
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._target.write(rest) :]
 
     def _end(self) -> None:
         if self._target is not None:
-            os.fsync(self._target.fileno())
+            assert self._writeback is not None
+            self._writeback.end()
             self.close()
             self._upload.files[self._name] = FileEntry(self._name, self._size, self._digest.hexdigest())
             return

@@ -91,8 +91,7 @@ def _announced(request: Request, limit_bytes: int) -> int:
 
 
 async def _fill(hub: Hub, request: Request, part: Part, *, limit_bytes: int) -> None:
-    async for piece in request.large_pieces(limit_bytes=limit_bytes):
-        await hub.run(part.write, piece)
+    await hub.threads.write_all(request.pieces(limit_bytes=limit_bytes), part.write)
 
 
 ROUTES = (

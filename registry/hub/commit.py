@@ -65,7 +65,7 @@ class LargeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A file whose content was uploaded before; without `size` it is a copy."""
 
     path: _Path
-    oid: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    oid: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     algo: Literal["sha256"] = "sha256"
     size: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] | None = None
 

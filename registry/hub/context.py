@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from typing import ParamSpec, TypeVar
 
+from registry.hub.content_facts import ContentFacts
 from registry.hub.xet_grant import XetGrants
 from registry.hub.xet_session import XetLimits, XetSessions
 from registry.registry import Registry
@@ -24,8 +23,6 @@ UPLOAD_SECONDS = 23 * 3600
 PART_BYTES = 5_000_000
 """Larger files go in parts, where the client can."""
 THREADS = 16
-CHUNKS_AT_ONCE = 4
-"""Of a megabyte each: every visit to a thread costs the event loop."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,11 @@ class Hub:
         return await self.threads.run(call, *args, **kwargs)
 
     @cached_property
+    def facts(self) -> ContentFacts:
+        """What the content of files says."""
+        return ContentFacts(self.registry.blobs)
+
+    @cached_property
     def xet_sessions(self) -> XetSessions:
         """The Xet uploads in progress."""
         limits = XetLimits(file_bytes=self.settings.upload_bytes_limit)
@@ -64,34 +66,6 @@ class Hub:
         """Who signs and checks the tokens of Xet uploads. It reads the registry's secret: call it on a thread."""
         return XetGrants(self.registry.signing_secret.value())
 
-    async def write_all(self, pieces: AsyncIterator[bytes], write: Callable[[bytes], object]) -> None:
-        """Write each piece on a thread, while the next one arrives."""
-        writing: asyncio.Future[object] | None = None
-        try:
-            async for piece in pieces:
-                if writing is not None:
-                    await writing
-                writing = asyncio.ensure_future(self.run(write, piece))
-            if writing is not None:
-                await writing
-        finally:
-            if writing is not None:  # nobody may close what a thread still writes to
-                await asyncio.gather(writing, return_exceptions=True)
-
-    async def read_all(self, chunks: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
-        """Read some chunks at once on a thread, while the ones before them are on their way."""
-        reading = asyncio.ensure_future(self.run(_take, chunks))
-        try:
-            while piece := await reading:
-                reading = asyncio.ensure_future(self.run(_take, chunks))
-                yield piece
-        finally:
-            await asyncio.gather(reading, return_exceptions=True)
-
     def close(self) -> None:
         """End the threads."""
         self.threads.close()
-
-
-def _take(chunks: Iterator[bytes]) -> bytes:
-    return b"".join(islice(chunks, CHUNKS_AT_ONCE))

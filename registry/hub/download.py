@@ -111,7 +111,7 @@ def _range_header(request: Request, etag: str) -> str | None:
 
 async def _pieces(hub: Hub, reader: BlobReader) -> AsyncGenerator[bytes, None]:
     try:
-        async with aclosing(hub.read_all(iter(reader))) as chunks:
+        async with aclosing(hub.threads.read_all(iter(reader))) as chunks:
             async for chunk in chunks:
                 yield chunk
     finally:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import msgspec
 
 from registry.base import BaseRecord
+from registry.cards import card_metadata
 from registry.decoding import decode
 from registry.errors import InvalidValueError, NotFoundError
-from registry.file_entry import Blob
 from registry.hub.card import CARD_BYTES_LIMIT, CARD_FILE, CardError, read_card
 from registry.hub.context import Hub
 from registry.hub.errors import HubError
@@ -33,6 +33,9 @@ FULL_PAGE_LIMIT = 100
 """Where each repository's files are looked at."""
 SCANNED_LIMIT = 5_000
 """A page of a filtered listing looks at so many repositories, and then says where to go on."""
+
+CARD_PATH = "/registry/v1/card"
+"""Where the REST face gives a version's generated card."""
 
 _SORTS = {"lastModified": Order.UPDATED, "createdAt": Order.CREATED}
 _LISTED_FIELDS = frozenset("search author filter sort direction limit full cardData config expand cursor".split())
@@ -90,16 +93,20 @@ async def validate_yaml(_: Hub, request: Request) -> Response:
 def _info(hub: Hub, repo: Repo, revision: str, principal: Principal, *, has_sizes: bool) -> dict[str, Any]:
     snapshot = hub.registry.snapshots.at(repo.name, revision, principal)
     repository = hub.registry.repositories.find(repo.name, principal)
-    card = _card_of(hub, snapshot)
-    base = None if snapshot.version is None else hub.registry.base(snapshot.version.base_fingerprint)
-    return _document(repo.id, repository, base, card) | {
+    version = snapshot.version
+    card = hub.facts.card(snapshot)
+    base = None if version is None else hub.registry.base(version.base_fingerprint)
+    document = _document(repo.id, repository, base, card) | {
         "sha": snapshot.commit.id,
         "siblings": _siblings(hub, snapshot, has_sizes=has_sizes),
-        "config": _config_of(hub, snapshot),
-        "safetensors": None if snapshot.version is None else _parameters(hub, snapshot.version),
+        "config": hub.facts.config(snapshot),
+        "safetensors": hub.facts.parameters(snapshot),
         "usedStorage": sum({file.sha256: file.size for file in snapshot.files.values()}.values()),
-        "loraplex": None if snapshot.version is None else _version(snapshot.version),
+        "loraplex": None if version is None else _version(version),
     }
+    if version is not None and base is not None and CARD_FILE not in snapshot.files:
+        document["cardData"] = card_metadata(version, base)
+    return document
 
 
 def _list(
@@ -181,10 +188,6 @@ def _document(
     }
 
 
-def _base(base: BaseRecord) -> dict[str, str]:
-    return {"_id": base.name, "id": base.name}
-
-
 def _tags(base: BaseRecord | None, card: Mapping[str, Any]) -> list[str]:
     tags: list[str] = []
     if base is not None:
@@ -207,55 +210,16 @@ def _siblings(hub: Hub, snapshot: Snapshot, *, has_sizes: bool) -> list[dict[str
     return siblings
 
 
-def _card_of(hub: Hub, snapshot: Snapshot) -> dict[str, Any] | None:
-    file = snapshot.files.get(CARD_FILE)
-    if file is None or file.size == 0:
-        return None
-    try:
-        return read_card(_beginning(hub, Blob(file.sha256, file.size), CARD_BYTES_LIMIT))
-    except CardError:
-        return None
-
-
-def _config_of(hub: Hub, snapshot: Snapshot) -> dict[str, Any] | None:
-    """The part of PEFT's config that the Hub shows, of an adapter that was judged."""
-    file = None if snapshot.version is None else snapshot.files.get("adapter_config.json")
-    if file is None:
-        return None
-    document = json.loads(hub.registry.blobs.read(Blob(file.sha256, file.size)))
-    shown = ("base_model_name_or_path", "task_type", "peft_type", "revision")
-    return {"peft": {key: document[key] for key in shown if document.get(key) is not None}}
-
-
-def _parameters(hub: Hub, version: Version) -> dict[str, Any] | None:
-    """Parameters by dtype, from the header of the weights, which were judged when they came."""
-    file = next(file for file in version.files if file.path == "adapter_model.safetensors")
-    blob = Blob(file.sha256, file.size)
-    length = int.from_bytes(_beginning(hub, blob, 8), "little")
-    header = json.loads(_beginning(hub, blob, 8 + length)[8:])
-    counts: dict[str, int] = {}
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            size = 1
-            for dimension in tensor["shape"]:
-                size *= dimension
-            counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + size
-    return {"parameters": counts, "total": sum(counts.values())}
-
-
 def _version(version: Version) -> dict[str, Any]:
+    """What this registry knows beyond the Hub; `card` is where the generated model card is, whole."""
     return {
+        "card": f"{CARD_PATH}?{urlencode({'ref': f'{version.adapter}@{version.number}'})}",
         "version": version.number,
         "digest": version.digest,
         "base_fingerprint": version.base_fingerprint,
         "base_verified": version.base_verified,
         "rank": version.rank,
     }
-
-
-def _beginning(hub: Hub, blob: Blob, size: int) -> bytes:
-    with hub.registry.blobs.open(blob, start=0, end=min(size, blob.size)) as reader:
-        return b"".join(reader)
 
 
 def _expanded(query: list[tuple[str, str]]) -> frozenset[str] | None:

@@ -32,7 +32,7 @@ from registry.hub.signed_links import UPLOAD_PATH, UploadGrant, check_grant
 OBJECTS_LIMIT = 1_000
 PARTS_LIMIT = 10_000
 
-_Oid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_Oid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 
 
@@ -94,7 +94,7 @@ async def upload(hub: Hub, request: Request) -> Response:
     if grant.session:
         return await _upload_part(hub, request, grant)
     with hub.registry.blobs.receive(limit_bytes=grant.blob.size) as writer:
-        await hub.write_all(request.large_pieces(limit_bytes=grant.blob.size), writer.write)
+        await hub.threads.write_all(request.pieces(limit_bytes=grant.blob.size), writer.write)
         await hub.run(writer.finish, grant.blob)
     reach("upload.after_store")
     await hub.run(hub.registry.quotas.mark_stored, grant.tenant, [(grant.blob.sha256, grant.blob.size)])
@@ -168,7 +168,7 @@ async def _upload_part(hub: Hub, request: Request, grant: UploadGrant) -> Respon
     session = PartsSession(hub.registry.blobs, grant.session, plan)
     part = await hub.run(session.open_part, grant.part)
     try:
-        await hub.write_all(request.large_pieces(limit_bytes=plan.size_of(grant.part)), part.write)
+        await hub.threads.write_all(request.pieces(limit_bytes=plan.size_of(grant.part)), part.write)
         etag = await hub.run(part.finish)
     finally:
         part.close()

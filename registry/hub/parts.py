@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.blobs import BlobStore
+from registry.blobs.early_writeback import EarlyWriteback
 from registry.blobs.staging_area import explained
 from registry.errors import UploadMismatchError
 from registry.file_entry import Blob
@@ -71,6 +72,7 @@ class PartWriter:
     def __init__(self, descriptor: int, mark: Path, start: int, size: int) -> None:
         self._descriptor = descriptor
         self._mark = mark
+        self._writeback = EarlyWriteback(descriptor, start=start)
         self._at = start
         self._left = size
         self._digest = hashlib.sha256()
@@ -86,6 +88,7 @@ class PartWriter:
                 self._at += written
                 self._left -= written
                 view = view[written:]
+        self._writeback.wrote(len(piece))
         self._digest.update(piece)
 
     def finish(self) -> str:

@@ -17,7 +17,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 JSON_BYTES_LIMIT = 4_000_000
-WRITE_BYTES = 4 << 20
 QUERY_BYTES_LIMIT = 16_384
 QUERY_FIELDS_LIMIT = 256
 
@@ -96,19 +95,6 @@ class Request:
                 yield piece
             if not message.get("more_body", False):
                 return
-
-    async def large_pieces(self, *, limit_bytes: int) -> AsyncIterator[bytes]:
-        """The body in pieces of some megabytes, for what writes each of them on another thread."""
-        gathered: list[bytes] = []
-        size = 0
-        async for piece in self.pieces(limit_bytes=limit_bytes):
-            gathered.append(piece)
-            size += len(piece)
-            if size >= WRITE_BYTES:
-                yield b"".join(gathered)
-                gathered, size = [], 0
-        if gathered:
-            yield b"".join(gathered)
 
     async def body(self, *, limit_bytes: int = JSON_BYTES_LIMIT) -> bytes:
         """The whole body. Raises BodyTooLargeError, ClientGoneError."""

@@ -6,14 +6,15 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import httpx
 
 from registry.errors import ConflictError, IntegrityError, StorageError, UploadMismatchError
-from registry.file_entry import FileEntry
+from registry.file_entry import Blob, FileEntry
 from registry.principal import Principal
 from registry.remote.transport import TRIES, Transport, part
+from registry.remote.write_behind import WriteBehind
 from registry.version import Version
 
 Progress = Callable[[str, int, int], None]
@@ -74,34 +75,31 @@ class RemoteBlobs:
 
         Raises IntegrityError, UnreachableError, StorageError.
         """
-        digest = hashlib.sha256()
         try:
-            with destination.open("xb", buffering=0) as target:
-                size = self._fetch(file, target, digest)
-                os.fsync(target.fileno())
+            with destination.open("xb", buffering=0) as target, WriteBehind(target) as writer:
+                self._fetch(file, writer)
+                found = writer.finish()
         except OSError as error:
             raise StorageError(f"{destination} cannot be written ({error.strerror}).", path=destination) from error
-        if (digest.hexdigest(), size) != (file.sha256, file.size):
+        if found != Blob(file.sha256, file.size):
             destination.unlink()
-            raise IntegrityError(destination, expected=file.sha256, found=digest.hexdigest())
+            raise IntegrityError(destination, expected=file.sha256, found=found.sha256)
 
-    def _fetch(self, file: FileEntry, target: BinaryIO, digest: Any) -> int:
-        size = 0
+    def _fetch(self, file: FileEntry, writer: WriteBehind) -> None:
         for tries_left in reversed(range(TRIES)):
+            size = writer.size
             headers = {"range": f"bytes={size}-", "if-range": f'"{file.sha256}"'} if size else {}
             try:
                 with self._http.stream(self._path + part(file.path), principal=self._principal, headers=headers) as got:
                     if size and got.status_code != httpx.codes.PARTIAL_CONTENT:
                         raise ConflictError(f"{file.path} changed while it was downloaded. Try again.")
                     for chunk in got.iter_raw():
-                        target.write(chunk)
-                        digest.update(chunk)
-                        size += len(chunk)
+                        writer.write(chunk)
                         if self._progress is not None:
-                            self._progress(file.path, size, file.size)
-                        if size > file.size:
-                            return size
-                return size
+                            self._progress(file.path, writer.size, file.size)
+                        if writer.size > file.size:
+                            return
+                return
             except httpx.TransportError as error:
                 if not tries_left:
                     raise self._http.unreachable(error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import secrets
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import obstore
 import pytest
+from obstore.store import AzureStore, GCSStore
 
 from registry.blobs import BlobStore, LocalBlobs
 from registry.blobs.object_address import ObjectAddress
 from registry.blobs.object_blobs import ObjectBlobs
+from registry.blobs.object_client import ObjectClient, Patience
 from registry.errors import IntegrityError, InvalidValueError, StorageError, UploadMismatchError
 from registry.file_entry import Blob, FileEntry
 from tests.registry.backends import S3Server
@@ -326,9 +329,71 @@ def test_addresses(text: str, root: str, prefix: str) -> None:
     assert address.direct == ("direct=true" in text)
 
 
+def test_an_address_of_azure_names_an_account_and_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", base64.b64encode(b"key").decode())
+    address = ObjectAddress.parse("az://team/adapters/prod?endpoint=http://127.0.0.1:9/team")
+    store = ObjectClient(address, Patience())._store
+    assert isinstance(store, AzureStore)
+    assert (store.config["account_name"], store.config["container_name"]) == ("team", "adapters")
+    assert store.config["endpoint"] == "http://127.0.0.1:9/team"
+    google = ObjectClient(ObjectAddress.parse("gs://adapters/prod?endpoint=http://127.0.0.1:9"), Patience())._store
+    assert isinstance(google, GCSStore)
+    assert (google.config["bucket"], google.config["base_url"]) == ("adapters", "http://127.0.0.1:9")
+
+
 @pytest.mark.parametrize(
-    "text", ["s3://", "s3:///x", "file:///x", "s3://b?direct=maybe", "s3://b?nope=1", "s3://b#x", "az://a"]
+    "text",
+    ["s3://", "s3:///x", "file:///x", "s3://b?direct=maybe", "s3://b?nope=1", "s3://b#x", "az://a", "gs://b?region=x"],
 )
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(InvalidValueError, match="blobs"):
         ObjectAddress.parse(text)
+
+
+def test_bytes_and_names_are_on_the_disk_before_a_blob_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is synced before it is renamed, and each folder that has a new name in it afterwards."""
+    store, done = LocalBlobs(tmp_path / "blobs"), []
+    fsync, replace = os.fsync, Path.replace
+
+    def syncing(descriptor: int) -> None:
+        done.append(("sync", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def renaming(path: Path, target: Path) -> Path:
+        done.append(("rename", path.stat().st_ino))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(Path, "replace", renaming)
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / name).write_bytes(os.urandom(100))
+
+    def kept(way: str) -> list[Blob]:
+        if way == "keep":
+            with store.staged(source, ["a", "b"]) as staging:
+                store.keep(staging)
+            return [Blob(file.sha256, file.size) for file in staging.files]
+        if way == "receive":
+            return [receive(store, os.urandom(100))]
+        (store.scratch / "x").write_bytes(os.urandom(100))
+        return [store.put_file(store.scratch / "x")]
+
+    for way in ("keep", "receive", "put_file"):
+        done.clear()
+        for blob in kept(way):
+            path = store.path_of(blob.sha256)
+            renamed = done.index(("rename", path.stat().st_ino))
+            assert ("sync", path.stat().st_ino) in done[:renamed], way
+            for folder in (path.parent, tmp_path / "blobs"):
+                assert ("sync", folder.stat().st_ino) in done[renamed:], (way, folder.name)
+    done.clear()
+    again = kept("keep")
+    assert {entry for kind, entry in done if kind == "sync"} == {
+        place.stat().st_ino
+        for blob in again
+        for place in (store.path_of(blob.sha256), store.path_of(blob.sha256).parent)
+    }, "the folder of folders is durable already"

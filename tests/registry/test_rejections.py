@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import registry
 from registry.blobs import LocalBlobs
 from registry.errors import BaseMismatchError, RejectedAdapterError
 from registry.reasons import ADVICE, RejectReason
-from registry.tensor_file import CHUNK_BYTES, HEADER_BYTES_LIMIT
+from registry.tensor_file import CHUNK_BYTES, HEADER_BYTES_LIMIT, check_finite, read_tensors
 from tests.registry.adapter_folders import (
     FINGERPRINT,
     OTHER_FINGERPRINT,
@@ -23,6 +24,7 @@ from tests.registry.adapter_folders import (
     config_document,
     manifest_document,
     write_adapter,
+    write_raw_safetensors,
 )
 from tests.registry.planting import (
     A0,
@@ -288,6 +290,34 @@ def test_a_value_in_a_later_chunk_is_seen(tmp_path: Path) -> None:
         with pytest.raises(RejectedAdapterError, match="NaN or infinity") as caught:
             reg.publish(folder, "acme/a", principal=registry.Principal.operator())
     assert caught.value.tensor == f"{PREFIX}lm_head.lora_B.weight"
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+def test_whatever_is_not_finite_is_seen_among_every_other_value(tmp_path: Path, dtype: str) -> None:
+    """Every 16-bit value, and around it numbers of both signs: the check looks at the largest of each sign."""
+    patterns = np.arange(1 << 16, dtype=np.uint32)
+    if dtype == "F32":
+        patterns = (patterns << 16) | (patterns & 1)
+    exponent = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000}[dtype]
+    bits = patterns.astype("<u4" if dtype == "F32" else "<u2")
+    is_finite = (bits & exponent) != exponent
+    path = tmp_path / "x.safetensors"
+
+    def refused(values: np.ndarray[Any, Any]) -> bool:
+        raw = values.tobytes()
+        write_raw_safetensors(path, {"x": {"dtype": dtype, "shape": [len(values)], "data_offsets": [0, len(raw)]}}, raw)
+        try:
+            check_finite(path, read_tensors(path))
+        except RejectedAdapterError as error:
+            return error.reason is RejectReason.NOT_FINITE
+        return False
+
+    finite, other = bits[is_finite], bits[~is_finite]
+    assert not refused(finite)
+    assert len(other) > 100
+    for value in other[:: max(1, len(other) // 40)]:
+        for neighbours in (finite[:0], finite[finite < finite.max() // 2], finite[finite > finite.max() // 2]):
+            assert refused(np.insert(neighbours, len(neighbours) // 2, value)), hex(value)
 
 
 def test_another_base_names_both_fingerprints(

@@ -10,7 +10,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
 from registry.http.parameters import AliasPart, IfMatch, IfNoneMatch, NamePart, TenantPart, etag_of, expected_of
-from registry.http.service import caller_of, registry_of, service_of
+from registry.http.service import caller_of, registry_of
 from registry.names import REFERENCE_CHARACTERS, VERSION_NUMBER_DIGITS
 from registry.promote import EVIDENCE_CHARACTERS
 from registry.version import AliasMove
@@ -85,7 +85,6 @@ class AliasController(Controller):
             expected=expected_of(if_match, if_none_match, data.expected_version),
             evidence=data.evidence,
         )
-        service_of(request).instruments.promoted("promote")
         return _answer(move)
 
     @post("/{alias:str}/rollback", status_code=200, sync_to_thread=True, responses=MOVED)
@@ -106,7 +105,6 @@ class AliasController(Controller):
             expected=expected_of(if_match, None, data.expected_version),
             evidence=data.evidence,
         )
-        service_of(request).instruments.promoted("rollback")
         return _answer(move)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from litestar import Controller, Request, Response, get
@@ -101,9 +102,9 @@ def _open(registry: Registry, version: Version, entry: FileEntry, part: ByteRang
 
 
 async def _chunks(service: RegistryService, reader: BlobReader) -> AsyncIterator[bytes]:
-    chunks = iter(reader)
     try:
-        while chunk := await service.transfers.run(next, chunks, b""):
-            yield chunk
+        async with aclosing(service.transfers.read_all(iter(reader))) as chunks:
+            async for chunk in chunks:
+                yield chunk
     finally:
         reader.close()

@@ -7,7 +7,6 @@ from typing import Any
 from litestar import Controller, Request, Response, post
 from litestar.openapi.datastructures import ResponseSpec
 
-from registry.errors import RejectedAdapterError
 from registry.http.parameters import NamePart, TenantPart
 from registry.http.service import RegistryService, caller_of, service_of
 from registry.http.upload import receive_upload
@@ -43,12 +42,7 @@ class PublishController(Controller):
         service, caller = service_of(request), caller_of(request)
         adapter = AdapterName.parse(f"{tenant}/{name}")
         caller.require(Role.PUBLISHER, adapter, action="publish to")  # before eight gigabytes have arrived
-        try:
-            outcome = await _publish(service, request, adapter, caller)
-        except RejectedAdapterError:
-            service.instruments.published("refused")
-            raise
-        service.instruments.published("new" if outcome.is_new else "known")
+        outcome = await _publish(service, request, adapter, caller)
         return Response(outcome, status_code=201 if outcome.is_new else 200)
 
 

@@ -14,7 +14,7 @@ from registry.errors import NotFoundError
 from registry.http.controllers.aliases import MOVED, Evidence, Number, Selector
 from registry.http.controllers.versions import RefQuery
 from registry.http.parameters import AliasPart, IfMatch, NamePart, TenantPart, etag_of, expected_of
-from registry.http.service import caller_of, registry_of, service_of
+from registry.http.service import caller_of, registry_of
 from registry.names import ALIAS_CHARACTERS, REFERENCE_CHARACTERS
 from registry.policies import FIGURE_LIMIT, AliasPolicy, GateVerdict, PolicyRecord, parse_policy
 from registry.tenant_policy import UPSTREAM_CHARACTERS, TenantPolicy
@@ -87,6 +87,7 @@ class TenantPolicyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Fields to change; what is left out stays. `upstream` is the operator's to change; an empty one is none."""
 
     unverified_base: Literal["allow", "refuse"] | None = None
+    require_signature: bool | None = None
     upstream: Annotated[str, msgspec.Meta(max_length=UPSTREAM_CHARACTERS)] | None = None
 
 
@@ -254,7 +255,6 @@ class CanaryController(Controller):
             expected=expected_of(if_match, None, data.expected_version),
             evidence=data.evidence,
         )
-        service_of(request).instruments.promoted("promote")
         return Response(move, headers={"etag": etag_of(move)})
 
 

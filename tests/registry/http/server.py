@@ -13,6 +13,7 @@ import uvloop
 
 from registry import Registry
 from registry.http.app import RegistryApp, create_registry_app
+from registry.http.large_reads import LargeReads
 from registry.http.settings import HttpSettings
 from registry.server import open_port
 
@@ -29,7 +30,7 @@ def serving(reg: Registry, **settings: Any) -> Iterator[str]:
         app = create_registry_app(reg, HttpSettings(**settings))
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=LargeReads,
             lifespan="on",
             log_config=None,
             access_log=False,

@@ -93,6 +93,9 @@ def test_a_token_that_is_revoked_here_is_over_at_once(reg_sqlite: Registry) -> N
         assert client.get(f"{V1}/whoami", headers=reader).status_code == 401
 
 
+EVALUATION = {"ref": "acme/sql@1", "name": "golden", "metrics": {"accuracy": 1}}
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "field"),
     [
@@ -103,6 +106,11 @@ def test_a_token_that_is_revoked_here_is_over_at_once(reg_sqlite: Registry) -> N
         ("PUT", f"{SQL}/aliases/prod", {"version": "1", "expected_version": 0}, "expected_version"),
         ("PUT", f"{SQL}/aliases/prod", {"version": "1", "expected_version": 10**12}, "expected_version"),
         ("PUT", f"{SQL}/aliases/{'x' * 41}", {"version": "1"}, "alias"),
+        ("PUT", f"{SQL}/aliases/prod", {"version": "1", "expected_version": "1"}, "expected_version"),
+        ("POST", f"{V1}/attestations/evaluations", EVALUATION | {"metrics": {"accuracy": "1"}}, "metrics[...]"),
+        ("POST", f"{V1}/attestations/evaluations", EVALUATION | {"passed": "true"}, "passed"),
+        ("POST", f"{V1}/attestations/evaluations", EVALUATION | {"passed": 1}, "passed"),
+        ("PATCH", f"{V1}/tenants/acme/policy", {"require_signature": "false"}, "require_signature"),
         ("POST", f"{V1}/tenants", {"name": "x" * 41}, "name"),
         ("POST", f"{V1}/tenants", {}, "name"),
         ("POST", f"{V1}/tenants", [], "body"),

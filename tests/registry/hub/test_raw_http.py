@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from huggingface_hub import ModelCard
 
 import registry
 from registry.file_entry import Blob
@@ -20,6 +22,7 @@ from registry.hub.commit import LINE_BYTES_LIMIT
 from registry.hub.context import HubSettings
 from registry.hub.routing import Access
 from registry.hub.signed_links import UploadGrant
+from registry.names import AdapterName
 from tests.registry.hub.conftest import Server
 
 OPERATOR = registry.Principal.operator()
@@ -357,3 +360,74 @@ def test_damaged_bytes_are_not_handed_out(raw: httpx.Client, server: Server, tmp
     assert answer.status_code == 503
     assert str(tmp_path) not in answer.text
     assert b"evil" not in answer.content
+
+
+@pytest.mark.usefixtures("repo")
+def test_a_digest_is_a_digest_to_its_last_character(raw: httpx.Client) -> None:
+    oid = "0" * 64
+    for text in (oid + "\n", oid[:-1] + "\n", oid.upper().replace("0", "A"), oid + "0"):
+        objects = {"operation": "upload", "objects": [{"oid": text, "size": 1}]}
+        assert raw.post("/acme/sql.git/info/lfs/objects/batch", json=objects).status_code == 400, repr(text)
+        large = {"path": "a.safetensors", "algo": "sha256", "oid": text, "size": 1}
+        assert commit(raw, ("lfsFile", large)).status_code == 400, repr(text)
+
+
+@pytest.mark.usefixtures("repo")
+def test_publishes_over_the_hub_are_counted(
+    raw: httpx.Client, server: Server, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_adapter()
+    blobs = [server.reg.blobs.put_file(copy_of(path, server.reg.blobs.scratch)) for path in sorted(folder.iterdir())]
+    server.reg.quotas.reserve("acme", [(blob.sha256, blob.size) for blob in blobs], principal=OPERATOR)
+    server.reg.quotas.mark_stored("acme", [(blob.sha256, blob.size) for blob in blobs])
+    files = [
+        ("lfsFile", {"path": path.name, "algo": "sha256", "oid": blob.sha256, "size": blob.size})
+        for path, blob in zip(sorted(folder.iterdir()), blobs, strict=True)
+    ]
+    assert commit(raw, inline("notes.txt", b"no adapter")).status_code == 200
+    assert server.reg.tally.publishes == {"new": 0, "known": 0, "refused": 0}
+    for _ in range(2):  # the second changes nothing
+        assert commit(raw, *files).status_code == 200
+        assert server.reg.tally.publishes == {"new": 1, "known": 0, "refused": 0}
+    assert commit(raw, inline("notes.txt", b"beside it")).status_code == 200
+    assert server.reg.tally.publishes == {"new": 1, "known": 1, "refused": 0}
+    assert commit(raw, inline("adapter_config.json", b"{}")).status_code == 200
+    assert server.reg.tally.publishes == {"new": 1, "known": 1, "refused": 1}
+
+
+def copy_of(path: Path, folder: Path) -> Path:
+    return Path(shutil.copy(path, folder / path.name))
+
+
+def test_a_version_without_a_card_shows_the_generated_one(
+    raw: httpx.Client, server: Server, make_adapter: Callable[..., Path]
+) -> None:
+    server.reg.publish(make_adapter(), "acme/sql", principal=OPERATOR)
+    tree = raw.get(f"{REPO}/tree/main").json()
+    info = raw.get(REPO).json()
+    assert info["cardData"]["library_name"] == "peft"
+    assert info["cardData"]["tags"][:2] == ["lora", "loraplex"]
+    assert "README.md" not in [file["rfilename"] for file in info["siblings"]]
+    assert raw.get("/acme/sql/resolve/main/README.md").status_code == 404, "it is no file of the version"
+    assert info["loraplex"]["card"] == "/registry/v1/card?ref=acme%2Fsql%401"
+    shown = ModelCard(server.reg.card("acme/sql@1", OPERATOR)).data.to_dict()
+    assert {name: shown[name] for name in info["cardData"]} == info["cardData"]
+    assert commit(raw, inline("README.md", b"---\nlicense: mit\n---\n# Mine\n")).status_code == 200
+    assert raw.get(REPO).json()["cardData"] == {"license": "mit"}, "whoever writes a card is not contradicted"
+    assert raw.get(f"{REPO}/revision/v1").json()["cardData"] == info["cardData"]
+    assert [file["path"] for file in tree] == [file["path"] for file in raw.get(f"{REPO}/tree/v1").json()]
+
+
+def test_model_info_is_read_once_until_something_changes(
+    raw: httpx.Client, server: Server, make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.reg.publish(make_adapter(), "acme/sql", principal=OPERATOR)
+    first = raw.get(REPO).json()
+    opened = []
+    monkeypatch.setattr(type(server.reg.blobs), "open", lambda *_, **__: opened.append("open"))
+    monkeypatch.setattr(type(server.reg.blobs), "read", lambda *_: opened.append("read"))
+    assert raw.get(REPO).json() == first
+    assert opened == []
+    server.reg.repositories.set_visibility(AdapterName.parse("acme/sql"), registry.Visibility.PUBLIC, OPERATOR)
+    assert raw.get(REPO).json()["private"] is False
+    assert opened == [], "what a digest's content says does not change"
