@@ -18,7 +18,7 @@ import click
 import numpy as np
 from click.testing import CliRunner
 
-from registry.cli import adapters, insight, promotion, tenants
+from registry.cli import adapters, canaries, insight, promotion, tenants
 from registry.reasons import ADVICE
 from tests.registry.adapter_folders import (
     OTHER_FINGERPRINT,
@@ -42,7 +42,7 @@ COMMANDS = (
     promotion.policy,
     promotion.approve,
     promotion.attest,
-    promotion.canary,
+    canaries.canary,
     insight.lineage,
     insight.card,
     insight.diff,
