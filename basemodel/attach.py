@@ -162,6 +162,13 @@ class AdaptedLinear(nn.Module):
         assert isinstance(found, torch.Tensor)
         return found
 
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base layer's bias, for model code that looks at it."""
+        found: object = self.base.bias
+        assert found is None or isinstance(found, torch.Tensor)
+        return found
+
     def _new_arena(self) -> tuple[torch.Tensor, torch.Tensor]:
         sites, device = self._owner[0], self.weight.device
         dtype = sites.dtype if self._packed is None else torch.bfloat16

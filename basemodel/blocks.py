@@ -22,11 +22,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from basemodel.attach import AdaptedLinear, AdapterSites
-from basemodel.kernels.library import has_cpu_kernels
 from basemodel.lora_ops import LoraPlan
 
 logger = logging.getLogger(__name__)
@@ -56,24 +55,9 @@ TRIAL_SCALES = (1.0, 0.01, 20.0)  # of the rows of a trial: a wrong epsilon show
 TRIAL_TOLERANCE = 1e-3
 
 
-def fuse_blocks(model: PreTrainedModel, sites: AdapterSites) -> int:
-    """Fuse what can be fused, after `AdapterSites` took over the linear layers; returns the number of fused modules.
-
-    Leaves the model's attention function set to a trial's: who attaches attention sets its own.
-    """
-    if not has_cpu_kernels() or model.device.type != "cpu" or model.dtype != torch.bfloat16:
-        return 0
-    model.set_attn_implementation(_listen([]))
-    fused = 0
-    with torch.inference_mode():
-        for module in model.modules():
-            if not type(module).__module__.startswith("transformers.models."):
-                continue
-            block = _fused_norm(module) or _fused_mlp(module, sites) or _fused_attention(module, sites)
-            if block is not None:
-                module.forward = block  # of this one module: its class stays as it is
-                fused += 1
-    return fused
+def fused_block(module: nn.Module, sites: AdapterSites) -> FusedNorm | FusedMLP | FusedAttention | None:
+    """What can stand in for this module of a model whose attention function is `listen`'s; None: it runs as it is."""
+    return _fused_norm(module) or _fused_mlp(module, sites) or _fused_attention(module, sites)
 
 
 # ------------------------------------------------------------------------------------------------------------- norms
@@ -109,7 +93,7 @@ def _norm_of(module: nn.Module | None) -> FusedNorm | None:
 
 def _fused_norm(module: nn.Module) -> FusedNorm | None:
     block = _norm_of(module)
-    if block is None or not _agree(module, block, _trial_rows(block.weight.shape[0])):
+    if block is None or not _agree(module, block, trial_rows(block.weight.shape[0])):
         return None
     return block
 
@@ -122,22 +106,24 @@ class FusedMLP:
         self, layers: tuple[AdaptedLinear, AdaptedLinear, AdaptedLinear], activation: int, sites: AdapterSites
     ):
         """`layers`: gate, up, down."""
-        self._layers = layers
+        self.layers = layers
+        self.activation = activation
         self._features = [layer.out_features for layer in layers]
-        self._activation = activation
         self._sites = sites
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The block's output."""
         plan = self._sites.plan
-        gate, up, down = self._layers
+        gate, up, down = self.layers
         rows = x.reshape(-1, gate.in_features).contiguous()
-        if not all(layer.joins(plan) for layer in self._layers):
-            inner: torch.Tensor = torch.ops.loraplex.gate(gate(rows), up(rows), self._activation)
+        if not all(layer.joins(plan) for layer in self.layers):
+            inner: torch.Tensor = torch.ops.loraplex.gate(gate(rows), up(rows), self.activation)
             own: torch.Tensor = down(inner)
             return own.view(x.shape)
         operands = [*gate.operands(plan), *up.operands(plan), *down.operands(plan)]
-        out: torch.Tensor = torch.ops.loraplex.gated_mlp(rows, operands, self._features, self._activation, *_runs(plan))
+        out: torch.Tensor = torch.ops.loraplex.gated_mlp(
+            rows, operands, self._features, self.activation, *kernel_plan(plan)
+        )
         return out.view(x.shape)
 
 
@@ -149,7 +135,7 @@ def _fused_mlp(module: nn.Module, sites: AdapterSites) -> FusedMLP | None:
     if layers is None or activation is None or len(list(module.children())) != 4:
         return None
     block = FusedMLP((layers[0], layers[1], layers[2]), activation, sites)
-    return block if _agree(module, block, _trial_rows(layers[0].in_features)) else None
+    return block if _agree(module, block, trial_rows(layers[0].in_features)) else None
 
 
 # --------------------------------------------------------------------------------------------------------- attention
@@ -159,15 +145,14 @@ class FusedAttention:
     def __init__(self, module: nn.Module, layers: tuple[AdaptedLinear, ...], sites: AdapterSites) -> None:
         """`layers`: q, k, v, o. `options` is what the module gives its attention function besides the tensors."""
         self.options: dict[str, Any] = {}
-        self._module = module
+        self.module = module
+        self.layers = layers
         self._config: Any = module.config
         self._general = module.forward
-        self._inputs, self._output = layers[:3], layers[3]
-        self._features = [layer.out_features for layer in self._inputs]
-        self._head_size: int = module.head_dim  # type: ignore[assignment]  # `_fused_attention` has looked
+        self._features = [layer.out_features for layer in layers[:3]]
         q_norm, k_norm = (_norm_of(getattr(module, name, None)) for name in ("q_norm", "k_norm"))
+        self.norm_kind = (q_norm.epsilon, q_norm.scaling) if q_norm else None
         self._norms = (q_norm.weight if q_norm else None, k_norm.weight if k_norm else None)
-        self._norm_kind = (q_norm.epsilon, q_norm.scaling) if q_norm else (0.0, ROUNDED)
         self._sites = sites
 
     def __call__(
@@ -183,25 +168,33 @@ class FusedAttention:
             given = {"position_embeddings": position_embeddings, "attention_mask": attention_mask}
             return self._general(hidden_states, past_key_values=past_key_values, **given, **options)  # type: ignore[no-any-return]
         rows = hidden_states.reshape(-1, hidden_states.shape[-1]).contiguous()
-        q, k, v = self.inputs(rows, *position_embeddings)
+        inputs = self.inputs(rows, *position_embeddings)
         attend = ALL_ATTENTION_FUNCTIONS[self._config._attn_implementation]
-        heads = (*hidden_states.shape[:-1], -1, self._head_size)
-        split = (part.view(heads).transpose(1, 2) for part in (q, k, v))
-        out, weights = attend(self._module, *split, attention_mask, **self.options, **options)
-        return self._output(out.reshape(*hidden_states.shape[:-1], -1)), weights
+        heads = [part.view(*hidden_states.shape[:-1], *part.shape[1:]).transpose(1, 2) for part in inputs]
+        out, weights = attend(self.module, *heads, attention_mask, **self.options, **options)
+        return self.layers[3](out.reshape(*hidden_states.shape[:-1], -1)), weights
 
     def inputs(
-        self, rows: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+        self, rows: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, norm: FusedNorm | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k and v [T, heads D] of rows [T, H], normed and rotated by cosines and sines [1, T, D]."""
+        """q [T, A, D], k and v [T, G, D] of rows [T, H], normed and rotated by cosines and sines [1, T, D].
+
+        With `norm` (of this block's epsilon and scaling, where it has norms itself) the rows go through it first.
+        """
         plan = self._sites.plan
-        turn = (cosines, sines, *self._norms, *self._norm_kind)
-        if not all(layer.joins(plan) for layer in self._inputs):
-            q, k, v = (layer(rows) for layer in self._inputs)
-            torch.ops.loraplex.rotate_heads(q, k, *turn)
-            return q, k, v
-        operands = [operand for layer in self._inputs for operand in layer.operands(plan)]
-        q, k, v = torch.ops.loraplex.attention_inputs(rows, operands, self._features, *turn, *_runs(plan))
+        layers = self.layers[:3]
+        kind = (norm.epsilon, norm.scaling) if norm is not None else self.norm_kind or (0.0, ROUNDED)
+        if not all(layer.joins(plan) for layer in layers):
+            normed = rows if norm is None else norm(rows)
+            q, k, v = (layer(normed) for layer in layers)
+            torch.ops.loraplex.rotate_heads(q, k, cosines, sines, *self._norms, *kind)
+            size = cosines.shape[-1]
+            return q.view(len(rows), -1, size), k.view(len(rows), -1, size), v.view(len(rows), -1, size)
+        operands = [operand for layer in layers for operand in layer.operands(plan)]
+        weight = None if norm is None else norm.weight
+        q, k, v = torch.ops.loraplex.attention_inputs(
+            rows, operands, self._features, cosines, sines, weight, *self._norms, *kind, *kernel_plan(plan)
+        )
         return q, k, v
 
 
@@ -225,24 +218,23 @@ def _fused_attention(module: nn.Module, sites: AdapterSites) -> FusedAttention |
 def _attention_agrees(module: nn.Module, block: FusedAttention, features: int, size: int) -> bool:
     """Whether q, k, v are the module's own; learns the options that the module gives its attention function."""
     heard: list[tuple[list[torch.Tensor], dict[str, Any]]] = []
-    _listen(heard)
-    x = _trial_rows(features)[None]
-    angles = torch.rand(1, x.shape[1], size // 2).repeat(1, 1, 2) * 6
-    turn = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+    listen(heard)
+    x = trial_rows(features)[None]
+    turn = trial_turn(x.shape[1], size)
     theirs = module(x, position_embeddings=turn, attention_mask=None)[0]
     block.options = heard[0][1]
     ours = block(x, position_embeddings=turn)[0]
     (their_parts, their_options), (our_parts, our_options) = heard
     return (
         their_options == our_options
-        and _near(ours, theirs)
-        and all(_near(our, their) for our, their in zip(our_parts, their_parts, strict=True))
+        and near(ours, theirs)
+        and all(near(our, their) for our, their in zip(our_parts, their_parts, strict=True))
     )
 
 
 # ------------------------------------------------------------------------------------------------------------ trials
-def _listen(heard: list[tuple[list[torch.Tensor], dict[str, Any]]]) -> str:
-    """Registers an attention function that writes down what it is given, and answers with the query."""
+def listen(heard: list[tuple[list[torch.Tensor], dict[str, Any]]]) -> str:
+    """Registers, as TRIAL, an attention function that writes down what it is given and answers with the query."""
 
     def listening(
         module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, **options: Any
@@ -261,7 +253,7 @@ def _layers(module: nn.Module, *names: str) -> tuple[AdaptedLinear, ...] | None:
     return layers if len(layers) == len(names) else None
 
 
-def _runs(plan: LoraPlan | None) -> tuple[list[torch.Tensor], int]:
+def kernel_plan(plan: LoraPlan | None) -> tuple[list[torch.Tensor], int]:
     """The plan as a block gives it to the kernel: its tensors (none: no adapter), and the size of the scratch."""
     if plan is None or plan.runs is None:
         return [], 0
@@ -269,17 +261,24 @@ def _runs(plan: LoraPlan | None) -> tuple[list[torch.Tensor], int]:
     return [runs.first_use, runs.uses, runs.weights, runs.groups, runs.members], runs.hidden_size
 
 
-def _trial_rows(features: int) -> torch.Tensor:
+def trial_rows(features: int) -> torch.Tensor:
+    """Rows [T, H] of sizes that differ."""
     generator = torch.Generator().manual_seed(features)
     rows = torch.randn(len(TRIAL_SCALES), features, generator=generator)
     return (rows * torch.tensor(TRIAL_SCALES)[:, None]).to(torch.bfloat16)
 
 
+def trial_turn(tokens: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [1, T, D] of some angles."""
+    angles = torch.rand(1, tokens, size // 2, generator=torch.Generator().manual_seed(size)).repeat(1, 1, 2) * 6
+    return angles.cos().to(torch.bfloat16), angles.sin().to(torch.bfloat16)
+
+
 def _agree(module: nn.Module, block: Callable[..., torch.Tensor], rows: torch.Tensor) -> bool:
-    return _near(block(rows), module(rows))
+    return near(block(rows), module(rows))
 
 
-def _near(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+def near(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     """Row by row, so that a small row's error is not hidden by a large one."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False

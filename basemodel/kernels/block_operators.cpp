@@ -1,7 +1,8 @@
 // Fused blocks of a decoder layer as torch operators. Compiled for any processor.
 //
-// Each equals its parts by the bit: `attention_inputs` is three `nf4_linear` and `rotate_heads`, `gated_linear` is two
-// `nf4_linear` and `gate`. So a step that must compute the parts (attach.py) gives a row the same bits.
+// Each equals its parts by the bit: `attention_inputs` is a norm, three `nf4_linear` and `rotate_heads`, `gated_mlp` is
+// three `nf4_linear` and `gate`, and `after_attention` is made of them, norms and sums. So a step that must compute the
+// parts (attach.py) gives a row the same bits.
 #include "linear_job.h"
 #include "row_math.h"
 
@@ -9,6 +10,8 @@
 #include <torch/library.h>
 
 #include <array>
+#include <functional>
+#include <iterator>
 #include <tuple>
 
 namespace {
@@ -80,30 +83,58 @@ void rotate_heads(const Tensor &q, const Tensor &k, const Tensor &cosines, const
     loraplex::run_stages(&stage, 1, loraplex::thread_count(), loraplex::effort_of(4 * (q.numel() + k.numel())));
 }
 
-// x [T, K] bf16 -> q [T, A D], k and v [T, G D]: three layers and what `rotate_heads` does.
+// The norms of a block, which share epsilon and scaling.
+struct Norms {
+    float epsilon;
+    Scaling scaling;
+    int64_t size;
+
+    // Null where there is none.
+    const uint16_t *weight(const OptionalTensor &norm) const {
+        TORCH_CHECK(!norm || (norm->scalar_type() == at::kBFloat16 && norm->numel() == size), "a norm is bfloat16 [H]");
+        return norm ? read(*norm) : nullptr;
+    }
+    void apply(const uint16_t *x, const uint16_t *weight, uint16_t *y) const {
+        loraplex::rms_norm(x, weight, size, epsilon, scaling, y);
+    }
+};
+
+Stage row_stage(int64_t rows, std::function<void(int64_t)> work) {
+    return {rows, loraplex::share_of(rows), [work = std::move(work)](int64_t first, int64_t last) {
+                for (int64_t row = first; row < last; row++)
+                    work(row);
+            }};
+}
+
+// x [T, K] bf16 -> q [T, A, D], k and v [T, G, D]: a norm where there is one, three layers, and `rotate_heads`.
 std::tuple<Tensor, Tensor, Tensor> attention_inputs(
     const Tensor &x, const c10::List<OptionalTensor> &layers, at::IntArrayRef out_features, const Tensor &cosines,
-    const Tensor &sines, const OptionalTensor &q_norm, const OptionalTensor &k_norm, double epsilon, int64_t scaling,
-    at::TensorList plan, int64_t hidden_size) {
+    const Tensor &sines, const OptionalTensor &norm, const OptionalTensor &q_norm, const OptionalTensor &k_norm,
+    double epsilon, int64_t scaling, at::TensorList plan, int64_t hidden_size) {
     check_rows(x);
     TORCH_CHECK(out_features.size() == 3, "three layers");
-    const int64_t rows = x.size(0), in_features = x.size(1);
+    const int64_t rows = x.size(0), in_features = x.size(1), size = cosines.size(-1);
     const Runs runs(plan, hidden_size, rows);
     const std::array<Layer, 3> own{layer_of(layers, 0, in_features, out_features[0], runs),
                                    layer_of(layers, 1, in_features, out_features[1], runs),
                                    layer_of(layers, 2, in_features, out_features[2], runs)};
+    const Norms norms{static_cast<float>(epsilon), static_cast<Scaling>(scaling), in_features};
+    const uint16_t *weight = norms.weight(norm);
+    const Tensor normed = weight ? at::empty(x.sizes(), x.options()) : x;
+    LinearJob job(read(normed), rows, in_features);
     std::array<Tensor, 3> y;
-    LinearJob job(read(x), rows, in_features);
     for (int index = 0; index < 3; index++) {
         y[index] = at::empty({rows, out_features[index]}, x.options());
         job.add(own[index], write(y[index]));
     }
-    if (rows == 0)
-        return {y[0], y[1], y[2]};
     const HeadJob heads = head_job(y[0], y[1], cosines, sines, q_norm, k_norm, epsilon, scaling);
-    const Stage stages[] = {job.prepare(), job.multiply(), head_stage(heads)};
-    loraplex::run_stages(stages, 3, loraplex::thread_count(), loraplex::effort_of(job.values()));
-    return {y[0], y[1], y[2]};
+    const auto norm_row = [&](int64_t row) {
+        norms.apply(read(x) + row * in_features, weight, write(normed) + row * in_features);
+    };
+    const Stage stages[] = {row_stage(weight ? rows : 0, norm_row), job.prepare(), job.multiply(), head_stage(heads)};
+    if (rows > 0)
+        loraplex::run_stages(stages, 4, loraplex::thread_count(), loraplex::effort_of(job.values()));
+    return {y[0].view({rows, -1, size}), y[1].view({rows, -1, size}), y[2].view({rows, -1, size})};
 }
 
 // gates and ups [T, I] bf16 -> activation(gates) * ups.
@@ -162,6 +193,74 @@ Tensor gated_mlp(const Tensor &x, const c10::List<OptionalTensor> &layers, at::I
     return y;
 }
 
+// What follows attention in a decoder layer: x [T, H] and attended [T, A D] bf16 -> [T, H].
+//   h = x + after_attention(o(attended));  y = h + after_mlp(down(activation(gate(n)) * up(n))), n = before_mlp(h)
+// Four layers: o, gate, up, down. The norms after attention and after the MLP may be missing.
+Tensor after_attention(const Tensor &x, const Tensor &attended, const c10::List<OptionalTensor> &layers,
+                       at::IntArrayRef out_features, const OptionalTensor &norm_after_attention,
+                       const OptionalTensor &norm_before_mlp, const OptionalTensor &norm_after_mlp, double epsilon,
+                       int64_t scaling, int64_t activation, at::TensorList plan, int64_t hidden_size) {
+    check_rows(x), check_rows(attended);
+    const int64_t rows = x.size(0), size = x.size(1);
+    TORCH_CHECK(out_features.size() == 4 && out_features[1] == out_features[2] && out_features[0] == size &&
+                    out_features[3] == size && attended.size(0) == rows,
+                "four layers: o to x, gate like up, down to x");
+    const int64_t inner_features = out_features[1];
+    const Runs runs(plan, hidden_size, rows);
+    const Layer out = layer_of(layers, 0, attended.size(1), size, runs);
+    const Layer gates = layer_of(layers, 1, size, inner_features, runs);
+    const Layer ups = layer_of(layers, 2, size, inner_features, runs);
+    const Layer down = layer_of(layers, 3, inner_features, size, runs);
+    const Norms norms{static_cast<float>(epsilon), static_cast<Scaling>(scaling), size};
+    const uint16_t *first_norm = norms.weight(norm_after_attention), *second_norm = norms.weight(norm_before_mlp),
+                   *last_norm = norms.weight(norm_after_mlp);
+    TORCH_CHECK(second_norm, "the norm before the MLP is missing");
+    Tensor y = at::empty(x.sizes(), x.options());
+    if (rows == 0)
+        return y;
+    const Tensor middle = at::empty({3, rows, size}, x.options()); // what a layer gave; h; n
+    uint16_t *given = write(middle), *h = given + rows * size, *n = h + rows * size;
+    const Tensor inner = at::empty({rows, inner_features}, x.options());
+    LinearJob first(read(attended), rows, attended.size(1)), both(n, rows, size), last(read(inner), rows, inner_features);
+    first.add(out, given), both.add(gates, nullptr), both.add(ups, nullptr), last.add(down, given);
+    const auto join = [&](int64_t row) {
+        const int64_t at = row * size;
+        if (first_norm)
+            norms.apply(given + at, first_norm, given + at);
+        loraplex::add(read(x) + at, given + at, size, h + at);
+        norms.apply(h + at, second_norm, n + at);
+    };
+    const auto conclude = [&](int64_t row) {
+        const int64_t at = row * size;
+        if (last_norm)
+            norms.apply(given + at, last_norm, given + at);
+        loraplex::add(h + at, given + at, size, write(y) + at);
+    };
+    const Stage gated{gates.strips, std::min<int64_t>(loraplex::share_of(gates.strips), 8),
+                      [&](int64_t begin, int64_t end) {
+                          gated_strips(gates, ups, both, rows, static_cast<Activation>(activation), begin, end,
+                                       write(inner));
+                      }};
+    const Stage stages[] = {first.prepare(), first.multiply(), row_stage(rows, join), both.prepare(), gated,
+                            last.prepare(),  last.multiply(),  row_stage(rows, conclude)};
+    static_assert(std::size(stages) <= loraplex::MOST_STAGES);
+    loraplex::run_stages(stages, std::size(stages), loraplex::thread_count(),
+                         loraplex::effort_of(first.values() + both.values() + last.values()));
+    return y;
+}
+
+// logits [S, V] bf16 -> [S] int64: the place of each row's largest value, -1 where one is not finite.
+Tensor largest(const Tensor &logits) {
+    check_rows(logits);
+    Tensor places = at::empty({logits.size(0)}, logits.options().dtype(at::kLong));
+    auto *target = places.mutable_data_ptr<int64_t>();
+    const Stage stage = row_stage(logits.size(0), [&](int64_t row) {
+        target[row] = loraplex::largest(read(logits) + row * logits.size(1), logits.size(1));
+    });
+    loraplex::run_stages(&stage, 1, loraplex::thread_count(), loraplex::effort_of(logits.numel()));
+    return places;
+}
+
 // x [T, K] bf16, weight [K] bf16 -> [T, K].
 Tensor rms_norm(const Tensor &x, const Tensor &weight, double epsilon, int64_t scaling) {
     check_rows(x);
@@ -184,8 +283,12 @@ TORCH_LIBRARY_FRAGMENT(loraplex, library) {
     library.def("rotate_heads(Tensor(a!) q, Tensor(b!) k, Tensor cosines, Tensor sines, Tensor? q_norm, "
                 "Tensor? k_norm, float epsilon, int scaling) -> ()");
     library.def("attention_inputs(Tensor x, Tensor?[] layers, int[] out_features, Tensor cosines, Tensor sines, "
-                "Tensor? q_norm, Tensor? k_norm, float epsilon, int scaling, Tensor[] plan, int hidden_size) "
-                "-> (Tensor, Tensor, Tensor)");
+                "Tensor? norm, Tensor? q_norm, Tensor? k_norm, float epsilon, int scaling, Tensor[] plan, "
+                "int hidden_size) -> (Tensor, Tensor, Tensor)");
+    library.def("after_attention(Tensor x, Tensor attended, Tensor?[] layers, int[] out_features, "
+                "Tensor? norm_after_attention, Tensor? norm_before_mlp, Tensor? norm_after_mlp, float epsilon, "
+                "int scaling, int activation, Tensor[] plan, int hidden_size) -> Tensor");
+    library.def("largest(Tensor logits) -> Tensor");
     library.def("gate(Tensor gates, Tensor ups, int activation) -> Tensor");
     library.def("gated_mlp(Tensor x, Tensor?[] layers, int[] out_features, int activation, Tensor[] plan, "
                 "int hidden_size) -> Tensor");
@@ -195,6 +298,8 @@ TORCH_LIBRARY_IMPL(loraplex, CPU, library) {
     library.impl("rms_norm", &rms_norm);
     library.impl("rotate_heads", &rotate_heads);
     library.impl("attention_inputs", &attention_inputs);
+    library.impl("after_attention", &after_attention);
+    library.impl("largest", &largest);
     library.impl("gate", &gate);
     library.impl("gated_mlp", &gated_mlp);
 }

@@ -70,4 +70,30 @@ void gate(const uint16_t *gate, const uint16_t *up, int64_t size, Activation act
     }
 }
 
+void add(const uint16_t *a, const uint16_t *b, int64_t size, uint16_t *y) {
+    for (int64_t i = 0; i < size; i += 16) {
+        const __mmask16 mask = first_lanes(size - i);
+        store(y + i, mask, _mm512_add_ps(load(a + i, mask), load(b + i, mask)));
+    }
+}
+
+int64_t largest(const uint16_t *values, int64_t size) {
+    const __m512 infinity = _mm512_set1_ps(INFINITY);
+    __m512 best = _mm512_sub_ps(_mm512_setzero_ps(), infinity);
+    __m512i place = _mm512_setzero_si512();
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    for (int64_t i = 0; i < size; i += 16) {
+        const __mmask16 mask = first_lanes(size - i);
+        const __m512 value = load(values + i, mask);
+        const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps(value), infinity, _CMP_LT_OQ);
+        if ((finite & mask) != mask)
+            return -1;
+        const __mmask16 better = _mm512_mask_cmp_ps_mask(mask, value, best, _CMP_GT_OQ);
+        best = _mm512_mask_mov_ps(best, better, value);
+        place = _mm512_mask_add_epi32(place, better, lanes, _mm512_set1_epi32(static_cast<int>(i)));
+    }
+    const __mmask16 winners = _mm512_cmp_ps_mask(best, _mm512_set1_ps(_mm512_reduce_max_ps(best)), _CMP_EQ_OQ);
+    return _mm512_mask_reduce_min_epi32(winners, place);
+}
+
 } // namespace loraplex

@@ -19,4 +19,10 @@ void rotate(const uint16_t *x, const uint16_t *cosines, const uint16_t *sines, i
 // y = activation(gate) * up. y may be either.
 void gate(const uint16_t *gate, const uint16_t *up, int64_t size, Activation activation, uint16_t *y);
 
+// y = a + b. y may be either.
+void add(const uint16_t *a, const uint16_t *b, int64_t size, uint16_t *y);
+
+// The place of the largest value, the first of equals; -1 where a value is not finite. `size` is at least 1.
+int64_t largest(const uint16_t *values, int64_t size);
+
 } // namespace loraplex

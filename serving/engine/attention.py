@@ -20,7 +20,9 @@ from serving.engine.errors import UnsupportedModelError
 
 NAME = "loraplex_paged"
 # What model code passes and what has no influence here, besides what `attend` takes.
-HARMLESS = frozenset({"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position"})
+HARMLESS = frozenset(
+    {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position", "output_router_logits"}
+)
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,30 @@ class PagedAttention:
         softcap: float | None = None,
     ) -> torch.Tensor:
         """Store the step's keys and values, and attend: query [1, A, T, D], key, value [1, G, T, D] -> [1, T, A, D]."""
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
+        out = self.attend_rows(
+            layer, query, key, value, scaling=scaling, sliding_window=sliding_window, softcap=softcap
+        )
+        return out.unsqueeze(0)
+
+    def attend_rows(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
+        """The same for rows: query [T, A, D], key, value [T, G, D] -> [T, A, D]."""
         step = self.step
         assert step is not None, "PagedAttention.step must be set before a forward"
-        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
         keys, values = self._cache(layer, key, value)
         options = _Options(scaling, sliding_window, softcap)
         if step.table is not None and step.write_slots is not None and _suits_kernel(query, keys, values):
-            new = (key.contiguous(), value.contiguous(), step.write_slots)
-            return _on_kernel(query, keys, values, step.table, options, new).unsqueeze(0)
+            return _on_kernel(query, keys, values, step, options, (key.contiguous(), value.contiguous()))
         if step.write_slots is not None:
             keys.index_copy_(0, step.write_slots, key)
             values.index_copy_(0, step.write_slots, value)
@@ -111,7 +129,7 @@ class PagedAttention:
             past_key = key[span.tokens] if span.past == 0 or span.slots is None else keys[span.slots]
             past_value = value[span.tokens] if span.past == 0 or span.slots is None else values[span.slots]
             out[span.tokens] = _prefill(span, query[span.tokens], past_key, past_value, options)
-        return out.unsqueeze(0)
+        return out
 
     def _cache(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's keys and values [slots, G, D], made when the first step shows their shapes."""
@@ -160,15 +178,16 @@ def _on_kernel(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    table: TokenTable,
+    step: AttentionStep,
     options: _Options,
-    new: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    new: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
     """All tokens of the step at once, each over its positions in their order: query [T, A, D] -> [T, A, D].
 
-    `new` are the step's keys, values [T, G, D] and the slots to which they go first.
+    `new` are the step's keys and values [T, G, D], which go to their slots first.
     """
-    scaling = options.scaling if options.scaling is not None else query.shape[-1] ** -0.5
+    table = step.table
+    assert table is not None
     out: torch.Tensor = torch.ops.loraplex.paged_attention(
         query,
         keys,
@@ -176,10 +195,11 @@ def _on_kernel(
         table.slots,
         table.starts,
         table.lengths,
-        scaling,
+        options.scaling if options.scaling is not None else query.shape[-1] ** -0.5,
         options.window or 0,
         options.softcap or 0.0,
         *new,
+        step.write_slots,
     )
     return out
 

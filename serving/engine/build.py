@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from basemodel.attach import AdapterSites, rank_row_bytes
-from basemodel.blocks import fuse_blocks
 from basemodel.load import Base, load_base
 from basemodel.snapshot import DTYPES
 from serving.engine.adapter_pool import AdapterPool
@@ -50,7 +49,6 @@ def engine_for(base: Base, settings: EngineSettings) -> Engine:
     """Make an engine around a base that is loaded; the base's layers are changed for good."""
     dtype = _adapter_dtype(base, settings.device)
     sites = AdapterSites(base.model, base.description, rows=_rank_rows(settings, base, dtype), dtype=dtype)
-    fuse_blocks(base.model, sites)
     blocks = KVBlocks(_kv_blocks(settings, base), settings.kv_block_tokens)
     runner = Runner(
         base, sites, kv_slots=blocks.total * settings.kv_block_tokens, block_tokens=settings.kv_block_tokens

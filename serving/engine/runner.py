@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 
 from basemodel.attach import AdapterSites
+from basemodel.fusion import fuse
 from basemodel.load import Base
 from serving.engine.attention import PagedAttention
 from serving.engine.batch import Batch, build_batch, probe_batch
 from serving.engine.request import Request, Row
+from serving.engine.trial import own_logits, trial_blocks, try_model
 from serving.messages import Sampling
 
 
@@ -20,9 +22,14 @@ class Runner:
     """The model on its device. Only the engine loop calls it."""
 
     def __init__(self, base: Base, sites: AdapterSites, *, kv_slots: int, block_tokens: int) -> None:
+        """Takes over a base whose layers have their adapter sites: its attention is the engine's from now on."""
         self.base = base
         self.sites = sites
+        self._own_logits = own_logits(base.model)
+        fusion = fuse(base.model, sites)
+        self._kv_slots = kv_slots
         self.attention = PagedAttention(base.model, kv_slots)
+        fusion.attend = self.attention.attend_rows
         self._block_tokens = block_tokens
         self._device = base.model.device
 
@@ -39,8 +46,13 @@ class Runner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """One forward that keeps nothing: allocates the KV cache, and raises UnsupportedModelError where it must."""
+        """Allocates the KV cache, and raises UnsupportedModelError where the model is not served as it computes.
+
+        Before the first request: it writes to the cache. A cache that is too small for it is not tried.
+        """
         self.run_alone(Request("warm-up", "", [0, 0], Sampling(max_tokens=1), (), arrival=-1))
+        if trial_blocks(self._block_tokens) * self._block_tokens <= self._kv_slots:
+            try_model(self.base.model, self._own_logits, self.run, self._block_tokens)
 
     def _forward(self, batch: Batch) -> torch.Tensor:
         self.attention.step = batch.attention

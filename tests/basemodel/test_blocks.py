@@ -11,7 +11,9 @@ from transformers import Gemma3TextConfig, PretrainedConfig
 
 from basemodel.adapter_weights import AdapterWeights, LoraPair
 from basemodel.attach import AdapterSites
-from basemodel.blocks import FusedAttention, FusedMLP, FusedNorm, fuse_blocks
+from basemodel.blocks import FusedAttention, FusedMLP, FusedNorm
+from basemodel.fused_layer import FusedLayer
+from basemodel.fusion import fuse
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.load import load_snapshot
 from basemodel.lora_ops import RankRows, Segment, plan_lora
@@ -53,7 +55,8 @@ def fused_model(base: Snapshot) -> tuple[nn.Module, AdapterSites]:
         for module in model.modules():
             if type(module).__name__.endswith("RMSNorm"):
                 module.weight += 0.2 * torch.randn_like(module.weight)
-    assert fuse_blocks(model, sites) > 0
+    fusion = fuse(model, sites)
+    fusion.attend = lambda layer, query, key, value, **options: query
     return model, sites
 
 
@@ -75,6 +78,7 @@ def test_every_layer_is_fused(base: Snapshot) -> None:
     layers = base.description.modules
     assert len(list(blocks(model, FusedAttention))) == len(list(blocks(model, FusedMLP)))
     assert len(list(blocks(model, FusedMLP))) == sum(path.endswith("up_proj") for path in layers)
+    assert len(list(blocks(model, FusedLayer))) == len(list(blocks(model, FusedMLP)))
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     assert len(norms) == len(list(blocks(model, FusedNorm)))
 
@@ -123,7 +127,9 @@ def test_a_fused_block_equals_its_parts_by_the_bit(base: Snapshot, name: str, mo
 
     def computed() -> list[torch.Tensor]:
         inputs = [part for _, block in blocks(model, FusedAttention) for part in block.inputs(x, *turn)]  # type: ignore[attr-defined]
-        return [*inputs, *(block(x[None])[0] for _, block in blocks(model, FusedMLP))]  # type: ignore[operator]
+        mlps = [block(x[None])[0] for _, block in blocks(model, FusedMLP)]  # type: ignore[operator]
+        layers = [block(x[None], position_embeddings=turn)[0] for _, block in blocks(model, FusedLayer)]  # type: ignore[operator]
+        return [*inputs, *mlps, *layers]
 
     together = computed()
     for layer in sites._sites.values():
@@ -143,7 +149,7 @@ def test_a_module_that_computes_something_else_is_left_alone(base: Snapshot) -> 
             module.forward = lambda x, own=module: type(own).forward(own, x) * 1.01  # type: ignore[method-assign]
         if type(module).__name__.endswith("Attention"):
             module.scaling *= 1.01
-    fuse_blocks(model, sites)
+    fuse(model, sites)
     fused = [name for name, module in model.named_modules() if isinstance(module.forward, FusedNorm | FusedMLP)]
     assert all(name.endswith(("q_norm", "k_norm")) for name in fused)
     for module, block in blocks(model, FusedAttention):

@@ -1,0 +1,148 @@
+"""A decoder layer on the CPU kernels in two calls around attention, made of blocks that are fused already.
+
+It does: what a Llama or Gemma 2 decoder layer does with its norms, attention, MLP and residuals, by the arithmetic of
+its blocks; a layer is fused only where a trial gives the same bits as transformers' own forward over those blocks.
+It does not: know attention (`Fusion.attend` is the engine's) or layers with anything else in them: these stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from basemodel.attach import AdapterSites
+from basemodel.blocks import FusedAttention, FusedMLP, FusedNorm, kernel_plan, trial_rows, trial_turn
+
+Turn = tuple[torch.Tensor, torch.Tensor]
+PLAIN_NORMS = ("input_layernorm", "post_attention_layernorm")
+SANDWICH_NORMS = (*PLAIN_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+# What an attention may be given besides tensors, here: `attend` takes the first three, the last changes nothing.
+KNOWN_OPTIONS = {"scaling", "sliding_window", "softcap", "dropout"}
+
+
+class RowAttention(Protocol):
+    """Attention of one layer over the step's rows."""
+
+    def __call__(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
+        """query [T, A, D], key and value [T, G, D] -> [T, A, D]."""
+
+
+class Fusion:
+    """What the fused layers of one model share. Who attaches attention sets `attend`; until then blocks run alone."""
+
+    def __init__(self) -> None:
+        self.attend: RowAttention | None = None
+        self.blocks = 0
+        self.layers = 0
+
+
+class FusedLayer:
+    """One decoder layer. hidden_states [1, T, H] -> [1, T, H]."""
+
+    def __init__(self, module: nn.Module, norms: Mapping[str, Any], sites: AdapterSites, fusion: Fusion) -> None:
+        """`norms` [FusedNorm] by their names in the module."""
+        attention: Any = module.get_submodule("self_attn").forward
+        mlp: Any = module.get_submodule("mlp").forward
+        self._general: Callable[..., torch.Tensor] = module.forward
+        self._attention: FusedAttention = attention
+        self._layers = (self._attention.layers[3], *mlp.layers)
+        self._features = [layer.out_features for layer in self._layers]
+        self._activation: int = mlp.activation
+        self._first: FusedNorm = norms["input_layernorm"]
+        is_sandwich = "pre_feedforward_layernorm" in norms
+        before = norms["pre_feedforward_layernorm" if is_sandwich else "post_attention_layernorm"]
+        self._norms = (
+            norms["post_attention_layernorm"].weight if is_sandwich else None,
+            before.weight,
+            norms["post_feedforward_layernorm"].weight if is_sandwich else None,
+        )
+        self._index = int(self._attention.module.layer_idx)  # type: ignore[arg-type]
+        options = self._attention.options
+        self._options: dict[str, Any] = {name: options.get(name) for name in KNOWN_OPTIONS - {"dropout"}}
+        self._sites = sites
+        self._fusion = fusion
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        *arguments: Any,
+        position_embeddings: Turn | None = None,
+        past_key_values: object = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """As the layer's own forward is called; where something is unusual, that one runs."""
+        attend, plan = self._fusion.attend, self._sites.plan
+        if (
+            attend is None
+            or arguments
+            or position_embeddings is None
+            or past_key_values is not None
+            or hidden_states.dtype != torch.bfloat16
+            or not all(layer.joins(plan) for layer in self._layers)
+        ):
+            given = {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
+            return self._general(hidden_states, *arguments, **given, **options)
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        query, key, value = self._attention.inputs(rows, *position_embeddings, norm=self._first)
+        attended = attend(self._index, query, key, value, **self._options)
+        operands = [operand for layer in self._layers for operand in layer.operands(plan)]
+        out: torch.Tensor = torch.ops.loraplex.after_attention(
+            rows,
+            attended.view(rows.shape[0], -1),
+            operands,
+            self._features,
+            *self._norms,
+            self._first.epsilon,
+            self._first.scaling,
+            self._activation,
+            *kernel_plan(plan),
+        )
+        return out.view(hidden_states.shape)
+
+
+def fused_layer(module: nn.Module, sites: AdapterSites, fusion: Fusion) -> FusedLayer | None:
+    """What can stand in for this decoder layer, whose blocks are fused; None: it runs as it is.
+
+    The model's attention function must be a trial's (`blocks.listen`), which answers with the query.
+    """
+    if not type(module).__name__.endswith("DecoderLayer"):
+        return None
+    parts = dict(module.named_children())
+    names = [name for name in parts if name not in {"self_attn", "mlp"}]
+    attention, mlp = (getattr(parts.get(name), "forward", None) for name in ("self_attn", "mlp"))
+    norms = {name: parts[name].forward for name in names}
+    if not isinstance(attention, FusedAttention) or not isinstance(mlp, FusedMLP):
+        return None
+    if sorted(names) not in (sorted(PLAIN_NORMS), sorted(SANDWICH_NORMS)):
+        return None
+    kinds = {(norm.epsilon, norm.scaling) if isinstance(norm, FusedNorm) else None for norm in norms.values()}
+    kinds |= {attention.norm_kind} if attention.norm_kind else set()
+    given = {name for name, value in attention.options.items() if value is not None}
+    if len(kinds) != 1 or None in kinds or given - KNOWN_OPTIONS or not isinstance(attention.module.layer_idx, int):
+        return None
+    block = FusedLayer(module, norms, sites, fusion)
+    return block if _gives_the_same_bits(module, block, fusion, attention) else None
+
+
+def _gives_the_same_bits(module: nn.Module, block: FusedLayer, fusion: Fusion, attention: FusedAttention) -> bool:
+    x = trial_rows(attention.layers[0].in_features)[None]
+    size: int = attention.module.head_dim  # type: ignore[assignment]
+    turn = trial_turn(x.shape[1], size)
+    theirs = module(x, position_embeddings=turn, attention_mask=None)
+    fusion.attend = lambda layer, query, key, value, **options: query
+    ours = block(x, position_embeddings=turn, attention_mask=None)
+    fusion.attend = None
+    return isinstance(theirs, torch.Tensor) and torch.equal(ours, theirs)

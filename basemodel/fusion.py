@@ -1,0 +1,35 @@
+"""Puts fused blocks and layers into a model on the CPU kernels (`blocks`, `fused_layer`), where a trial allows it."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from basemodel.attach import AdapterSites
+from basemodel.blocks import fused_block, listen
+from basemodel.fused_layer import Fusion, fused_layer
+from basemodel.kernels.library import has_cpu_kernels
+
+
+def fuse(model: PreTrainedModel, sites: AdapterSites) -> Fusion:
+    """Fuse what can be fused, after `AdapterSites` took over the linear layers.
+
+    The model's attention function may be a trial's afterwards: who attaches attention sets its own.
+    """
+    fusion = Fusion()
+    if not has_cpu_kernels() or model.device.type != "cpu" or model.dtype != torch.bfloat16:
+        return fusion
+    model.set_attn_implementation(listen([]))
+    own = [module for module in model.modules() if type(module).__module__.startswith("transformers.models.")]
+    with torch.inference_mode():
+        for module in own:
+            block = fused_block(module, sites)
+            if block is not None:
+                module.forward = block  # of this one module: its class stays as it is
+                fusion.blocks += 1
+        for module in own:
+            layer = fused_layer(module, sites, fusion)
+            if layer is not None:
+                module.forward = layer
+                fusion.layers += 1
+    return fusion
