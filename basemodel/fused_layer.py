@@ -69,7 +69,7 @@ class FusedLayer:
             before.weight,
             norms["post_feedforward_layernorm"].weight if is_sandwich else None,
         )
-        self._index = int(self._attention.module.layer_idx)  # type: ignore[arg-type]
+        self._index = int(self._attention.module.layer_idx)
         options = self._attention.options
         self._options: dict[str, Any] = {name: options.get(name) for name in KNOWN_OPTIONS - {"dropout"}}
         self._sites = sites
