@@ -1,0 +1,72 @@
+"""4-bit layers that read the same input, as one: a single product where q, k and v (or gate and up) were several.
+
+It does: put the quantized rows of several layers one below the other. NF4 blocks lie within rows, so nothing is
+quantized again; scales are un-nested, because each layer's own offset is in them (4.5 bits a weight, not 4.127).
+It does not: find layers (`siblings`), or add adapters (`lora_kernels`).
+
+Letters: T tokens, K input features, O output features of all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from bitsandbytes import functional
+from bitsandbytes.autograd._functions import matmul_4bit
+
+from basemodel.four_bit import Linear4bit
+
+
+class JoinedLinear:
+    """Several layers' weights as one. x [T, K] -> [T, O], the outputs side by side. Never changed."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        """Copies the weights of layers that `can_join` accepts."""
+        assert can_join(layers)
+        states: list[Any] = [layer.weight.quant_state for layer in layers]
+        self.out_features = [int(state.shape[0]) for state in states]
+        self.in_features = int(states[0].shape[1])
+        self._weight = torch.cat([layer.weight.data.view(-1, 1) for layer in layers])
+        self._state = functional.QuantState(
+            absmax=torch.cat([_scales(state) for state in states]),
+            shape=torch.Size([sum(self.out_features), self.in_features]),
+            code=states[0].code,
+            blocksize=states[0].blocksize,
+            quant_type=states[0].quant_type,
+            dtype=states[0].dtype,
+        )
+        self._bias = _joined_bias(layers)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The outputs of all layers."""
+        out: torch.Tensor = matmul_4bit(x, self._weight, quant_state=self._state, bias=self._bias)
+        return out
+
+
+def can_join(layers: Sequence[Any]) -> bool:
+    """Whether these are quantized alike and read inputs of one width, in whole blocks."""
+    if not layers or not all(isinstance(layer, Linear4bit) for layer in layers):
+        return False
+    states: list[Any] = [layer.weight.quant_state for layer in layers]
+    return (
+        len({(state.shape[1], state.blocksize, state.quant_type, state.dtype) for state in states}) == 1
+        and states[0].shape[1] % states[0].blocksize == 0
+    )
+
+
+def _scales(state: Any) -> torch.Tensor:
+    if not state.nested:
+        scales: torch.Tensor = state.absmax.float()
+        return scales
+    unnested: torch.Tensor = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    return unnested.float()
+
+
+def _joined_bias(layers: Sequence[Any]) -> torch.Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    present = next(layer.bias for layer in layers if layer.bias is not None)
+    parts = [present.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+    return torch.cat([part.to(present.dtype) for part in parts])

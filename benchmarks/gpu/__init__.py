@@ -1,0 +1,1 @@
+"""What only an NVIDIA GPU can show: `python -m benchmarks.gpu.run`."""
