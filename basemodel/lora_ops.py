@@ -104,15 +104,33 @@ class LoraRuns:
 
 
 @dataclass(frozen=True)
+class TileTable:
+    """The same plan as the GPU kernels read it (cuda/lora_kernels.py), on their device: N tiles of at most 16 tokens.
+
+    tiles [N, 4] int32: first token, tokens, first use, uses. uses [U, 4] int32: tile, first rank row, rank, and
+    where the tile's hidden values begin in the scratch. weights [U, 16] float32: of each token of the tile.
+
+    `hidden_size` floats of scratch are needed per split; `most_rank_blocks` blocks of ranks has the largest adapter.
+    """
+
+    tiles: torch.Tensor
+    uses: torch.Tensor
+    weights: torch.Tensor
+    hidden_size: int
+    most_rank_blocks: int
+
+
+@dataclass(frozen=True)
 class LoraPlan:
     """What every layer does in one step. `starts` names the adapters that take part by their first rank row.
 
-    `runs` is there where the CPU kernel may be asked (float32 adapters on the CPU).
+    `runs` is there where the CPU kernel may be asked (float32 adapters on the CPU), `tiles` on a GPU.
     """
 
     groups: tuple[LoraGroup, ...]
     starts: frozenset[int]
     runs: LoraRuns | None = None
+    tiles: TileTable | None = None
 
 
 def plan_lora(segments: Sequence[Segment], *, device: torch.device, dtype: torch.dtype) -> LoraPlan:

@@ -122,7 +122,8 @@ def _expand(
                 other=0.0,
             )
             delta += tl.dot(values.to(factors.dtype), factors)
-        sums += weight[:, None] * delta
+        # not a product with 0: an infinity of an adapter that a token has not chosen must not become its NaN
+        sums += tl.where(weight[:, None] == 0, 0.0, weight[:, None] * delta)
     target = out + (first + token)[:, None] * out_stride + output[None, :]
     present = (token < tokens)[:, None] & inside[None, :]
     before = tl.load(target, mask=present, other=0.0).to(tl.float32)

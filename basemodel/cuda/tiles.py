@@ -9,30 +9,20 @@ Letters: N tiles, U uses (an adapter in a tile), T tokens of the step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from basemodel.lora_ops import Segment, shares_of
+from basemodel.lora_ops import LoraPlan, Segment, TileTable, shares_of
 
 TILE_TOKENS = 16
 """The fewest rows that a tensor core multiplies at once."""
 RANK_BLOCK = 16
 
 
-@dataclass(frozen=True)
-class TileTable:
-    """tiles [N, 4] int32: first token, tokens, first use, uses. uses [U, 4] int32: tile, first rank row, rank, and
-    where the tile's hidden values begin in the scratch. weights [U, TILE_TOKENS] float32: of each token of the tile.
-
-    `hidden_size` floats of scratch are needed per split; `most_rank_blocks` blocks of ranks has the largest adapter.
-    """
-
-    tiles: torch.Tensor
-    uses: torch.Tensor
-    weights: torch.Tensor
-    hidden_size: int
-    most_rank_blocks: int
+def plan_tiles(segments: Sequence[Segment], *, device: torch.device) -> LoraPlan:
+    """What every layer does in one step on a GPU, as `lora_ops.plan_lora` says it elsewhere."""
+    starts = frozenset(use.start for segment in segments for use in segment.adapters)
+    return LoraPlan((), starts, tiles=tile_table(segments, device))
 
 
 def tile_table(segments: Sequence[Segment], device: torch.device) -> TileTable | None:

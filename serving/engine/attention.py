@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
+from basemodel.cuda.library import paged_attention
 from serving.engine.errors import UnsupportedModelError
 
 NAME = "loraplex_paged"
@@ -45,13 +46,21 @@ class TokenTable:
     lengths: torch.Tensor
 
 
+@dataclass(frozen=True)
+class TileTable:
+    """What the GPU kernel reads (basemodel/cuda/attention_kernel.py), int32: `slots` as above, and `tiles` [M, 4]."""
+
+    slots: torch.Tensor
+    tiles: torch.Tensor
+
+
 @dataclass
 class AttentionStep:
     """One step's layout, made by `batch` and shared by all layers; `masks` is filled on first use.
 
     `write_slots` [T] is where each token's key and value go (None: nowhere). `decode_slots` [N, L] are the cached
     positions of each decoding row, of which the first `decode_lengths` [N] count. `table` says the same to the CPU
-    kernel (None: there is none, or nothing is kept in the cache).
+    kernel and `tiles` to the GPU kernel (None: there is none, or nothing is kept in the cache).
     """
 
     write_slots: torch.Tensor | None
@@ -59,6 +68,7 @@ class AttentionStep:
     decode_lengths: torch.Tensor | None
     spans: tuple[PromptSpan, ...]
     table: TokenTable | None = None
+    tiles: TileTable | None = None
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
 
@@ -121,6 +131,8 @@ class PagedAttention:
         if step.write_slots is not None:
             keys.index_copy_(0, step.write_slots, key)
             values.index_copy_(0, step.write_slots, value)
+        if step.tiles is not None:
+            return _on_gpu(query, keys, values, step.tiles, options).unsqueeze(0)
         out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
         if step.decode_slots is not None:
             rows = step.decode_slots.shape[0]
@@ -202,6 +214,22 @@ def _on_kernel(
         step.write_slots,
     )
     return out
+
+
+def _on_gpu(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: TileTable, options: _Options
+) -> torch.Tensor:
+    """The same in one launch; the step's keys and values are in the cache already: query [T, A, D] -> [T, A, D]."""
+    return paged_attention(
+        query.contiguous(),
+        keys,
+        values,
+        table.slots,
+        table.tiles,
+        scaling=options.scaling if options.scaling is not None else query.shape[-1] ** -0.5,
+        window=options.window or 0,
+        softcap=options.softcap or 0.0,
+    )
 
 
 def _decode(
