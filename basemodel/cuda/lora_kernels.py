@@ -18,7 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
-from basemodel.cuda.tiles import RANK_BLOCK, TILE_TOKENS, TileTable
+from basemodel.cuda.tiles import RANK_BLOCK, TILE_TOKENS
+from basemodel.lora_ops import TileTable
 
 INPUT_BLOCK = 128
 OUTPUT_BLOCK = 64
