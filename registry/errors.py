@@ -144,11 +144,8 @@ class BaseMismatchError(RejectedAdapterError):
     """An adapter whose base is not the one that it meets. `expected` are the fingerprints that would have fitted."""
 
     def __init__(self, *, found: str, expected: tuple[str, ...]) -> None:
-        expected_text = ", ".join(expected) if expected else "none registered"
-        super().__init__(
-            RejectReason.BASE_MISMATCH,
-            f"it was trained on the base with fingerprint {found}, and the base here is {expected_text}",
-        )
+        here = f"the base here is {', '.join(expected)}" if expected else "no base is registered here yet"
+        super().__init__(RejectReason.BASE_MISMATCH, f"it was trained on the base with fingerprint {found}, and {here}")
         self.found = found
         self.expected = expected
 

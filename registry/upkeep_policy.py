@@ -25,6 +25,7 @@ _RANGES = {
     "events_seconds": (DAY_SECONDS, 100 * YEAR_SECONDS),
     "audit_seconds": (DAY_SECONDS, 100 * YEAR_SECONDS),
 }
+"""In seconds."""
 _MAY_BE_NONE = {"events_seconds", "audit_seconds"}
 
 
@@ -88,4 +89,4 @@ def _check(name: str, value: int | None) -> None:
         if name not in _MAY_BE_NONE:
             raise InvalidValueError(name, "it is a number of seconds")
     elif not lowest <= value <= highest:
-        raise InvalidValueError(name, f"it is not between {lowest:,} and {highest:,} seconds")
+        raise InvalidValueError(name, f"it is {value:,}, and not between {lowest:,} and {highest:,} seconds")

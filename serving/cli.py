@@ -205,6 +205,7 @@ def serve(
     )
     logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # the server asks its registry all the time
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every opening
     try:
         serve_settings(settings)
     except (ServingError, RegistryError) as error:

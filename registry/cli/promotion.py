@@ -36,7 +36,19 @@ def policy() -> None:
 @place_options
 @json_option
 def set_policy(adapter: str, file: Path, *, alias: str, home: Path, registry: Place | None, as_json: bool) -> None:
-    """Make FILE (TOML or JSON; - reads JSON from stdin) the policy of ALIAS, in the place of the one before."""
+    """Make FILE (TOML or JSON; - reads JSON from stdin) the policy of ALIAS, in the place of the one before.
+
+    \b
+    A policy in TOML; each requirement may be left out:
+        probes = "passed"      # or "present"
+        signed = true
+        approvals = 2
+        [[metrics]]
+        metric = "exact_match"
+        better = "higher"
+        bound = 0.9            # at least
+        margin = 0.01          # better than what the alias points at
+    """  # noqa: D301 (click's own mark)
     document = read_policy_text(_text_of(file), is_toml=file.suffix == ".toml")
     with open_place(home, registry) as reg:
         record = reg.set_policy(adapter, alias, document, principal=Principal.operator())

@@ -91,7 +91,11 @@ def print_rule(adapter: str, rule: RetentionRule | None) -> None:
     if rule is None:
         click.echo(f"Every version of {adapter} is kept")
         return
-    last = None if rule.keep_last is None else f"the last {rule.keep_last} versions"
+    last = (
+        None
+        if rule.keep_last is None
+        else ("the last version" if rule.keep_last == 1 else f"the last {rule.keep_last} versions")
+    )
     days = None if rule.keep_days is None else f"those of the last {rule.keep_days} days"
     click.echo(f"Of {adapter} are kept {' and '.join(filter(None, (last, days)))}, and what is in use")
 

@@ -31,6 +31,12 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="Port; 0 is any free one.")
 @click.option("--public-url", default=None, metavar="URL", help="The address that clients use, behind a proxy.")
 @click.option(
+    "--own-url",
+    default=None,
+    metavar="URL",
+    help="The address of this server alone, where several share one: uploads in pieces are sent there.",
+)
+@click.option(
     "--operator-token-file",
     type=HomePath(dir_okay=False),
     default=None,
@@ -59,6 +65,7 @@ def serve(
     host: str,
     port: int,
     public_url: str | None,
+    own_url: str | None,
     operator_token_file: Path | None,
     open_metrics: bool,
     upkeep: bool,
@@ -67,10 +74,12 @@ def serve(
 ) -> None:
     """Serve a registry: REST (/registry/v1), the Hugging Face Hub protocol, /livez, /readyz and /metrics."""
     logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every opening
     settings = HttpSettings(
         is_loopback=is_loopback_host(host),
         operator_secret=None if operator_token_file is None else read_operator_secret(operator_token_file),
         public_url=public_url,
+        own_url=own_url,
         metrics_open=open_metrics,
         upkeep=upkeep,
     )

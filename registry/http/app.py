@@ -51,7 +51,7 @@ class RegistryApp:
         self._hub = create_hub_app(
             service.registry,
             authenticate=service.authenticator.principal_of_scope,
-            settings=HubSettings(public_url=service.settings.public_url),
+            settings=HubSettings(public_url=service.settings.public_url, own_url=service.settings.own_url),
         )
         self._background = AsyncExitStack()
         self._inside = 0

@@ -36,7 +36,7 @@ async def write_token(hub: Hub, request: Request) -> Response:
     expires_at = int(time.time()) + GRANT_SECONDS
     grant = XetGrant(repo.name.tenant, repo.name.name, request.principal.token_id, expires_at)
     token = (await hub.run(hub.xet_grants)).sign(grant)
-    url = f"{request.base_url}/cas/{await hub.run(hub.xet_sessions.begin)}"
+    url = f"{hub.gathering_url(request.base_url)}/cas/{await hub.run(hub.xet_sessions.begin)}"
     headers = {"x-xet-access-token": token, "x-xet-token-expiration": str(expires_at), "x-xet-cas-url": url}
     return json_response({"accessToken": token, "exp": expires_at, "casUrl": url}, headers=headers)
 

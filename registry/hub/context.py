@@ -29,10 +29,12 @@ THREADS = 16
 class HubSettings:
     """How this face is run.
 
-    `public_url` is the address that clients use, where it is not the one that they name in the Host header.
+    `public_url` is the address that clients use, where it is not the one that they name in the Host header. `own_url`
+    leads to this server alone, where several share that address: what is uploaded in pieces is gathered on one of them.
     """
 
     public_url: str | None = None
+    own_url: str | None = None
     commit_bytes_limit: int = COMMIT_BYTES_LIMIT
     upload_bytes_limit: int = UPLOAD_BYTES_LIMIT
     upload_seconds: int = UPLOAD_SECONDS
@@ -46,6 +48,10 @@ class Hub:
     registry: Registry
     settings: HubSettings
     threads: Threads = field(default_factory=lambda: Threads("hub", THREADS))
+
+    def gathering_url(self, base_url: str) -> str:
+        """Where the pieces of one upload are sent, all of them; `base_url` is the address that the client used."""
+        return base_url if self.settings.own_url is None else self.settings.own_url.rstrip("/")
 
     async def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run what blocks (the database, files) on a thread of this face."""

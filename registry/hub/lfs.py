@@ -156,9 +156,10 @@ async def _actions(
     plan = _plan(hub, blob)
     in_parts = replace(grant, session=secrets.token_hex(16))
     header = {"chunk_size": str(plan.part_bytes)}
+    where = hub.gathering_url(request.base_url)
     for part in range(1, plan.count + 1):
-        header[f"{part:05d}"] = replace(in_parts, part=part).link(request.base_url, secret)
-    return {"upload": {"href": in_parts.link(request.base_url, secret), "header": header}, "verify": verification}
+        header[f"{part:05d}"] = replace(in_parts, part=part).link(where, secret)
+    return {"upload": {"href": in_parts.link(where, secret), "header": header}, "verify": verification}
 
 
 async def _upload_part(hub: Hub, request: Request, grant: UploadGrant) -> Response:

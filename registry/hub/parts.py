@@ -20,6 +20,8 @@ from registry.blobs.staging_area import explained
 from registry.errors import UploadMismatchError
 from registry.file_entry import Blob
 
+ELSEWHERE = " (where several servers share an address, each needs an --own-url)"
+
 
 @dataclass(frozen=True)
 class PartsPlan:
@@ -60,8 +62,10 @@ class PartsSession:
         """Make the blob of the parts. Raises UploadMismatchError, StorageError."""
         for part in range(1, self._plan.count + 1):
             mark = self._folder / str(part)
-            if not mark.is_file() or etags.get(part) != mark.read_text("ascii"):
-                raise UploadMismatchError(f"part {part} of {self._plan.count} is missing, or is not what was sent")
+            if not mark.is_file():
+                raise UploadMismatchError(f"part {part} of {self._plan.count} did not come to this server{ELSEWHERE}")
+            if etags.get(part) != mark.read_text("ascii"):
+                raise UploadMismatchError(f"part {part} of {self._plan.count} is not what was sent")
         self._blobs.put_file(self._folder / "content", self._plan.blob)
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -28,6 +28,7 @@ from registry.blobs import BlobStore
 from registry.blobs.staging_area import explained, write_all
 from registry.errors import InvalidValueError, QuotaExceededError
 from registry.file_entry import Blob
+from registry.hub.parts import ELSEWHERE
 from registry.hub.xet_format import (
     SHARD_BYTES_LIMIT,
     XORB_BYTES_LIMIT,
@@ -232,7 +233,7 @@ def _mapped(path: Path, *, limit_bytes: int) -> Iterator[memoryview]:
     try:
         stream = path.open("rb")
     except FileNotFoundError as error:
-        detail = "it names a xorb that this upload has not sent, or that was removed since. Upload again"
+        detail = f"it names a xorb that did not come to this server{ELSEWHERE}, or was removed since. Upload again"
         raise InvalidValueError("shard", detail) from error
     with stream:
         size = stream.seek(0, 2)
