@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
 
 import numpy as np
 import torch
@@ -124,18 +126,50 @@ class TileTable:
 class LoraPlan:
     """What every layer does in one step. `starts` names the adapters that take part by their first rank row.
 
-    `runs` is there where the CPU kernel may be asked (float32 adapters on the CPU), `tiles` on a GPU.
+    `segments` are there where the CPU kernel may be asked (float32 adapters on the CPU), `tiles` on a GPU.
     """
 
-    groups: tuple[LoraGroup, ...]
+    groups: Sequence[LoraGroup]
     starts: frozenset[int]
-    runs: LoraRuns | None = None
+    segments: Sequence[Segment] | None = None
     tiles: TileTable | None = None
+
+    @cached_property
+    def runs(self) -> LoraRuns | None:
+        """The plan for the CPU kernel, made when the first layer asks for it."""
+        return None if self.segments is None else _runs(self.segments)
 
 
 def plan_lora(segments: Sequence[Segment], *, device: torch.device, dtype: torch.dtype) -> LoraPlan:
     """Group the tokens of a step. Segments follow the order of the tokens in the batch."""
-    groups = []
+    starts = frozenset(use.start for segment in segments for use in segment.adapters)
+    is_for_kernel = device.type == "cpu" and dtype == torch.float32
+    return LoraPlan(_Groups(segments, device, dtype), starts, segments if is_for_kernel else None)
+
+
+class _Groups(Sequence[LoraGroup]):
+    """The groups of a plan, made when the first layer without a kernel asks for them."""
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device, dtype: torch.dtype) -> None:
+        self._segments, self._device, self._dtype = segments, device, dtype
+
+    @cached_property
+    def _made(self) -> list[LoraGroup]:
+        return _groups(self._segments, self._device, self._dtype)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    @overload
+    def __getitem__(self, index: int) -> LoraGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[LoraGroup]: ...
+    def __getitem__(self, index: int | slice) -> LoraGroup | list[LoraGroup]:
+        return self._made[index]
+
+
+def _groups(segments: Sequence[Segment], device: torch.device, dtype: torch.dtype) -> list[LoraGroup]:
+    groups: list[LoraGroup] = []
     shared: list[tuple[int, Segment]] = []
     position = 0
     for segment in segments:
@@ -145,10 +179,7 @@ def plan_lora(segments: Sequence[Segment], *, device: torch.device, dtype: torch
         elif segment.tokens:
             shared.append((position, segment))
         position += segment.tokens
-    groups += _group(shared, device, dtype)
-    starts = frozenset(use.start for segment in segments for use in segment.adapters)
-    runs = _runs(segments) if device.type == "cpu" and dtype == torch.float32 else None
-    return LoraPlan(tuple(groups), starts, runs)
+    return groups + _group(shared, device, dtype)
 
 
 def add_lora(out: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, plan: LoraPlan) -> None:

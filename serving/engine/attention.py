@@ -10,6 +10,7 @@ The batch is one row of T tokens: first N tokens that decode (one each), then th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -24,6 +25,15 @@ NAME = "loraplex_paged"
 HARMLESS = frozenset(
     {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position", "output_router_logits"}
 )
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One request's tokens of a step. `slots` [past + tokens] are its positions (None: nothing is kept, past is 0)."""
+
+    tokens: int
+    past: int
+    slots: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -56,20 +66,46 @@ class TileTable:
 
 @dataclass
 class AttentionStep:
-    """One step's layout, made by `batch` and shared by all layers; `masks` is filled on first use.
+    """One step's layout, made by `batch` and shared by all layers; what only some need is made when it is asked for.
 
-    `write_slots` [T] is where each token's key and value go (None: nowhere). `decode_slots` [N, L] are the cached
-    positions of each decoding row, of which the first `decode_lengths` [N] count. `table` says the same to the CPU
-    kernel and `tiles` to the GPU kernel (None: there is none, or nothing is kept in the cache).
+    `write_slots` [T] is where each token's key and value go (None: nowhere). `rows` are in the order of the tokens,
+    those that decode first. `table` says the same to the CPU kernel and `tiles` to the GPU kernel (None: there is none,
+    or nothing is kept in the cache).
     """
 
     write_slots: torch.Tensor | None
-    decode_slots: torch.Tensor | None
-    decode_lengths: torch.Tensor | None
-    spans: tuple[PromptSpan, ...]
+    rows: tuple[StepRow, ...]
+    device: torch.device
     table: TokenTable | None = None
     tiles: TileTable | None = None
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def decode_slots(self) -> torch.Tensor | None:
+        """The cached positions [N, L] of each decoding row, of which the first `decode_lengths` count."""
+        slots = self._decoding
+        return torch.nn.utils.rnn.pad_sequence(slots, batch_first=True).to(self.device) if slots else None
+
+    @cached_property
+    def decode_lengths(self) -> torch.Tensor:
+        """[N]."""
+        return torch.tensor([len(slots) for slots in self._decoding], device=self.device)
+
+    @cached_property
+    def spans(self) -> tuple[PromptSpan, ...]:
+        """The chunks of prompts."""
+        spans = []
+        first = 0
+        for row in self.rows:
+            if row.tokens > 1 or row.slots is None:
+                slots = None if row.slots is None else row.slots.to(self.device)
+                spans.append(PromptSpan(slice(first, first + row.tokens), row.past, slots))
+            first += row.tokens
+        return tuple(spans)
+
+    @property
+    def _decoding(self) -> list[torch.Tensor]:
+        return [row.slots for row in self.rows if row.tokens == 1 and row.slots is not None]
 
 
 class PagedAttention:
@@ -132,7 +168,7 @@ class PagedAttention:
             keys.index_copy_(0, step.write_slots, key)
             values.index_copy_(0, step.write_slots, value)
         if step.tiles is not None:
-            return _on_gpu(query, keys, values, step.tiles, options).unsqueeze(0)
+            return _on_gpu(query, keys, values, step.tiles, options)
         out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
         if step.decode_slots is not None:
             rows = step.decode_slots.shape[0]
@@ -252,7 +288,6 @@ def _decode(
 def _decode_mask(step: AttentionStep, window: int | None) -> torch.Tensor:
     """True where a decoding row looks: [N, 1, 1, L]."""
     assert step.decode_slots is not None
-    assert step.decode_lengths is not None
     position = torch.arange(step.decode_slots.shape[1], device=step.decode_slots.device)
     length = step.decode_lengths[:, None]
     seen = position < length

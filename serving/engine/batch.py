@@ -11,12 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.lora_ops import Choice, LoraPlan, Segment, plan_lora
-from serving.engine.attention import AttentionStep, PromptSpan, TokenTable
+from serving.engine.attention import AttentionStep, StepRow, TokenTable
 from serving.engine.request import Request, Row
+
+Slots = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,30 +52,24 @@ def build_batch(rows: Sequence[Row], block_tokens: int, *, device: torch.device,
     ordered = (*decoding, *reading)
     ids: list[int] = []
     positions: list[int] = []
-    write: list[torch.Tensor] = []
-    spans: list[PromptSpan] = []
-    decode: list[torch.Tensor] = []
     last: list[int] = []
-    seen: list[torch.Tensor] = []
+    seen: list[Slots] = []
     for row in ordered:
         request, begin, end = row.request, row.request.computed, row.request.computed + row.count
-        slots = _slots(request, end, block_tokens)
-        seen.append(slots)
-        if row.count == 1:
-            decode.append(slots)
-        else:
-            spans.append(PromptSpan(slice(len(ids), len(ids) + row.count), begin, slots.to(device)))
+        seen.append(_slots(request, end, block_tokens))
         ids += request.tokens[begin:end]
         positions += range(begin, end)
-        write.append(slots[begin:])
         last.append(len(ids) - 1)
     sampled = [(row, index) for row, index in zip(ordered, last, strict=True) if row.samples]
     plan, head_plan = _plans(ordered, [row for row, _ in sampled], device, dtype)
+    write = np.concatenate([slots[row.request.computed :] for row, slots in zip(ordered, seen, strict=True)])
     attention = AttentionStep(
-        write_slots=torch.cat(write).to(device),
-        decode_slots=torch.nn.utils.rnn.pad_sequence(decode, batch_first=True).to(device) if decode else None,
-        decode_lengths=torch.tensor([len(slots) for slots in decode]).to(device) if decode else None,
-        spans=tuple(spans),
+        write_slots=torch.from_numpy(write).to(device),
+        rows=tuple(
+            StepRow(row.count, row.request.computed, torch.from_numpy(slots))
+            for row, slots in zip(ordered, seen, strict=True)
+        ),
+        device=device,
         table=_table(ordered, seen) if device.type == "cpu" and has_cpu_kernels() else None,
     )
     return Batch(
@@ -90,7 +88,6 @@ def probe_batch(request: Request, *, device: torch.device, dtype: torch.dtype) -
     """A prompt alone that leaves nothing in the KV cache, for checking an adapter."""
     count = len(request.tokens)
     row = Row(request, count)
-    span = PromptSpan(slice(0, count), 0, None)
     plan, head_plan = _plans([row], [row], device, dtype)
     return Batch(
         rows=(row,),
@@ -98,19 +95,20 @@ def probe_batch(request: Request, *, device: torch.device, dtype: torch.dtype) -
         input_ids=torch.tensor([request.tokens], device=device),
         positions=torch.arange(count, device=device)[None],
         logits_index=torch.tensor([count - 1], device=device),
-        attention=AttentionStep(None, None, None, (span,)),
+        attention=AttentionStep(None, (StepRow(count, 0, None),), device),
         plan=plan,
         head_plan=head_plan,
     )
 
 
-def _slots(request: Request, end: int, block_tokens: int) -> torch.Tensor:
+def _slots(request: Request, end: int, block_tokens: int) -> Slots:
     """The cache slots of a request's positions [0, end)."""
-    blocks = torch.tensor(request.blocks[: -(-end // block_tokens)])
-    return (blocks[:, None] * block_tokens + torch.arange(block_tokens)).flatten()[:end]
+    blocks = np.array(request.blocks[: -(-end // block_tokens)])
+    slots: Slots = (blocks[:, None] * block_tokens + np.arange(block_tokens)).ravel()[:end]
+    return slots
 
 
-def _table(rows: Sequence[Row], seen: Sequence[torch.Tensor]) -> TokenTable:
+def _table(rows: Sequence[Row], seen: Sequence[Slots]) -> TokenTable:
     """`seen` are the slots of each row's positions, up to its last token."""
     starts: list[int] = []
     lengths: list[int] = []
@@ -119,7 +117,7 @@ def _table(rows: Sequence[Row], seen: Sequence[torch.Tensor]) -> TokenTable:
         starts += [begin] * row.count
         lengths += range(len(slots) - row.count + 1, len(slots) + 1)
         begin += len(slots)
-    return TokenTable(torch.cat(list(seen)), torch.tensor(starts), torch.tensor(lengths))
+    return TokenTable(torch.from_numpy(np.concatenate(seen)), torch.tensor(starts), torch.tensor(lengths))
 
 
 def _plans(

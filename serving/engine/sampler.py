@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from basemodel.kernels.library import has_cpu_kernels
 from serving.engine.constraint import Constraint
 from serving.engine.request import Request
 from serving.messages import Sampling, TokenLogprob
@@ -32,17 +33,26 @@ class Pick:
 
 def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[Pick]:
     """Choose one token for each row of logits [S, V]."""
-    logits = logits.float()
-    usable = torch.isfinite(logits).all(dim=-1).tolist()
-    chosen = logits.argmax(dim=-1).tolist()
     picks = []
-    for row, request in enumerate(requests):
-        if not usable[row]:
+    for row, (request, best) in enumerate(zip(requests, _best(logits), strict=True)):
+        if best is None:
             picks.append(Pick(token_id=0, logprob=None, finite=False))
             continue
-        token = chosen[row] if _is_plain_greedy(request) else _choose(logits[row].clone(), request)
-        picks.append(Pick(token, _logprob(logits[row], token, request.sampling.logprobs)))
+        is_best, wanted = _is_plain_greedy(request), request.sampling.logprobs
+        own = logits[row].float() if not is_best or wanted is not None else logits[row]
+        token = best if is_best else _choose(own.clone(), request)
+        picks.append(Pick(token, _logprob(own, token, wanted)))
     return picks
+
+
+def _best(logits: torch.Tensor) -> list[int | None]:
+    """The likeliest token of each row, None where the row is not finite."""
+    if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and has_cpu_kernels():
+        places = torch.ops.loraplex.largest(logits.contiguous()).tolist()
+        return [place if place >= 0 else None for place in places]
+    usable = torch.isfinite(logits).all(dim=-1).tolist()
+    chosen = logits.argmax(dim=-1).tolist()
+    return [token if finite else None for token, finite in zip(chosen, usable, strict=True)]
 
 
 def _is_plain_greedy(request: Request) -> bool:

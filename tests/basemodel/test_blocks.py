@@ -106,6 +106,17 @@ def test_a_gate_is_as_exact_as_torch() -> None:
         assert (ours == theirs).double().mean() > (0.999 if number == 0 else 0.9)  # torch's GELU cancels below zero
 
 
+@pytest.mark.parametrize("width", [1, 15, 16, 33, 1000])
+def test_the_largest_value_is_found_and_a_row_that_is_not_finite_is_told(width: int) -> None:
+    torch.manual_seed(width)
+    logits = torch.randn(6, width).to(torch.bfloat16)
+    logits[1] = -3.0  # the first of equals
+    logits[2, width // 2], logits[3, -1], logits[4, 0] = float("nan"), float("inf"), float("-inf")
+    expected = logits.float().argmax(-1)
+    expected[2:5] = -1
+    assert torch.equal(torch.ops.loraplex.largest(logits), expected)
+
+
 BATCHES = {
     "base alone": [Segment(3, ())],
     "decoding": [Segment(1, (A,)), Segment(1, ()), Segment(1, (B,)), Segment(1, (A, B))],
