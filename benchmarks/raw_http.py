@@ -1,5 +1,7 @@
 """The least that an HTTP server can do for a transfer: PUT writes the body to a file and syncs it, GET sends it back.
 
+A PUT to `/discard` is read and forgotten: what is left of the time is the client's own.
+
 Run by `benchmarks.registry_transfer` as `python -m benchmarks.raw_http PORT FOLDER`. It hashes nothing and judges
 nothing: what a registry is compared with.
 """
@@ -12,6 +14,7 @@ import sys
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
+DISCARD = "/discard"
 
 
 async def serve(port: int, folder: Path) -> None:
@@ -27,7 +30,8 @@ async def serve(port: int, folder: Path) -> None:
         path = folder / target.lstrip("/")
         if method == "PUT":
             lengths = [line for line in head.split("\r\n") if line.lower().startswith("content-length:")]
-            await _receive(reader, path, int(lengths[0].partition(":")[2]))
+            size = int(lengths[0].partition(":")[2])
+            await (_discard(reader, size) if target == DISCARD else _receive(reader, path, size))
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         else:
             size = path.stat().st_size
@@ -51,6 +55,11 @@ async def _receive(reader: asyncio.StreamReader, path: Path, size: int) -> None:
             size -= len(chunk)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+async def _discard(reader: asyncio.StreamReader, size: int) -> None:
+    while size and (chunk := await reader.read(min(size, CHUNK_BYTES))):
+        size -= len(chunk)
 
 
 if __name__ == "__main__":

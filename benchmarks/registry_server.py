@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 HOST = "127.0.0.1"
 START_SECONDS = 60
+BLOCK_BYTES = 1 << 16
 FINGERPRINT = "ab" * 32
 WIDTH = 4096
 RANK = 64
@@ -62,7 +63,7 @@ def free_port() -> int:
 
 def request(port: int, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
     """One request on a connection of its own; the status and the body."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=300)
+    connection = http.client.HTTPConnection(HOST, port, timeout=300, blocksize=BLOCK_BYTES)
     try:
         connection.request(method, path, body=body, headers=headers)
         answer = connection.getresponse()

@@ -4,9 +4,11 @@ Run: `python -m benchmarks.registry_transfer [--megabytes N] [--repeats N] [--qu
 
 Each repeat does all of them in turn, so that a change of the machine's speed meets all; medians are reported.
 copy: read the file, write another, fsync. raw: PUT and GET of the same bytes to a server that only writes them and
-syncs (`raw_http.py`). hub: LFS batch and PUT, as a Hub client uploads a file, which hashes and verifies; and GET of
-/resolve. rest: publish, which also judges the adapter (header, shapes, every value finite), and pull into a folder,
-which verifies. The client writes what it downloads to a file, without fsync, in each of them.
+syncs (`raw_http.py`). hub: hash, LFS batch and PUT, as a Hub client uploads a file, and GET of /resolve. client: what
+of that upload is the client's own, hash and PUT to a server that discards. huggingface_hub: the stock client itself,
+with one more file each time, without hf_xet and without the commit. rest: publish, which also judges the adapter
+(header, shapes, every value finite), and pull into a folder, which verifies and syncs. Bodies are sent in blocks of
+64 KiB, as stock clients (httpx) do. What is downloaded raw and from the Hub is written to a file, without fsync.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 from rich.console import Console
 from rich.table import Table
 
 import registry
+from benchmarks.raw_http import DISCARD
 from benchmarks.registry_server import (
     FINGERPRINT,
     HOST,
@@ -60,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.megabytes, options.repeats = 16, 2
+    constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_PROGRESS_BARS = True
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         seconds = measure(Path(folder), options.megabytes * 1_000_000, options.repeats)
     _print(seconds, options.megabytes)
@@ -83,8 +88,8 @@ def measure(folder: Path, size_bytes: int, repeats: int) -> dict[str, float]:
         hub = _Hub(port)
         for turn in range(repeats):
             sources = [
-                write_adapter(folder / f"{kind}-{turn}", size_bytes=size_bytes, seed=2 * turn + index)
-                for index, kind in enumerate(("hub", "rest"))
+                write_adapter(folder / f"{kind}-{turn}", size_bytes=size_bytes, seed=3 * turn + index)
+                for index, kind in enumerate(("hub", "rest", "stock"))
             ]
             for name, took in _once(folder, sources, raw_port, hub, remote).items():
                 taken.setdefault(name, []).append(took)
@@ -99,10 +104,13 @@ def _once(folder: Path, sources: list[Path], raw_port: int, hub: _Hub, remote: R
     taken = {"copy": _timed(lambda: _copy(weights, copied))}
     taken["upload raw"] = _timed(lambda: _put(raw_port, "/weights", weights))
     taken["download raw"] = _timed(lambda: _get(raw_port, "/weights", got))
+    taken["upload client"] = _timed(lambda: _discarded(raw_port, weights))
     taken["upload hub"] = _timed(lambda: hub.upload(weights))
     hub.commit(sources[0])
     taken["download hub"] = _timed(lambda: _get(hub.port, f"/{NAME}/resolve/main/{WEIGHTS}", got))
     assert got.stat().st_size == weights.stat().st_size
+    stock = sources[2] / WEIGHTS
+    taken["upload huggingface_hub"] = _timed(lambda: hub.upload_by_stock_client(stock))
     published: list[registry.Version] = []
     taken["publish rest"] = _timed(
         lambda: published.append(remote.publish(sources[1], NAME, principal=operator, base_fingerprint=FINGERPRINT))
@@ -131,6 +139,11 @@ class _Hub:
         address = urlsplit(json.loads(raw)["objects"][0]["actions"]["upload"]["href"])
         _put(self.port, f"{address.path}?{address.query}", path)
 
+    def upload_by_stock_client(self, path: Path) -> None:
+        """As `upload`, by huggingface_hub."""
+        api = HfApi(endpoint=f"http://{HOST}:{self.port}", token=False)
+        api.preupload_lfs_files(NAME, [CommitOperationAdd(f"{path.parent.name}/{path.name}", path)])
+
     def commit(self, folder: Path) -> None:
         """Make the uploaded file the tree of the main branch."""
         raw = (folder / WEIGHTS).read_bytes()
@@ -157,6 +170,12 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(reading, writing, CHUNK_BYTES)
         writing.flush()
         os.fsync(writing.fileno())
+
+
+def _discarded(port: int, source: Path) -> None:
+    with source.open("rb") as stream:
+        hashlib.file_digest(stream, "sha256")
+    _put(port, DISCARD, source)
 
 
 def _put(port: int, path: str, source: Path) -> None:

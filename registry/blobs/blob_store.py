@@ -1,7 +1,8 @@
 """What the registry needs of a store of blobs. Every implementation passes tests/registry/test_blob_stores.py.
 
 A blob is there whole or not at all, whatever crashes; writing hashes, and the first read of a process verifies before
-it hands out a byte. Damaged or missing bytes are an IntegrityError, a store that fails is a StorageError.
+it hands out a byte, unless this process wrote the blob and nothing has touched it since. Damaged or missing bytes are
+an IntegrityError, a store that fails is a StorageError.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class BlobStore(Protocol):
     def open(self, blob: Blob | FileEntry, *, start: int = 0, end: int | None = None) -> BlobReader:
         """Read the bytes from `start` up to, not including, `end` (None: to the last one).
 
-        The first time in a process the whole blob is verified before this returns. Raises IntegrityError, StorageError.
+        The first time in a process that did not write it, the whole blob is verified before this returns.
+        Raises IntegrityError, StorageError.
         """
 
     def read(self, blob: Blob | FileEntry) -> bytes:

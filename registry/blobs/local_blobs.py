@@ -186,7 +186,7 @@ class LocalBlobs:
         self._sync((blob.sha256,))
 
     def _rename(self, staged: Path, sha256: str) -> None:
-        """Put a synced file where its blob lies."""
+        """Put a synced file where its blob lies. It is verified: this process hashed it, or the bytes that it wrote."""
         path = self.path_of(sha256)
         with explained(self._folder):
             try:
@@ -198,7 +198,8 @@ class LocalBlobs:
             os.utime(staged)  # its age counts from now: garbage collection spares what is young
             staged.replace(path)
             reach("blobs.after_rename")
-        self._verified.forget(sha256)
+            status = path.stat()
+        self._verified.add(sha256, _mark_of(status))
 
     def _sync(self, digests: Iterable[str]) -> None:
         """Make the places of these blobs durable; and those of their folders, where this process did not do it yet."""
@@ -224,7 +225,7 @@ class LocalBlobs:
         stream = self._opened(blob)
         try:
             status = os.fstat(stream.fileno())
-            mark = (status.st_ino, status.st_size, status.st_mtime_ns)
+            mark = _mark_of(status)
             if self._verified.mark_of(blob.sha256) != mark:
                 found = _hash(stream, self.path_of(blob.sha256))
                 if found != Blob(blob.sha256, blob.size):
@@ -265,6 +266,11 @@ class LocalReader:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+def _mark_of(status: os.stat_result) -> tuple[int, int, int]:
+    """What a file looks like; one that was written to or replaced looks otherwise."""
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _read(stream: BinaryIO, size: int, path: Path) -> bytes:

@@ -12,11 +12,12 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from registry.blobs.blob_store import Staging
+from registry.blobs.digest_behind import DigestBehind
 from registry.blobs.early_writeback import EarlyWriteback
 from registry.errors import RejectedAdapterError, StorageError, UploadMismatchError
 from registry.failpoints import reach
@@ -62,8 +63,8 @@ class StagingArea:
             path = folder / "blob"
             with explained(path):
                 target = path.open("xb", buffering=0)
-            with target:
-                yield Receipt(target, path, place, limit_bytes)
+            with target, closing(DigestBehind()) as digest:
+                yield Receipt(target, path, digest, place, limit_bytes)
 
     def remove_stale(self, *, now_seconds: float) -> None:
         """Remove what crashes left behind a day ago. Raises StorageError."""
@@ -83,13 +84,15 @@ class StagingArea:
 class Receipt:
     """A blob on its way in: bytes are hashed as they are written. One thread at a time writes; `finish` ends it."""
 
-    def __init__(self, target: BinaryIO, path: Path, place: Place, limit_bytes: int | None) -> None:
+    def __init__(
+        self, target: BinaryIO, path: Path, digest: DigestBehind, place: Place, limit_bytes: int | None
+    ) -> None:
         self._target = target
         self._writeback = EarlyWriteback(target.fileno())
         self._path = path
         self._place = place
         self._limit_bytes = limit_bytes
-        self._digest = hashlib.sha256()
+        self._digest = digest
         self._size = 0
 
     @property
@@ -101,11 +104,11 @@ class Receipt:
         """Append bytes. Raises UploadMismatchError beyond the limit, StorageError."""
         if self._limit_bytes is not None and self._size + len(chunk) > self._limit_bytes:
             raise UploadMismatchError(f"it has more than the {self._limit_bytes} bytes that were announced")
+        self._digest.update(chunk)
         with explained(self._path):
             reach("blobs.write")
             write_all(self._target, chunk)
         self._writeback.wrote(len(chunk))
-        self._digest.update(chunk)
         self._size += len(chunk)
 
     def finish(self, expected: Blob | None = None) -> Blob:
@@ -151,19 +154,19 @@ def sync_folder(folder: Path) -> None:
 
 def copy(source: BinaryIO, target: BinaryIO, *, limit_bytes: int | None = None) -> Blob:
     """Copy to an unbuffered file, and say what was copied; stops just past the limit."""
-    digest = hashlib.sha256()
     writeback = EarlyWriteback(target.fileno())
     size = 0
-    while chunk := source.read(CHUNK_BYTES):
-        reach("blobs.write")
-        digest.update(chunk)
-        write_all(target, chunk)
-        writeback.wrote(len(chunk))
-        size += len(chunk)
-        if limit_bytes is not None and size > limit_bytes:
-            break
-    writeback.end()
-    return Blob(digest.hexdigest(), size)
+    with closing(DigestBehind()) as digest:
+        while chunk := source.read(CHUNK_BYTES):
+            reach("blobs.write")
+            digest.update(chunk)
+            write_all(target, chunk)
+            writeback.wrote(len(chunk))
+            size += len(chunk)
+            if limit_bytes is not None and size > limit_bytes:
+                break
+        writeback.end()
+        return Blob(digest.hexdigest(), size)
 
 
 def write_all(target: BinaryIO, chunk: bytes | bytearray | memoryview) -> None:

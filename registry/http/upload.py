@@ -6,7 +6,6 @@ size or its number is refused while it arrives; whether it is an adapter is judg
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 
 from registry.adapter import FILES_LIMIT, limit_bytes_of, list_files
 from registry.blobs import Staging
+from registry.blobs.digest_behind import DigestBehind
 from registry.blobs.early_writeback import EarlyWriteback
 from registry.blobs.staging_area import write_all
 from registry.errors import InvalidValueError, RejectedAdapterError, StorageError
@@ -78,7 +78,7 @@ class _Receiver:
         self._writeback: EarlyWriteback | None = None
         self._value = b""
         self._left_bytes = 0
-        self._digest = hashlib.sha256()
+        self._digest = DigestBehind()
         self._size = 0
 
     def take(self, parser: PushMultipartParser, piece: bytes) -> None:
@@ -93,6 +93,7 @@ class _Receiver:
 
     def close(self) -> None:
         """Close the file that has not ended."""
+        self._digest.close()
         if self._target is not None:
             self._target.close()
             self._target = None
@@ -121,7 +122,7 @@ class _Receiver:
             detail = f"there are more than {FILES_LIMIT} files"
             raise RejectedAdapterError(RejectReason.FILE_TOO_LARGE, detail)
         self._upload.files[name] = None
-        self._digest, self._size = hashlib.sha256(), 0
+        self._digest, self._size = DigestBehind(), 0
         self._target = (self._upload.folder / name).open("xb", buffering=0)
         self._writeback = EarlyWriteback(self._target.fileno())
         self._name, self._left_bytes = name, limit_bytes
@@ -137,17 +138,17 @@ class _Receiver:
             detail = f"it has more than the limit of {limit_bytes_of(self._name):,} bytes"
             raise RejectedAdapterError(RejectReason.FILE_TOO_LARGE, detail, file=self._name)
         assert self._writeback is not None
+        self._digest.update(data)
         write_all(self._target, data)
         self._writeback.wrote(len(data))
-        self._digest.update(data)
         self._size += len(data)
 
     def _end(self) -> None:
         if self._target is not None:
             assert self._writeback is not None
             self._writeback.end()
-            self.close()
             self._upload.files[self._name] = FileEntry(self._name, self._size, self._digest.hexdigest())
+            self.close()
             return
         try:
             self._upload.options[self._name] = self._value.decode()

@@ -20,8 +20,8 @@ COMMIT_BYTES_LIMIT = 256 << 20
 UPLOAD_BYTES_LIMIT = 8 << 30
 UPLOAD_SECONDS = 23 * 3600
 """A little less than the lease that a reservation has."""
-PART_BYTES = 5_000_000
-"""Larger files go in parts, where the client can."""
+PART_BYTES = 128 << 20
+"""Larger files go in parts, where the client can: they have to be read again before they are kept."""
 THREADS = 16
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import BinaryIO
 
 import httpx
 
+from registry.blobs.digest_behind import DigestBehind
 from registry.errors import ConflictError, IntegrityError, StorageError, UploadMismatchError
 from registry.file_entry import Blob, FileEntry
 from registry.principal import Principal
@@ -28,7 +28,7 @@ class HashingFile:
         self._path = path
         self._stream: BinaryIO = path.open("rb")
         self._progress = progress
-        self._digest = hashlib.sha256()
+        self._digest = DigestBehind()
         self._size = os.fstat(self._stream.fileno()).st_size
         self._passed_bytes = 0
 
@@ -48,6 +48,7 @@ class HashingFile:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+        self._digest.close()
 
     def entry(self) -> FileEntry:
         """What has passed."""

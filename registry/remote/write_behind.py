@@ -1,14 +1,14 @@
-"""Writes and hashes on a thread of its own what the network brings, so that the next bytes do not wait for it."""
+"""Writes and hashes on threads of its own what the network brings, so that the next bytes do not wait for it."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from registry.blobs.digest_behind import DigestBehind
 from registry.blobs.early_writeback import EarlyWriteback
 from registry.blobs.staging_area import write_all
 from registry.file_entry import Blob
@@ -26,7 +26,7 @@ class WriteBehind:
         self._target = target
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loraplex-download")
         self._writeback = EarlyWriteback(target.fileno())
-        self._digest = hashlib.sha256()
+        self._digest = DigestBehind()
         self._batch: list[bytes] = []
         self._batch_bytes = 0
         self._writing: Future[None] | None = None
@@ -39,9 +39,11 @@ class WriteBehind:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._thread.shutdown(cancel_futures=True)
+        self._digest.close()
 
     def write(self, piece: bytes) -> None:
         """Append bytes. Raises the OSError of bytes before them."""
+        self._digest.update(piece)
         self._batch.append(piece)
         self._batch_bytes += len(piece)
         self.size += len(piece)
@@ -68,4 +70,3 @@ class WriteBehind:
         for piece in batch:
             write_all(self._target, piece)
             self._writeback.wrote(len(piece))
-            self._digest.update(piece)

@@ -10,15 +10,18 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
 from obstore.store import AzureStore, GCSStore
 
-from registry.blobs import BlobStore, LocalBlobs
+from registry.blobs import BlobStore, LocalBlobs, local_blobs
+from registry.blobs.digest_behind import DigestBehind
 from registry.blobs.object_address import ObjectAddress
 from registry.blobs.object_blobs import ObjectBlobs
 from registry.blobs.object_client import ObjectClient, Patience
@@ -397,3 +400,38 @@ def test_bytes_and_names_are_on_the_disk_before_a_blob_is_announced(
         for blob in again
         for place in (store.path_of(blob.sha256), store.path_of(blob.sha256).parent)
     }, "the folder of folders is durable already"
+
+
+def test_who_wrote_a_blob_reads_it_at_once_and_nobody_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, hashed, hash_stream = local(tmp_path), [], local_blobs._hash
+
+    def counted(stream: Any, path: Path) -> Blob:
+        hashed.append(path.name)
+        return hash_stream(stream, path)
+
+    monkeypatch.setattr(local_blobs, "_hash", counted)
+    raw = os.urandom(100)
+    blob = receive(kept.store, raw)
+    assert all_bytes(kept.store, blob) == raw
+    assert hashed == []
+    assert all_bytes(kept.again(), blob) == raw
+    assert hashed == [blob.sha256], "a process that starts looks at the disk"
+    kept.write(blob.sha256, flipped(raw))
+    with pytest.raises(IntegrityError):
+        kept.store.open(blob)
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1], [1 << 20], [(1 << 20) - 1, 2, 3 << 20, 5], [1000] * 4000])
+def test_a_digest_that_is_computed_behind_is_the_same(sizes: list[int]) -> None:
+    pieces, plain = [os.urandom(size) for size in sizes], hashlib.sha256()
+    with closing(DigestBehind()) as digest:
+        for number, piece in enumerate(pieces):
+            buffer = bytearray(piece)
+            digest.update(memoryview(buffer) if number % 2 else piece)
+            buffer[:] = bytes(len(buffer))  # a view's owner may go on with it
+            plain.update(piece)
+            if number % 1000 == 7:
+                assert digest.hexdigest() == plain.hexdigest()
+        assert digest.hexdigest() == plain.hexdigest()
