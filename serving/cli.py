@@ -134,6 +134,16 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
     help="Seconds that requests have to finish after SIGTERM.",
 )
 @click.option("--preload", multiple=True, metavar="MODEL", help="Load this adapter at the start; may be repeated.")
+@click.option(
+    "--keep", multiple=True, metavar="MODEL", help="Keep this adapter in memory, whatever it means; may be repeated."
+)
+@click.option(
+    "--speculative-ngram",
+    type=click.IntRange(0, 16),
+    default=0,
+    show_default=True,
+    help="Tokens a step that are guessed from a request's own text, unless it says; 0 is none.",
+)
 @click.option("--open-metrics", is_flag=True, help="Serve /metrics without a token.")
 @click.option(
     "--upkeep/--no-upkeep",
@@ -170,6 +180,8 @@ def serve(
     disk_cache_mib: int,
     grace: float,
     preload: tuple[str, ...],
+    keep: tuple[str, ...],
+    speculative_ngram: int,
     open_metrics: bool,
     upkeep: bool,
     log_level: str,
@@ -195,6 +207,8 @@ def serve(
         kv_cache_tokens=kv_cache_tokens,
         grace_seconds=grace,
         preload=preload,
+        keep=keep,
+        speculative_ngram=speculative_ngram,
         metrics_open=open_metrics,
         upkeep=upkeep,
         limits=LimitSettings(

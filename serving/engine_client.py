@@ -24,6 +24,7 @@ from serving.messages import (
     Fault,
     FromEngine,
     Generate,
+    Keep,
     Output,
     Outputs,
     Preload,
@@ -65,6 +66,7 @@ class EngineClient:
         self._inboxes: dict[str, Inbox] = {}
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
+        self._kept: tuple[AdapterUse, ...] = ()
         self.failure: EngineError | None = None  # why it was given up
         self._heard_at = 0.0
         self._ready_at: float | None = None
@@ -154,7 +156,12 @@ class EngineClient:
         """Bring an adapter into the engine's memory, if there is an engine; nobody is told when it is there."""
         self._tell(Preload(adapter=adapter))
 
-    def _tell(self, message: Abort | Preload) -> None:
+    def keep(self, adapters: tuple[AdapterUse, ...]) -> None:
+        """Have these adapters kept in the memory of the engine, and of those that are started after it."""
+        self._kept = adapters
+        self._tell(Keep(adapters=adapters))
+
+    def _tell(self, message: Abort | Preload | Keep) -> None:
         """Send to the engine if there is one: a lost engine has nothing to abort or to preload."""
         if self._engine is not None and self.state is EngineState.READY:
             self._engine.send(message, limit=self._settings.queued_messages)
@@ -233,6 +240,8 @@ class EngineClient:
                 self.state = EngineState.READY
                 for adapter in adapters:
                     self._tell(Preload(adapter=adapter))
+                if self._kept:
+                    self._tell(Keep(adapters=self._kept))
                 self._settled.set()
             case Failed(message=reason):
                 raise EngineStartError(reason)

@@ -24,6 +24,8 @@ class EngineTotals:
     generation_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     def add(self, before: Stats | None, now: Stats) -> None:
         """Add what one engine has counted since its last snapshot (None: since its start)."""

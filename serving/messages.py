@@ -30,6 +30,11 @@ class AdapterUse(msgspec.Struct, frozen=True, kw_only=True):
         """What lies on the device for it: the experts of a mixture, else the adapter itself."""
         return self.experts or (self,)
 
+    @property
+    def parts(self) -> tuple[AdapterUse, ...]:
+        """All that is read for it: the adapter itself, or a mixture's gate and its experts."""
+        return (self, *self.experts)
+
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How tokens are chosen. Already validated by the API: the engine trusts the ranges.
@@ -58,7 +63,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """Start a request. The engine answers with `Output`s for this `request_id` until one has a finish reason.
 
     `grammar` is what the answer must follow, in llguidance's own form, and was compiled before by the API's workers.
-    `priority` orders the requests of one tenant: lower ones are admitted first and preempted last.
+    `priority` orders the requests of one tenant: lower ones are admitted first and preempted last. Up to `draft_tokens`
+    tokens a step are guessed from the request's own text and verified (0: none); the answer is the same.
     """
 
     request_id: str
@@ -68,6 +74,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     adapters: tuple[AdapterUse, ...] = ()
     grammar: str | None = None
     priority: int = 0
+    draft_tokens: int = 0
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
@@ -191,6 +198,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     adapters: list[AdapterState]
     prefix_queries: int = 0
     prefix_hits: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     mixtures: list[MixtureState] = []
 
 

@@ -55,7 +55,8 @@ class ServingSettings:
     """Everything that `loraplex serve` is told.
 
     `registry` is a folder or a URL; `registry_token` is what the server itself asks one over HTTP with. `metrics_open`
-    serves /metrics without a token. `upkeep`: this server does its share of its registry's upkeep.
+    serves /metrics without a token. `speculative_ngram` is for requests that do not say.
+    `keep` are models whose adapters stay in memory. `upkeep`: this server does its share of its registry's upkeep.
     The engine's fields have the meanings of `serving.messages.EngineSettings`.
     """
 
@@ -75,10 +76,12 @@ class ServingSettings:
     max_running: int = 32
     step_budget_tokens: int = 512
     mixed_step_tokens: int | None = None
+    speculative_ngram: int = 0
     kv_cache_tokens: int | None = None
     grace_seconds: float = 30.0
     token_cache_seconds: float = 5.0
     preload: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     metrics_open: bool = False
     upkeep: bool = True
     limits: LimitSettings = field(default_factory=LimitSettings)

@@ -39,6 +39,7 @@ class ChoicePlan:
     stops: tuple[str, ...]
     grammar: str | None
     priority: int
+    draft_tokens: int
 
     @property
     def count(self) -> int:
@@ -59,6 +60,7 @@ class ChoicePlan:
             adapters=self.adapters,
             grammar=self.grammar,
             priority=self.priority,
+            draft_tokens=self.draft_tokens,
         )
 
 

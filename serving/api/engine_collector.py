@@ -22,6 +22,8 @@ TOTALS = (
     ("vllm:generation_tokens", "Tokens generated.", "generation_tokens"),
     ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", "prefix_queries"),
     ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", "prefix_hits"),
+    ("vllm:spec_decode_num_draft_tokens", "Tokens that were guessed and verified.", "drafted_tokens"),
+    ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right.", "accepted_tokens"),
 )
 OWN_TOTALS = (
     ("loraplex_engine_steps", "Forward steps of the engine.", "steps"),

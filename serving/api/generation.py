@@ -31,6 +31,7 @@ from serving.api.limits import answer_tokens
 from serving.api.request_key import REQUEST_KEY_HEADER, request_key_of
 from serving.api.request_record import RequestRecord
 from serving.api.sampling import includes_usage, sampling_of, stop_strings_of
+from serving.api.schemas import SamplingFields
 from serving.api.service import Service, service_of
 from serving.api.streaming import EventStream
 from serving.errors import InvalidFieldError
@@ -175,8 +176,17 @@ async def _start(walk: _Walk) -> _Running:
     ]
     grammar = await _grammar(walk, tenant, base)
     adapters = await walk.taken.enter_async_context(service.loader.hold(target))
-    stops, priority = stop_strings_of(fields), fields.priority or 0
-    plan = ChoicePlan(tenant, prompts, answers_each, samplings, adapters, stops, grammar, priority)
+    plan = ChoicePlan(
+        tenant,
+        prompts,
+        answers_each,
+        samplings,
+        adapters,
+        stop_strings_of(fields),
+        grammar,
+        priority=fields.priority or 0,
+        draft_tokens=_draft_tokens(fields, service.settings.speculative_ngram),
+    )
     choices = Choices(service.engine, base.tokenization, plan, walk.record)
     await walk.taken.enter_async_context(choices)
     head = Head(uuid.uuid4().hex, int(time.time()), target.name, target.fingerprint)
@@ -195,6 +205,10 @@ async def _grammar(walk: _Walk, tenant: str, base: ServedBase) -> str | None:
         return await service.running_checker().check(tenant, asked.source)
     except GrammarRefusedError as error:
         raise asked.refused(error.reason) from None
+
+
+def _draft_tokens(fields: SamplingFields, default: int) -> int:
+    return default if fields.speculative_ngram is None else fields.speculative_ngram
 
 
 def _answer_tokens(dialect: Dialect, prompt: list[int], base: ServedBase) -> int:

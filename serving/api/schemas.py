@@ -97,6 +97,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ignore_eos: bool | None = None
     structured_outputs: StructuredOutputs | None = None
     priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    speculative_ngram: Annotated[int, Meta(ge=0, le=16)] | None = None
 
 
 class ChatRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):

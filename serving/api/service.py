@@ -27,6 +27,7 @@ from serving.engine_client import EngineClient
 from serving.errors import EngineUnavailableError, ServingError
 from serving.grammars.checker import COMPILE_BYTES, COMPILE_SECONDS, GrammarChecker
 from serving.grammars.verdicts import WorkerSettings
+from serving.kept_adapters import KeptAdapters
 from serving.messages import AdapterUse, Ready
 from serving.registry_follower import RegistryFollower
 from serving.resolved_names import NameInUse, ResolvedNames
@@ -59,6 +60,7 @@ class Service:
         self.leases = VersionLeases(registry)
         cache = AdapterCache(settings.adapters_folder, settings.disk_cache_bytes)
         self.loader = AdapterLoader(registry, cache, names, self.leases)
+        self.kept = KeptAdapters(self.loader, self.engine, settings.keep)
         self.follower = RegistryFollower(
             registry, names, self._warm, is_remote=is_remote, token=settings.registry_token
         )
@@ -97,6 +99,7 @@ class Service:
         await self.follower.stop()
         await self.engine.stop()
         await self._preloaded.aclose()
+        await self.kept.close()
         await self.leases.stop()
         if self.checker is not None:
             await self.checker.close()
@@ -151,6 +154,10 @@ class Service:
         except RegistryError as error:  # a registry elsewhere may not let us; what is known there can be served
             logger.warning("the base could not be registered: %s", error)
         self.base = base
+        if self.engine.was_ready:
+            await self.kept.refresh_if_possible(base)
+        else:
+            await self.kept.refresh(base)
         return [adapter for model in self.settings.preload for adapter in await self._fetch_preload(model, base)]
 
     async def _fetch_preload(self, model: str, base: ServedBase) -> tuple[AdapterUse, ...]:
@@ -172,6 +179,8 @@ class Service:
         """Make what the name means now ready, before a request asks for it; its folder stays until it is loaded."""
         if self.base is None:
             return
+        if self.kept.has(name.model):
+            await self.kept.refresh_if_possible(self.base)
         try:
             async with AsyncExitStack() as held:
                 adapters: tuple[AdapterUse, ...] = ()

@@ -151,9 +151,8 @@ class AdapterPool:
         """A step begins; where others decode, copying is bounded, so that they do not wait for it."""
         self._copy_bytes_left = STEP_COPY_BYTES if is_bounded else None
         for digest, use in self._kept.items():
-            if digest in self._host and digest not in self._resident and self._has_turn(digest):
-                rank = self._weights(digest).rank
-                start = self._gap(rank, self._resident.values())
+            if digest in self._host and digest not in self._resident and not use.experts and self._has_turn(digest):
+                start = self._gap(self._rank(digest), self._resident.values())
                 if start is not None:
                     self._put(use, start)
 

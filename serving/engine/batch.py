@@ -3,7 +3,7 @@
 It does: lay the tokens of all rows side by side, and work out where each reads and writes the KV cache and which rank
 rows it uses. It does not: choose the rows (`scheduler`) or run the model (`runner`).
 
-The order of the tokens: first the rows that decode (one token each), then the chunks of prompts.
+The order of the tokens: first the rows that decode (one token each), then the chunks of prompts and rows with drafts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Slots = NDArray[np.int64]
 class Batch:
     """One step's input. `rows` are in token order; `sampled` are those whose next token is chosen, in logits order.
 
-    input_ids and positions [1, T]; `logits_index` [S] are the tokens whose logits are wanted.
+    input_ids and positions [1, T]; `logits_index` [S] are the tokens whose logits are wanted: the last one of each
+    sampled row, and with a draft as many more.
     """
 
     rows: tuple[Row, ...]
@@ -52,16 +53,16 @@ def build_batch(rows: Sequence[Row], block_tokens: int, *, device: torch.device,
     ordered = (*decoding, *reading)
     ids: list[int] = []
     positions: list[int] = []
-    last: list[int] = []
+    wanted: list[int] = []
     seen: list[Slots] = []
     for row in ordered:
-        request, begin, end = row.request, row.request.computed, row.request.computed + row.count
-        seen.append(_slots(request, end, block_tokens))
-        ids += request.tokens[begin:end]
+        begin, end = row.request.computed, row.request.computed + row.count
+        seen.append(_slots(row.request, end, block_tokens))
+        ids += row.tokens
         positions += range(begin, end)
-        last.append(len(ids) - 1)
-    sampled = [(row, index) for row, index in zip(ordered, last, strict=True) if row.samples]
-    plan, head_plan = _plans(ordered, [row for row, _ in sampled], device, dtype)
+        wanted += range(len(ids) - row.sampled_tokens, len(ids))
+    sampled = tuple(row for row in ordered if row.samples)
+    plan, head_plan = _plans(ordered, sampled, device, dtype)
     write = np.concatenate([slots[row.request.computed :] for row, slots in zip(ordered, seen, strict=True)])
     attention = AttentionStep(
         write_slots=torch.from_numpy(write).to(device),
@@ -74,10 +75,10 @@ def build_batch(rows: Sequence[Row], block_tokens: int, *, device: torch.device,
     )
     return Batch(
         rows=ordered,
-        sampled=tuple(row for row, _ in sampled),
+        sampled=sampled,
         input_ids=torch.tensor([ids], device=device),
         positions=torch.tensor([positions], device=device),
-        logits_index=torch.tensor([index for _, index in sampled], dtype=torch.long, device=device),
+        logits_index=torch.tensor(wanted, dtype=torch.long, device=device),
         attention=attention,
         plan=plan,
         head_plan=head_plan,
@@ -128,7 +129,10 @@ def _plans(
         return None, None
     choices = {row: _choice(row) for row in rows}
     every = [Segment(row.count, row.request.rank_rows or (), choices[row]) for row in rows]
-    last = [Segment(1, row.request.rank_rows or (), _last(choices[row])) for row in sampled]
+    last = [
+        Segment(row.sampled_tokens, row.request.rank_rows or (), _last(choices[row], row.sampled_tokens))
+        for row in sampled
+    ]
     return plan_lora(every, device=device, dtype=dtype), plan_lora(last, device=device, dtype=dtype)
 
 
@@ -137,8 +141,9 @@ def _choice(row: Row) -> Choice | None:
     request = row.request
     if request.router is None:
         return None
-    return request.router.choose(request.tokens, request.computed, request.computed + row.count)
+    text = [*request.tokens, *row.draft] if row.draft else request.tokens
+    return request.router.choose(text, request.computed, request.computed + row.count)
 
 
-def _last(choice: Choice | None) -> Choice | None:
-    return None if choice is None else choice.part(slice(-1, None))
+def _last(choice: Choice | None, tokens: int) -> Choice | None:
+    return None if choice is None else choice.part(slice(-tokens, None))

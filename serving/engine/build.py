@@ -31,6 +31,9 @@ TOKENIZER_FILE = "tokenizer.json"
 
 # While somebody decodes on a CPU, a step has this part of its tokens.
 CPU_MIXED_STEP_PART = 4
+# Drafts fill a step up to so many tokens. On our CPU kernels 16 rows are one tile and cost little more than one.
+CPU_DRAFT_STEP_TOKENS = 16
+GPU_DRAFT_STEP_TOKENS = 64
 
 
 def build_engine(settings: EngineSettings) -> Engine:
@@ -60,6 +63,7 @@ def engine_for(base: Base, settings: EngineSettings) -> Engine:
         max_running=settings.max_running,
         step_budget_tokens=settings.step_budget_tokens,
         mixed_step_tokens=_mixed_step_tokens(settings),
+        draft_step_tokens=CPU_DRAFT_STEP_TOKENS if settings.device == "cpu" else GPU_DRAFT_STEP_TOKENS,
     )
     end_token_ids = _end_token_ids(base)
     grammars = GrammarPool(

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from serving.engine.adapter_pool import AdapterPool
+from serving.engine.answer import Answer, choose
 from serving.engine.constrained import ConstrainedRequests
+from serving.engine.drafts import Drafts
 from serving.engine.errors import AdapterRefusedError, EngineError, RequestRefusedError
 from serving.engine.grammar_pool import GrammarPool
 from serving.engine.proofs import Proofs
 from serving.engine.request import Request, Row
 from serving.engine.runner import Runner
-from serving.engine.sampler import Pick, sample
 from serving.engine.scheduler import Scheduler
+from serving.engine.snapshot import Counters, take_snapshot
 from serving.messages import (
-    AdapterState,
     AdapterUse,
     Fault,
     FinishReason,
@@ -36,17 +34,6 @@ from serving.messages import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Counters:
-    """What only grows. Only the engine changes it."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    step_seconds: float = 0.0
-    last_step_rows: int = 0
 
 
 class Engine:
@@ -95,6 +82,8 @@ class Engine:
             message.adapters,
             arrival=self._arrivals,
             priority=message.priority,
+            ends_at_tokens=min(len(message.prompt_token_ids) + message.sampling.max_tokens, self._longest_tokens),
+            drafts=Drafts(message.draft_tokens) if message.draft_tokens and message.grammar is None else None,
             generator=_generator(message.sampling),
         )
         self._arrivals += 1
@@ -112,11 +101,12 @@ class Engine:
 
     def preload(self, adapter: AdapterUse) -> None:
         """Read an adapter before somebody asks for it."""
-        self.pool.preload(adapter)
+        for part in adapter.parts:
+            self.pool.preload(part)
 
     def keep(self, adapters: Iterable[AdapterUse]) -> None:
         """Keep these adapters in memory, and no others."""
-        self.pool.keep(adapters)
+        self.pool.keep(part for adapter in adapters for part in adapter.parts)
 
     # ------------------------------------------------------------------------------------------------- the step
     def step(self) -> list[Output]:
@@ -134,13 +124,14 @@ class Engine:
             logger.exception("out of memory in a step of %d rows", len(rows))
             return [*outputs, self._fail_youngest(rows)]
         late = self.constrained.late(batch.sampled)
-        chosen = [index for index, row in enumerate(batch.sampled) if row.request.request_id not in late]
-        requests = [batch.sampled[index].request for index in chosen]
-        picks = sample(logits[chosen] if late else logits, requests)
+        sampled = choose(batch.sampled, late, logits, self.end_token_ids)
+        answers = {answer.row.request.request_id: answer for answer in sampled}
         for row in rows:
-            # A late row computes its last token once more, to the same logits, when what it may say is known.
-            self._account(Row(row.request, row.count - 1) if row.samples and row.request.request_id in late else row)
-        outputs += [self._publish(request, pick) for request, pick in zip(requests, picks, strict=True)]
+            if row.request.request_id in answers:
+                self._account(row.request, answers[row.request.request_id].computed)
+            else:  # a late row computes its last token once more, to the same logits, when what it may say is known
+                self._account(row.request, row.count - (row.request.request_id in late))
+        outputs += [self._publish(answer) for answer in sampled]
         self.counters.steps += 1
         self.counters.last_step_rows = len(rows)
         self.counters.step_seconds += time.perf_counter() - begin
@@ -148,30 +139,7 @@ class Engine:
 
     def stats(self) -> Stats:
         """A snapshot of queues, memory and counters."""
-        blocks, pool, counters = self.scheduler.blocks, self.pool, self.counters
-        return Stats(
-            steps=counters.steps,
-            running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting),
-            kv_blocks_total=blocks.total,
-            kv_blocks_used=blocks.total - blocks.free,
-            slots_total=pool.slots,
-            slots_used=len(pool.resident_digests),
-            slot_bytes=self.runner.sites.arena_bytes,
-            host_bytes=pool.host_bytes,
-            preemptions=self.scheduler.preemptions,
-            adapter_loads=pool.loads,
-            adapter_evictions=pool.evictions,
-            adapter_load_seconds=pool.load_seconds,
-            prompt_tokens=counters.prompt_tokens,
-            generation_tokens=counters.generation_tokens,
-            step_seconds=counters.step_seconds,
-            last_step_rows=counters.last_step_rows,
-            adapters=self._adapter_states(),
-            prefix_queries=self.scheduler.prefix_queries,
-            prefix_hits=self.scheduler.prefix_hits,
-            mixtures=pool.tallies.states(),
-        )
+        return take_snapshot(self.scheduler, self.counters, slot_bytes=self.runner.sites.arena_bytes)
 
     def check_integrity(self) -> None:
         """Everything that is accounted for adds up."""
@@ -243,10 +211,9 @@ class Engine:
             self._refuse_adapter(refusal)
         return [row for row in proven if row.request.request_id in self._requests]
 
-    def _account(self, row: Row) -> None:
-        """The row's tokens are in the KV cache now; those of the prompt count as served, once."""
-        request = row.request
-        self.scheduler.advance(request, row.count)
+    def _account(self, request: Request, count: int) -> None:
+        """So many more tokens are in the KV cache now; those of the prompt count as served, once."""
+        self.scheduler.advance(request, count)
         served = min(request.computed, request.prompt_tokens) - request.charged_tokens
         if served > 0:
             found = max(0, request.cached_tokens - request.charged_tokens)  # in the cache: served, but not computed
@@ -254,25 +221,30 @@ class Engine:
             self.counters.prompt_tokens += served
             self.scheduler.fair.charge(request, prompt_tokens=served - found)
 
-    def _publish(self, request: Request, pick: Pick) -> Output:
-        """Append the chosen token, and end the request where it ends."""
-        if not pick.finite:
+    def _publish(self, answer: Answer) -> Output:
+        """What a step says of a request, which ends where its text does."""
+        request, picks = answer.row.request, answer.picks
+        if answer.row.draft and request.drafts is not None:
+            request.drafts.judge(len(answer.row.draft), answer.accepted)
+            self.counters.drafted_tokens += len(answer.row.draft)
+            self.counters.accepted_tokens += answer.accepted
+        if not picks[-1].finite:
             self.scheduler.blocks.forget(request.blocks)
             fault = Fault(code="internal", message="the model's output for this request is not finite")
             return self._end(request, "error", fault=fault)
-        sampling, token = request.sampling, pick.token_id
-        if token in sampling.stop_token_ids or (token in self.end_token_ids and not sampling.ignore_eos):
-            return self._end(request, "stop", stop_token_id=token)
-        request.tokens.append(token)
-        self.counters.generation_tokens += 1
-        self.scheduler.fair.charge(request, generated_tokens=1)
-        logprobs = [pick.logprob] if pick.logprob is not None else None
-        if request.constraint is not None:
-            request.constraint.take(token)
-        generated = len(request.tokens) - request.prompt_tokens
-        if generated >= sampling.max_tokens or len(request.tokens) >= self._longest_tokens:
-            return self._end(request, "length", token_ids=[token], logprobs=logprobs)
-        return Output(request_id=request.request_id, token_ids=[token], logprobs=logprobs, queue_seconds=_once(request))
+        shown = picks[:-1] if answer.is_stopped else picks
+        token_ids = [pick.token_id for pick in shown]
+        logprobs = [pick.logprob for pick in shown if pick.logprob is not None] or None
+        self.counters.generation_tokens += len(token_ids)
+        self.scheduler.fair.charge(request, generated_tokens=len(token_ids))
+        if answer.reason is not None:
+            stop_token_id = picks[-1].token_id if answer.is_stopped else None
+            return self._end(
+                request, answer.reason, token_ids=token_ids, logprobs=logprobs, stop_token_id=stop_token_id
+            )
+        return Output(
+            request_id=request.request_id, token_ids=token_ids, logprobs=logprobs, queue_seconds=_once(request)
+        )
 
     def _end(
         self,
@@ -308,23 +280,6 @@ class Engine:
             code="out_of_memory", message="the device has no memory left for this request; try it again later"
         )
         return self._end(youngest, "error", fault=fault)
-
-    def _adapter_states(self) -> list[AdapterState]:
-        running = Counter(digest for request in self.scheduler.running for digest in request.digests)
-        waiting = Counter(digest for request in self.scheduler.waiting for digest in request.digests)
-        places: dict[str, Literal["slot", "host", "loading"]] = dict.fromkeys(self.pool.reading_digests, "loading")
-        places |= dict.fromkeys(self.pool.host_digests, "host")
-        places |= dict.fromkeys(self.pool.resident_digests, "slot")
-        return [
-            AdapterState(
-                digest=digest,
-                place=place,
-                adapter_bytes=self.pool.adapter_bytes(digest),
-                running=running[digest],
-                waiting=waiting[digest],
-            )
-            for digest, place in places.items()
-        ]
 
 
 def _once(request: Request) -> float | None:

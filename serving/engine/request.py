@@ -2,7 +2,7 @@
 
 It does: hold a request's tokens and what the engine owns on its behalf.
 It does not: decide anything. `scheduler` sets `computed`, `blocks`, `chain`, `cached_tokens`, `rank_rows` and `router`;
-`engine` appends tokens and sets `constraint`.
+`answer` appends tokens, `constrained` sets `constraint`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from basemodel.lora_ops import RankRows
 from serving.engine.constraint import Constraint
+from serving.engine.drafts import Drafts
 from serving.engine.prefix_chain import PrefixChain
 from serving.engine.router import Router
 from serving.messages import AdapterUse, Sampling
@@ -31,7 +32,8 @@ class Request:
     `digests` name them, each once. `constraint` is what the answer must follow (None: nothing).
     `skipped_steps` counts the steps in which it could have run, had its adapter or its tokens found room.
     `queue_seconds` is how long it waited until it was first admitted (None: not yet told to the client).
-    `priority` orders the requests of one tenant, lower first.
+    `priority` orders the requests of one tenant, lower first. It ends when it has `ends_at_tokens` tokens.
+    `drafts` guess how its text goes on (None: nobody does).
     `admitted_tokens` is how many tokens it had when it was last admitted.
     `charged_tokens` of its prompt were counted as served (a prompt that is computed again is not counted again).
     """
@@ -43,6 +45,8 @@ class Request:
     adapters: tuple[AdapterUse, ...]
     arrival: int
     priority: int = 0
+    ends_at_tokens: int = 0
+    drafts: Drafts | None = None
     prompt_tokens: int = 0
     placed: tuple[AdapterUse, ...] = ()
     parts: tuple[AdapterUse, ...] = ()
@@ -65,7 +69,7 @@ class Request:
         """The first tokens are the prompt; what follows from its adapters is worked out once."""
         self.prompt_tokens = len(self.tokens)
         self.placed = tuple(adapter for use in self.adapters for adapter in use.adapters)
-        self.parts = (*(use for use in self.adapters if use.experts), *self.placed)
+        self.parts = tuple(part for use in self.adapters for part in use.parts)
         self.digests = tuple(dict.fromkeys(use.digest for use in self.parts))
 
     @property
@@ -91,12 +95,26 @@ class Request:
 
 @dataclass(frozen=True)
 class Row:
-    """A request's share of one step: its tokens [request.computed, request.computed + count)."""
+    """A request's share of one step: its tokens [request.computed, request.computed + count), of which the last ones
+    may be a `draft`: tokens that are not part of its text, but may turn out to be.
+    """
 
     request: Request
     count: int
+    draft: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> list[int]:
+        """What it computes."""
+        begin = self.request.computed
+        return [*self.request.tokens[begin : begin + self.count - len(self.draft)], *self.draft]
 
     @property
     def samples(self) -> bool:
         """Whether this step reaches the request's last token, so that a new one is chosen."""
-        return self.count == self.request.pending_tokens
+        return self.count - len(self.draft) == self.request.pending_tokens
+
+    @property
+    def sampled_tokens(self) -> int:
+        """How many of its tokens, from the end, are followed by one that is chosen: the text's last and the draft."""
+        return 1 + len(self.draft) if self.samples else 0

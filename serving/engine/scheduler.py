@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from serving.engine.adapter_pool import AdapterPool
+from serving.engine.drafts import Drafts
 from serving.engine.fairness import FairOrder
 from serving.engine.kv_cache import KVBlocks
 from serving.engine.request import Request, Row
@@ -36,12 +37,16 @@ class SchedulerLimits:
     """`step_budget_tokens` bounds a step, and `mixed_step_tokens` one in which somebody decodes, so that a long prompt
     never stalls those who do. Rows that decode run in every step; prompts get at least LEAST_PROMPT_TOKENS of it.
 
+    Drafts are added to a step of less than `draft_step_tokens` tokens, up to them: a step's time hardly depends on how
+    many tokens it has, as long as these are few.
+
     After `patience_steps` steps in which there was no room for the request that is first in line, it is made.
     """
 
     max_running: int
     step_budget_tokens: int
     mixed_step_tokens: int
+    draft_step_tokens: int = 16
     patience_steps: int = 64
 
     def prompt_tokens(self, decoding: int) -> int:
@@ -85,6 +90,9 @@ class Scheduler:
         request.computed += count
         if request.chain is not None:
             self.blocks.publish(request.chain, request.tokens, request.blocks, request.computed)
+            spare = request.blocks[self.blocks.blocks_for(len(request.tokens) + 1) :]  # were for a draft
+            del request.blocks[len(request.blocks) - len(spare) :]
+            self.blocks.give_back(spare)
 
     def finish(self, request: Request) -> None:
         """Forget a request, wherever it is, and free what it holds."""
@@ -115,7 +123,7 @@ class Scheduler:
             rows.append(Row(request, count))
             line.took(request, count)
             budget -= count
-        return [row for row in rows if row.request.is_running]
+        return self._with_drafts([row for row in rows if row.request.is_running])
 
     def is_loaded(self, request: Request) -> bool:
         """Whether all adapters of a request are in host or device memory."""
@@ -199,6 +207,30 @@ class Scheduler:
         if victim is not None:
             self._preempt(victim)
         return True
+
+    # ------------------------------------------------------------------------------------------------- drafts
+    def _with_drafts(self, rows: list[Row]) -> list[Row]:
+        """The same rows, with drafts for those that decode and may guess, as far as the step has tokens left."""
+        left = self.limits.draft_step_tokens - sum(row.count for row in rows)
+        guessing = sum(row.count == 1 and row.request.drafts is not None for row in rows)
+        drafted = []
+        for row in rows:
+            if left > 0 and row.count == 1 and row.samples and row.request.drafts is not None:
+                row = self._with_draft(row, row.request.drafts, left // guessing or 1)
+                left -= len(row.draft)
+                guessing -= 1
+            drafted.append(row)
+        return drafted
+
+    def _with_draft(self, row: Row, drafts: Drafts, limit: int) -> Row:
+        """A draft takes free blocks, and preempts nobody."""
+        request = row.request
+        draft = drafts.propose(request.tokens, min(limit, request.ends_at_tokens - len(request.tokens) - 1))
+        missing = self.blocks.blocks_for(request.computed + 1 + len(draft)) - len(request.blocks)
+        if missing > 0:
+            request.blocks += self.blocks.take(min(missing, self.blocks.free)) or ()
+        draft = draft[: len(request.blocks) * self.blocks.block_tokens - request.computed - 1]
+        return Row(request, 1 + len(draft), draft)
 
     # ------------------------------------------------------------------------------------------------- memory
     def _decoding_rows(self) -> list[Row]:

@@ -113,9 +113,12 @@ class Device:
             for use, where in zip(request.adapters, request.rank_rows or (), strict=True):
                 assert self.sites.lies[where.start : where.start + where.rank] == [use.digest] * where.rank
         sampled = tuple(row for row in rows if row.samples)
-        logits = torch.zeros(len(sampled), VOCABULARY)
-        for index, row in enumerate(sampled):
-            logits[index, next_token(row.request.tokens)] = 1.0
+        texts = [
+            [*row.request.tokens, *row.draft[:drafted]] for row in sampled for drafted in range(len(row.draft) + 1)
+        ]
+        logits = torch.zeros(len(texts), VOCABULARY)
+        for index, text in enumerate(texts):
+            logits[index, next_token(text)] = 1.0
         return SimpleNamespace(sampled=sampled), logits
 
 
@@ -163,7 +166,15 @@ class Simulation:
         )
 
     def ask(
-        self, name: str, tenant: str, prompt: int, answer: int, *adapters: str, priority: int = 0, salt: int = 0
+        self,
+        name: str,
+        tenant: str,
+        prompt: int,
+        answer: int,
+        *adapters: str,
+        priority: int = 0,
+        salt: int = 0,
+        drafts: int = 0,
     ) -> None:
         """A request of so many tokens; equal salts share prefixes."""
         ids = [1 + (salt + 3 * index) % (VOCABULARY - 1) for index in range(prompt)]
@@ -176,6 +187,7 @@ class Simulation:
                 sampling=Sampling(max_tokens=answer, temperature=0.0),
                 adapters=tuple(AdapterUse(digest=digest, folder="") for digest in adapters),
                 priority=priority,
+                draft_tokens=drafts,
             )
         )
 
@@ -213,13 +225,13 @@ class Simulation:
         by_request = {id(row.request): row for row in rows}
         for request in decoding:
             assert id(request) in by_request or not request.is_running, "somebody who decodes was left out of a step"
-        reading = sum(row.count for row in rows if row.count > 1 or not row.samples)
-        count = sum(row.count for row in rows)
+        drafted = sum(len(row.draft) for row in rows)
+        count = sum(row.count for row in rows) - drafted
         kept = sum(id(request) in by_request for request in decoding)
         # Rows are counted before anybody gives way to one that waits, which one may do in a step.
         assert count <= max(self.mixed_tokens if kept else self.step_tokens, kept + 1 + LEAST_PROMPT_TOKENS)
         assert len(self.scheduler.running) <= self.max_running
-        assert reading <= self.step_tokens
+        assert not drafted or count + drafted <= self.scheduler.limits.draft_step_tokens
 
     def _note(self, outputs: list[Output]) -> None:
         for output in outputs:

@@ -106,7 +106,10 @@ def test_no_sequence_of_requests_keeps_another_tenant_waiting_beyond_the_bound(
             for _ in range(copies):
                 asked += 1
                 adapters = [adapter] if adapter else []
-                simulation.ask(f"r{asked}", tenant, prompt, answer, *adapters, priority=priority, salt=asked)
+                drafts = asked % 3 * 3
+                simulation.ask(
+                    f"r{asked}", tenant, prompt, answer, *adapters, priority=priority, salt=asked, drafts=drafts
+                )
         simulation.step()
 
     for action in before:

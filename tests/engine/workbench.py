@@ -30,7 +30,7 @@ from basemodel.snapshot import Snapshot, prepare_snapshot
 from serving.engine.build import engine_for
 from serving.engine.engine import Engine
 from serving.engine.process import LOADING_POLL_MS
-from serving.messages import AdapterUse, EngineSettings, Generate, Output, Sampling
+from serving.messages import AdapterUse, EngineSettings, Generate, Output, Sampling, TokenLogprob
 
 VOCABULARY = 192
 SMALL: dict[str, Any] = {
@@ -133,6 +133,7 @@ class Recorder:
     engine: Engine
     logits: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    logprobs: dict[str, list[TokenLogprob]] = field(default_factory=dict)
     last: dict[str, Output] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -140,8 +141,11 @@ class Recorder:
 
         def recording(rows: Any) -> Any:
             batch, logits = run(rows)
-            for row, values in zip(batch.sampled, logits, strict=True):
-                self.logits.setdefault(row.request.request_id, []).append(values.float().clone())
+            begin = 0
+            for row in batch.sampled:  # of a row with a draft the first: those behind it may be of no text
+                self.logits.setdefault(row.request.request_id, []).append(logits[begin].float().clone())
+                begin += row.sampled_tokens
+            assert begin == len(logits)
             return batch, logits
 
         self.engine.runner.run = recording  # type: ignore[method-assign]
@@ -153,6 +157,7 @@ class Recorder:
     def ask_many(
         self, name: str, prompt: list[int], uses: tuple[AdapterUse, ...], tenant: str = "acme", **sampling: Any
     ) -> None:
+        draft_tokens = sampling.pop("draft_tokens", 0)
         settings = {"max_tokens": 6, "temperature": 0.0, "ignore_eos": True} | sampling
         self.engine.add(
             Generate(
@@ -161,6 +166,7 @@ class Recorder:
                 prompt_token_ids=prompt,
                 sampling=Sampling(**settings),
                 adapters=uses,
+                draft_tokens=draft_tokens,
             )
         )
 
@@ -169,6 +175,7 @@ class Recorder:
         self.engine.check_integrity()
         for output in outputs:
             self.tokens.setdefault(output.request_id, []).extend(output.token_ids)
+            self.logprobs.setdefault(output.request_id, []).extend(output.logprobs or [])
             self.last[output.request_id] = output
         return outputs
 

@@ -41,6 +41,7 @@ from serving.messages import (
     Failed,
     Fault,
     Generate,
+    Keep,
     Output,
     Outputs,
     Preload,
@@ -103,6 +104,7 @@ class ScriptedEngine:
         self.sequences: dict[str, Sequence] = {}
         self.parent = os.getppid()
         self.preloaded: list[str] = []
+        self.kept: list[str] = []
         self.steps = self.prompt_tokens = self.generation_tokens = 0
 
     def run(self) -> None:
@@ -136,11 +138,13 @@ class ScriptedEngine:
             end_token_ids=(END,),
         )
 
-    def take(self, message: Generate | Abort | Preload) -> None:
+    def take(self, message: Generate | Abort | Preload | Keep) -> None:
         if isinstance(message, Abort):
             self.sequences.pop(message.request_id, None)
         elif isinstance(message, Preload):
             self.preloaded.append(message.adapter.digest)
+        elif isinstance(message, Keep):
+            self.kept = [adapter.digest for adapter in message.adapters]
         else:
             found = COMMAND.search(to_text(message.prompt_token_ids))
             command, argument = (found[1], found[2].strip()) if found else (None, "")
@@ -210,7 +214,7 @@ class ScriptedEngine:
     def stats(self) -> Stats:
         running = self.running()
         digests = {use.digest for sequence in self.sequences.values() for use in sequence.request.adapters}
-        digests.update(self.preloaded)
+        digests.update([*self.preloaded, *self.kept])
         return Stats(
             steps=self.steps,
             running=len(running),
