@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import overload
 
 import numpy as np
@@ -137,7 +137,11 @@ class LoraPlan:
     @cached_property
     def runs(self) -> LoraRuns | None:
         """The plan for the CPU kernel, made when the first layer asks for it."""
-        return None if self.segments is None else _runs(self.segments)
+        if self.segments is None:
+            return None
+        if any(segment.choice is not None for segment in self.segments):
+            return _runs(self.segments)
+        return _remembered_runs(tuple(self.segments))  # rows that go on decoding: the same in every step
 
 
 def plan_lora(segments: Sequence[Segment], *, device: torch.device, dtype: torch.dtype) -> LoraPlan:
@@ -217,6 +221,12 @@ def _uses_of(segment: Segment, index: int) -> list[RankRows]:
     pairs = zip(segment.choice.chosen[index].tolist(), segment.choice.weights[index].tolist(), strict=True)
     listed = [(segment.adapters[place], weight) for place, weight in pairs]
     return [RankRows(use.start, use.rank, use.weight * weight) for use, weight in listed]
+
+
+@lru_cache(maxsize=4)
+def _remembered_runs(segments: tuple[Segment, ...]) -> LoraRuns | None:
+    """The runs of segments without choices. Nobody changes their tensors."""
+    return _runs(segments)
 
 
 def _runs(segments: Sequence[Segment]) -> LoraRuns | None:

@@ -6,7 +6,7 @@ It does not: change a number. A weight is code x scale in float, rounded to bflo
 and sums run in float; results differ by the order of sums alone (tests/basemodel/test_packed_linear.py).
 
     strip of 16 output features, block of 64 input features: 16 scales (float), then 16 x 32 bytes of codes;
-    byte j of a row holds the code of feature j in its low half and of feature j + 32 in its high half
+    word j of a row holds the codes of features j, j + 32, j + 16 and j + 48, from its low bits up
 
 Letters: T tokens, K input features, O output features, R rank rows.
 """
@@ -109,6 +109,7 @@ def _packed(layer: Any) -> torch.Tensor:
     raw = layer.weight.data.view(torch.uint8).reshape(-1)
     codes = torch.stack([raw >> 4, raw & 15], dim=1).view(out_features, blocks, BLOCK)  # the first one is high
     pairs = codes[..., :HALF] | (codes[..., HALF:] << 4)
+    pairs = pairs.view(out_features, blocks, 2, STRIP).transpose(2, 3).reshape(out_features, blocks, HALF)
     missing = strips * STRIP - out_features
     pairs, scales = pad(pairs, (0, 0, 0, 0, 0, missing)), pad(scales, (0, 0, 0, missing))
     pairs = pairs.view(strips, STRIP, blocks, HALF).permute(0, 2, 1, 3).reshape(strips, blocks, STRIP * HALF)

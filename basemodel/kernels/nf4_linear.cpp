@@ -42,20 +42,22 @@ void configure_tiles() {
     _tile_loadconfig(&config);
 }
 
-// One strip and one block: 16 x 64 codes to two tiles of [16 outputs, 32 k].
-inline void dequantize_unit(const uint8_t *unit, uint16_t *tiles) {
+// Rows [first, last) of one strip and one block: 64 codes each, to two tiles of [16 outputs, 32 k].
+template <int first, int last> inline void dequantize_rows(const uint8_t *unit, uint16_t *tiles) {
     const __m512 codes = _mm512_load_ps(CODES);
+    const __m512i to_first = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(8), 1);
+    const __m512i to_second = _mm512_add_epi16(to_first, _mm512_set1_epi16(4));
     const float *scales = reinterpret_cast<const float *>(unit);
     const uint8_t *packed = unit + STRIP * 4;
 #pragma GCC unroll 16
-    for (int row = 0; row < STRIP; row++) {
-        const __m256i values = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(codes, _mm512_set1_ps(scales[row])));
+    for (int row = first; row < last; row++) {
+        const __m256i values = narrow(_mm512_mul_ps(codes, _mm512_set1_ps(scales[row])));
         const __m512i table = _mm512_broadcast_i64x4(values); // twice, so that bit 4 of an index does not matter
-        const __m512i bytes =
-            _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(packed + 32 * row)));
-        _mm512_store_si512(tiles + row * 32, _mm512_permutexvar_epi16(bytes, table));
+        const __m512i words =
+            _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(packed + 32 * row)));
+        _mm512_store_si512(tiles + row * 32, _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, to_first), table));
         _mm512_store_si512(tiles + TILE_VALUES + row * 32,
-                           _mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), table));
+                           _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, to_second), table));
     }
 }
 
@@ -64,45 +66,63 @@ inline void prefetch_unit(const uint8_t *unit) {
         _mm_prefetch(reinterpret_cast<const char *>(unit + byte), _MM_HINT_T0);
 }
 
-void dequantize_strip(const uint8_t *strip, int64_t blocks, uint16_t *tiles) {
-    for (int64_t block = 0; block < blocks; block++) {
-        prefetch_unit(strip + (block + PREFETCH_UNITS) * UNIT_BYTES);
-        dequantize_unit(strip + block * UNIT_BYTES, tiles + block * 2 * TILE_VALUES);
+// Ask for what a strip needs of its adapters' B, some of it with each block of its weights.
+inline void prefetch_adapters(const Strip &strip, int64_t block, int64_t blocks) {
+    if (!strip.adapters)
+        return;
+    const Adapters &adapters = *strip.adapters;
+    for (int64_t index = block; index < adapters.group_count; index += blocks) {
+        const Group &group = adapters.groups[index];
+        const uint16_t *b = adapters.b + (strip.index * adapters.rank_rows + group.start) * STRIP;
+        for (int64_t rank = 0; rank < group.rank; rank += 2)
+            _mm_prefetch(reinterpret_cast<const char *>(b + rank * STRIP), _MM_HINT_T0);
     }
 }
 
-// Sums of one strip or two for up to 16 rows, straight from the codes: each block is dequantized while the tile unit is
-// busy with the one before, and two strips' sums do not wait for each other. sums [count][16 outputs][16 rows].
-template <int count>
-void multiply_few(const Strip *strips, const uint16_t *packed, int64_t blocks, float *sums) {
-    alignas(64) uint16_t ring[4][count][2 * TILE_VALUES];
-    _tile_zero(0);
-    if constexpr (count == 2)
-        _tile_zero(1);
-    for (int strip = 0; strip < count; strip++)
-        dequantize_unit(strips[strip].codes, ring[0][strip]);
+void dequantize_strip(const uint8_t *strip, int64_t blocks, uint16_t *tiles) {
     for (int64_t block = 0; block < blocks; block++) {
-        if (block + 1 < blocks)
-            for (int strip = 0; strip < count; strip++) {
-                const uint8_t *next = strips[strip].codes + (block + 1) * UNIT_BYTES;
-                prefetch_unit(next + PREFETCH_UNITS * UNIT_BYTES);
-                dequantize_unit(next, ring[(block + 1) & 3][strip]);
-            }
-        const auto &tiles = ring[block & 3];
+        prefetch_unit(strip + (block + PREFETCH_UNITS) * UNIT_BYTES);
+        dequantize_rows<0, 16>(strip + block * UNIT_BYTES, tiles + block * 2 * TILE_VALUES);
+    }
+}
+
+// Sums of one strip or two for up to 16 rows, straight from the codes: the next block is dequantized, a few rows at a
+// time, between the products of the one before, so that both units have work. sums [count][16 outputs][16 rows].
+template <int count> void multiply_few(const Strip *strips, const uint16_t *packed, int64_t blocks, float *sums) {
+    alignas(64) uint16_t ring[4][2][2 * TILE_VALUES];
+    const uint8_t *first = strips[0].codes, *second = strips[count - 1].codes;
+    _tile_zero(0);
+    _tile_zero(1);
+    dequantize_rows<0, 16>(first, ring[0][0]);
+    if constexpr (count == 2)
+        dequantize_rows<0, 16>(second, ring[0][1]);
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t next = std::min(block + 1, blocks - 1); // the last one once more, for nobody
+        const uint8_t *next_first = first + next * UNIT_BYTES, *next_second = second + next * UNIT_BYTES;
+        uint16_t *tiles[] = {ring[(block + 1) & 3][0], ring[(block + 1) & 3][1]};
+        const auto &now = ring[block & 3];
         const uint16_t *x = packed + block * 2 * TILE_VALUES;
+        prefetch_unit(next_first + PREFETCH_UNITS * UNIT_BYTES);
+        prefetch_adapters(strips[0], block, blocks);
         _tile_loadd(6, x, 64);
-        _tile_loadd(7, x + TILE_VALUES, 64);
-        _tile_loadd(4, tiles[0], 64);
+        _tile_loadd(4, now[0], 64);
         _tile_dpbf16ps(0, 4, 6);
+        dequantize_rows<0, 8>(next_first, tiles[0]);
         if constexpr (count == 2) {
-            _tile_loadd(5, tiles[1], 64);
+            prefetch_unit(next_second + PREFETCH_UNITS * UNIT_BYTES);
+            prefetch_adapters(strips[1], block, blocks);
+            _tile_loadd(5, now[1], 64);
             _tile_dpbf16ps(1, 5, 6);
         }
-        _tile_loadd(4, tiles[0] + TILE_VALUES, 64);
+        dequantize_rows<8, 16>(next_first, tiles[0]);
+        _tile_loadd(7, x + TILE_VALUES, 64);
+        _tile_loadd(4, now[0] + TILE_VALUES, 64);
         _tile_dpbf16ps(0, 4, 7);
         if constexpr (count == 2) {
-            _tile_loadd(5, tiles[1] + TILE_VALUES, 64);
+            dequantize_rows<0, 8>(next_second, tiles[1]);
+            _tile_loadd(5, now[1] + TILE_VALUES, 64);
             _tile_dpbf16ps(1, 5, 7);
+            dequantize_rows<8, 16>(next_second, tiles[1]);
         }
     }
     _tile_stored(0, sums, 64);
@@ -218,11 +238,33 @@ void dot_rows(const uint16_t *x, int64_t in_features, const int64_t *rows, const
         hidden[row * hidden_stride] = _mm512_reduce_add_ps(sums[row]);
 }
 
+// The same for one row and `count` rank rows, which do not wait for each other's sums. Each sum runs as above.
+template <int count>
+void dot_ranks(const uint16_t *x, int64_t in_features, const uint16_t *a, float *hidden) {
+    __m512 sums[count];
+    for (int rank = 0; rank < count; rank++)
+        sums[rank] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < in_features; k += 32) {
+        const __m512bh value = (__m512bh)_mm512_loadu_si512(x + k);
+        for (int rank = 0; rank < count; rank++)
+            sums[rank] =
+                _mm512_dpbf16_ps(sums[rank], value, (__m512bh)_mm512_loadu_si512(a + rank * in_features + k));
+    }
+    for (int rank = 0; rank < count; rank++)
+        hidden[rank] = _mm512_reduce_add_ps(sums[rank]);
+}
+
 // The same for rank rows [first, last) of one group.
 void shrink_group(const uint16_t *x, int64_t in_features, const Adapters &adapters, const Group &group, int64_t first,
                   int64_t last) {
     const int64_t *rows = adapters.members + group.first_member;
-    for (int64_t rank = std::max<int64_t>(first, 0); rank < std::min(last, group.rank); rank++) {
+    int64_t rank = std::max<int64_t>(first, 0);
+    const int64_t end = std::min(last, group.rank);
+    if (group.members == 1)
+        for (; rank + 4 <= end; rank += 4)
+            dot_ranks<4>(x + rows[0] * in_features, in_features, adapters.a + (group.start + rank) * in_features,
+                         adapters.hidden + group.hidden + rank);
+    for (; rank < end; rank++) {
         const uint16_t *a = adapters.a + (group.start + rank) * in_features;
         float *hidden = adapters.hidden + group.hidden + rank;
         int64_t done = 0;
