@@ -26,10 +26,11 @@ Content = Text | Annotated[list[TextPart], Meta(min_length=1, max_length=64)]
 
 
 class CalledFunction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`arguments` are a JSON object, as text."""
+    """`arguments` are a JSON object, as text. The openai package sends what it made of them back, too."""
 
     name: FunctionName
     arguments: Text
+    parsed_arguments: Any = None
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,8 +67,8 @@ class UserMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class AssistantMessage(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="role", tag="assistant"
 ):
-    """A turn of the assistant: text, calls, or both. The fields that can only be null are those that clients send
-    back with an answer.
+    """A turn of the assistant: text, calls, or both. The fields that say nothing here, or can only be null, are those
+    that the openai package sends back with an answer.
     """
 
     content: Content | None = None
@@ -76,6 +77,7 @@ class AssistantMessage(
     audio: None = None
     annotations: None = None
     function_call: None = None
+    parsed: Any = None
 
 
 class ToolMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="role", tag="tool"):

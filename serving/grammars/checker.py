@@ -67,8 +67,10 @@ class GrammarChecker:
 
     async def close(self) -> None:
         """End the processes."""
-        for task in list(self._under_way.values()):
+        under_way = list(self._under_way.values())
+        for task in under_way:
             task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
         for worker in self._all:
             await worker.end()
 
@@ -131,7 +133,7 @@ class _Worker:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)  # `Process.kill` would take its status away from who waits
-            await process.wait()
+            await process.communicate()  # which also closes its pipes
 
     async def _start(self) -> asyncio.subprocess.Process:
         self._process = process = await asyncio.create_subprocess_exec(

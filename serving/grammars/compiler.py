@@ -97,6 +97,8 @@ def problem_of(matcher: llguidance.LLMatcher) -> str:
 
 
 def _short(error: object) -> str:
-    """The first line of a message, bounded."""
-    line = str(error).strip().partition("\n")[0].rstrip(".:")
-    return line[:LONGEST_REASON_CHARACTERS]
+    """The first line of a message, and the one that says what is wrong where it has one, bounded."""
+    first, *others = str(error).strip().split("\n")
+    said = next((line.removeprefix("error: ") for line in others if line.startswith("error: ")), "")
+    line = first[:LONGEST_REASON_CHARACTERS].rstrip(".:")
+    return f"{line}: {said[:LONGEST_REASON_CHARACTERS].rstrip('.')}" if said else line

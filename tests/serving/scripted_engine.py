@@ -13,7 +13,8 @@ A command is a word that begins with "!" anywhere in the prompt, up to the end o
     !fail CODE       answers with this fault
     !garble          sends bytes that are no message
 
-Run: python scripted_engine.py BASE_FOLDER [--die-before-ready | --cannot-start MESSAGE] --settings JSON
+Run: python scripted_engine.py BASE_FOLDER [--die-before-ready | --cannot-start MESSAGE] [--context-tokens N]
+     --settings JSON
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def main() -> int:
     parser.add_argument("base_folder", type=Path)
     parser.add_argument("--die-before-ready", action="store_true")
     parser.add_argument("--cannot-start")
+    parser.add_argument("--context-tokens", type=int, default=CONTEXT_TOKENS)
     parser.add_argument("--settings", required=True)
     arguments = parser.parse_args()
     settings = msgspec.json.decode(arguments.settings, type=EngineSettings)
@@ -89,7 +91,7 @@ def main() -> int:
         if arguments.cannot_start:
             socket.send(encode(Failed(message=arguments.cannot_start)))
             return 1
-        ScriptedEngine(socket, settings, arguments.base_folder).run()
+        ScriptedEngine(socket, settings, arguments.base_folder, arguments.context_tokens).run()
         return 0
     finally:
         socket.close()
@@ -97,10 +99,11 @@ def main() -> int:
 
 
 class ScriptedEngine:
-    def __init__(self, socket: zmq.Socket, settings: EngineSettings, base_folder: Path) -> None:
+    def __init__(self, socket: zmq.Socket, settings: EngineSettings, base_folder: Path, context_tokens: int) -> None:
         self.socket = socket
         self.settings = settings
         self.base_folder = base_folder
+        self.context_tokens = context_tokens
         self.sequences: dict[str, Sequence] = {}
         self.parent = os.getppid()
         self.preloaded: list[str] = []
@@ -129,7 +132,7 @@ class ScriptedEngine:
             base=json.loads((self.base_folder / "base.json").read_text()),
             base_folder=str(self.base_folder),
             device="script",
-            context_tokens=CONTEXT_TOKENS,
+            context_tokens=self.context_tokens,
             kv_blocks=64,
             kv_block_tokens=16,
             adapter_slots=self.settings.adapter_slots,
