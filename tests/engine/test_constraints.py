@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import torch
 
 from basemodel.load import load_base
 from serving.engine.constraint import Allowed, Constraint
-from serving.engine.grammar_threads import GrammarThreads
 from serving.grammars.compiler import GrammarCompiler
 from serving.grammars.source import GrammarSource, from_choices, from_grammar, from_regex, from_schema
 from serving.messages import Generate, Sampling
@@ -299,31 +296,6 @@ def test_a_grammar_that_grows_too_complex_ends_its_own_request(bench: Bench) -> 
     assert fault.code == "invalid_request"
     assert "too much work" in fault.message
     assert run.reason("free") == "length"
-
-
-def test_the_loop_keeps_the_interpreter_while_a_hostile_grammar_is_worked_on(bench: Bench) -> None:
-    """Taking a token alone would hold it for as long as the grammar wants: through the executor it does not."""
-    compiler = bench.engine().compiler
-    source = from_grammar('start: a+\na: b | c | "x"\nb: a a | "x"\nc: a a a | "x"')
-    matcher = compiler.compile(compiler.translate(source))
-    threads = GrammarThreads()
-    token = bench.engine().tokenizer.encode("x")[0]
-    takes: list[tuple[float, float]] = []  # seconds, and the part of them in which this thread did not run
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    for _ in range(90):
-        begin = last = time.perf_counter()
-        longest_gap_seconds = 0.0
-        taking = threads.submit(partial(threads.take_token, matcher, token, compiler.idle_matcher()))
-        while not taking.done():
-            now = time.perf_counter()
-            longest_gap_seconds, last = max(longest_gap_seconds, now - last), now
-        seconds = time.perf_counter() - begin
-        takes.append((seconds, longest_gap_seconds / seconds))
-    sys.setswitchinterval(usual)
-    threads.close()
-    assert matcher.is_accepting()
-    assert min(share for _, share in sorted(takes)[-10:]) < 0.5
 
 
 def test_a_tenants_threads_end_with_its_last_request(bench: Bench) -> None:
