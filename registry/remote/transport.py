@@ -21,6 +21,7 @@ from registry.error_documents import error_from
 from registry.errors import InvalidValueError, PermissionDeniedError, RegistryError, UnreachableError
 from registry.loopback import is_loopback_host
 from registry.principal import Principal
+from registry.remote.download import Body, needs_proxy, opened
 
 T = TypeVar("T")
 
@@ -98,14 +99,21 @@ class Transport:
         return self.decode(response, kind)
 
     @contextmanager
-    def stream(self, path: str, *, principal: Principal, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+    def stream(self, path: str, *, principal: Principal, headers: Mapping[str, str]) -> Iterator[httpx.Response | Body]:
         """Read bytes as they arrive; once. Raises errors of the registry, and httpx.TransportError."""
         sent = self.headers(principal) | dict(headers)
-        with self._open().stream("GET", ROOT + path, headers=sent) as response:
-            if response.status_code >= 400:
-                response.read()
-                raise self._error(response)
-            yield response
+        if not is_loopback_host(urlsplit(self.url).hostname or "") and needs_proxy(self.url):
+            with self._open().stream("GET", ROOT + path, headers=sent) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise self._error(response)
+                yield response
+            return
+        seconds = {"connect_seconds": CONNECT_SECONDS, "answer_seconds": ANSWER_SECONDS}
+        with opened(self.url + ROOT + path, sent, **seconds) as plain:
+            if plain.status >= 300:
+                raise self._error(httpx.Response(plain.status, content=plain.read(ERROR_BYTES)))
+            yield Body(plain)
 
     def decode(self, response: httpx.Response, kind: type[T]) -> T:
         """The value of an answer. Raises errors of the registry."""

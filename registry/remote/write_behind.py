@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -43,7 +42,6 @@ class WriteBehind:
 
     def write(self, piece: bytes) -> None:
         """Append bytes. Raises the OSError of bytes before them."""
-        self._digest.update(piece)
         self._batch.append(piece)
         self._batch_bytes += len(piece)
         self.size += len(piece)
@@ -58,15 +56,16 @@ class WriteBehind:
         return Blob(self._digest.hexdigest(), self.size)
 
     def _pass_on(self) -> None:
-        self._wait()
-        self._writing = self._thread.submit(self._write, self._batch)
+        joined = b"".join(self._batch)  # few large calls: threads that wait for one another cost more than a copy
         self._batch, self._batch_bytes = [], 0
+        self._digest.update(joined)
+        self._wait()
+        self._writing = self._thread.submit(self._write, joined)
 
     def _wait(self) -> None:
         if self._writing is not None:
             self._writing.result()
 
-    def _write(self, batch: Sequence[bytes]) -> None:
-        for piece in batch:
-            write_all(self._target, piece)
-            self._writeback.wrote(len(piece))
+    def _write(self, joined: bytes) -> None:
+        write_all(self._target, joined)
+        self._writeback.wrote(len(joined))

@@ -12,6 +12,7 @@ from registry.client import RemoteRegistry
 from registry.errors import IntegrityError, InvalidValueError, PermissionDeniedError, UnreachableError
 from registry.principal import OPERATOR, Principal, Role
 from registry.registry import Registry
+from registry.remote.download import needs_proxy
 from registry.remote.transport import TRIES, part
 from tests.registry.http.cutting_proxy import CuttingProxy, cutting_proxy
 from tests.registry.http.server import serving
@@ -58,13 +59,27 @@ def test_a_change_is_never_sent_twice(
     assert len(reg_sqlite.alias_history(NAME, "prod", OPERATOR)) == 1, "it had arrived, and once"
 
 
+def test_downloads_stay_with_the_proxy_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert not needs_proxy("http://registry.example:8080")
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "intern.example")
+    assert needs_proxy("http://registry.example:8080")
+    assert not needs_proxy("https://registry.example")
+    assert not needs_proxy("http://a.intern.example")
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    assert needs_proxy("https://registry.example")
+
+
 def test_a_broken_download_goes_on_where_it_broke(proxy: CuttingProxy, tmp_path: Path, reg_sqlite: Registry) -> None:
     seen: list[tuple[str, int, int]] = []
     version = reg_sqlite.resolve(NAME, principal=OPERATOR)
     with RemoteRegistry(proxy.url, progress=lambda *progress: seen.append(progress)) as reg:
-        proxy.faults = [5000, 3000]
+        proxy.faults = [None, 5000, 3000]  # of the second file
         folder = reg.pull(version, tmp_path / "copy")
-    assert proxy.connections == 3
+    assert proxy.connections == len(version.files) + 2
     for file in version.files:
         assert (folder / file.path).stat().st_size == file.size
         passed = [bytes_passed for name, bytes_passed, _ in seen if name == file.path]
