@@ -157,9 +157,14 @@ def token_scores(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -
 
     Computed in float64 and rounded once, so that the server's table holds what the trainer saw, whatever computed it.
     """
-    x = rows.detach().to(weight.device).double()
-    x = x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + NORM_EPS)
+    x = normalized(rows).to(weight.device)
     return (x @ weight.double().T + bias.double()).float()
+
+
+def normalized(rows: torch.Tensor) -> torch.Tensor:
+    """What a gate reads, in float64: embedding rows [T, H], each divided by its root mean square."""
+    x = rows.detach().double()
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + NORM_EPS)
 
 
 def read_mixture(folder: Path) -> Mixture:

@@ -1,6 +1,6 @@
 """How well one mixture answers for its experts: each kind of question, without being told which kind it is.
 
-    python -m benchmarks.mixture_quality --experts FOLDER FOLDER FOLDER [--steps 60] [--json FILE] [--quick]
+    python -m benchmarks.mixture_quality --experts FOLDER FOLDER FOLDER [--steps 40] [--json FILE] [--quick]
 
 The demo's three tasks (questions to SQL, log lines to JSON, schedules to cron) and an adapter folder for each, in that
 order, as `loraplex demo` trains them. For each way to choose experts a gate is trained over the frozen adapters on rows
@@ -21,8 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from basemodel.mixture_gate import read_mixture
 from loraplex.demo.tasks import TASKS, DemoTask, write_jsonl
@@ -59,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experts", nargs=len(TASKS), type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--home", type=Path, default=Path("~/.loraplex/benchmarks").expanduser())
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--train-rows", type=int, default=600, help="of each task")
     parser.add_argument("--rows", type=int, default=200, help="held-out rows of each task")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
@@ -112,10 +110,7 @@ def measure_way(way: str, values: dict[str, Any], home: Path, place: Path, rows:
     seconds = time.perf_counter() - began
     run = prepared(values, home)
     assert run.switch is not None
-    mixture = read_mixture(result.adapter_folder)
-    with torch.no_grad():
-        run.switch.gate.weight.copy_(mixture.weight)
-        run.switch.gate.bias.copy_(mixture.bias)
+    run.switch.gate.take(read_mixture(result.adapter_folder))
     found = {task.name: right_answers(run, held_out(run, task, place, rows)) for task in TASKS}
     return Measured(way, found, round(seconds, 1), tuple(expert.share for expert in result.experts))
 

@@ -61,24 +61,27 @@ class RunPlan:
     accumulation: int
     seed: int
     steps: int
+    by_length: bool = True
 
     @staticmethod
-    def of(examples: Sequence[Example], section: OptimizationSection) -> RunPlan:
-        """The plan of a job over its training examples."""
+    def of(examples: Sequence[Example], section: OptimizationSection, *, by_length: bool = True) -> RunPlan:
+        """The plan of a job over its training examples; `by_length` puts rows of similar lengths together."""
         lengths = tuple(len(example.token_ids) for example in examples)
         limit, accumulation, seed = BatchLimit.of(section), section.gradient_accumulation, section.seed
         if section.max_steps is not None:
-            return RunPlan(lengths, limit, accumulation, seed, section.max_steps)
+            return RunPlan(lengths, limit, accumulation, seed, section.max_steps, by_length)
         batches = [
-            len(plan_epoch(lengths, limit, seed=seed, epoch=epoch)) for epoch in range(section.epochs or DEFAULT_EPOCHS)
+            len(plan_epoch(lengths, limit, seed=seed, epoch=epoch, by_length=by_length))
+            for epoch in range(section.epochs or DEFAULT_EPOCHS)
         ]
-        return RunPlan(lengths, limit, accumulation, seed, sum(-(-count // accumulation) for count in batches))
+        steps = sum(-(-count // accumulation) for count in batches)
+        return RunPlan(lengths, limit, accumulation, seed, steps, by_length)
 
     def iterate(self, *, done: int) -> Iterator[PlannedStep]:
         """The steps after the first `done`, to the end of the run."""
         number, epoch = 0, 0
         while number < self.steps:
-            batches = plan_epoch(self.lengths, self.limit, seed=self.seed, epoch=epoch)
+            batches = plan_epoch(self.lengths, self.limit, seed=self.seed, epoch=epoch, by_length=self.by_length)
             for start in range(0, len(batches), self.accumulation):
                 if number >= self.steps:
                     return
@@ -88,10 +91,14 @@ class RunPlan:
             epoch += 1
 
 
-def plan_epoch(lengths: Sequence[int], limit: BatchLimit, *, seed: int, epoch: int) -> list[tuple[int, ...]]:
-    """Every row once, in batches of similar lengths, in an order that `seed` and `epoch` decide."""
+def plan_epoch(
+    lengths: Sequence[int], limit: BatchLimit, *, seed: int, epoch: int, by_length: bool = True
+) -> list[tuple[int, ...]]:
+    """Every row once, in batches of similar lengths if wished, in an order that `seed` and `epoch` decide."""
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
+    if not by_length:
+        return _packed(order.tolist(), lengths, limit)
     grouped: list[int] = []
     for start in range(0, len(order), GROUPED_ROWS):
         rising = (start // GROUPED_ROWS) % 2 == 0  # up, then down: neighbours across a group's border stay similar

@@ -31,15 +31,20 @@ START_SPREAD = 0.5  # standard deviation of a token's scores before the first st
 class Gate(nn.Module):
     """weight [E, H] and bias [E], float32, and the weights of the forward that runs. Only forwards change the latter.
 
-    `embedding` [V, H] is the base's, read and never changed.
+    `embedding` [V, H] is the base's, read and never changed; `center` [H] is the mean input of the training's tokens
+    (None: zero). What is learned is about the difference to it: most of an input is common to all texts, and a step
+    along that would move every domain at once. The bias that is served has the center in it.
     """
 
-    def __init__(self, experts: int, embedding: Tensor, section: MixtureSection) -> None:
+    def __init__(
+        self, experts: int, embedding: Tensor, section: MixtureSection, *, center: Tensor | None = None
+    ) -> None:
         super().__init__()
         hidden = embedding.shape[1]
         self.weight = nn.Parameter(torch.randn(experts, hidden) * START_SPREAD / hidden**0.5)
         self.bias = nn.Parameter(torch.zeros(experts))
         self._alone: int | None = None
+        self._center = [embedding.new_zeros(hidden, dtype=torch.float32) if center is None else center]
         self._embedding = [embedding]  # in a list, so that torch does not look for parameters in it
         self._section = section
         self._weights: Tensor | None = None
@@ -82,8 +87,15 @@ class Gate(nn.Module):
             context=self._section.gate_context,
             decay=self._section.gate_decay,
             weight=self.weight.detach().cpu().clone(),
-            bias=self.bias.detach().cpu().clone(),
+            bias=self._served_bias().detach().cpu(),
         )
+
+    def take(self, mixture: Mixture) -> None:
+        """Become the gate of a mixture that was exported from one over the same experts."""
+        self._table = None
+        with torch.no_grad():
+            self.weight.copy_(mixture.weight)
+            self.bias.copy_(mixture.bias.to(self.bias.device) + self.weight @ self._center[0])
 
     def balance(self, row_tokens: tuple[int, ...]) -> Tensor:
         """The term that spreads tokens, for the forward just done: 1 where they are spread evenly, at most E.
@@ -118,7 +130,7 @@ class Gate(nn.Module):
     def _learned(self, token_ids: Tensor) -> Tensor:
         """Weights [B*T, E] with their gradient, of rows that begin at their first token."""
         unique, where = torch.unique(token_ids, return_inverse=True)
-        scores = token_scores(self._embedding[0][unique], self.weight, self.bias)[where]
+        scores = token_scores(self._embedding[0][unique], self.weight, self._served_bias())[where]
         if self._section.gate_context == "running_mean":
             scores = running_mean(scores.double(), self._section.gate_decay)
         shares = torch.softmax(scores.double(), dim=-1)
@@ -128,6 +140,9 @@ class Gate(nn.Module):
         chosen = chosen / chosen.sum(dim=-1, keepdim=True)
         self._shares, self._kept = shares, kept
         return (shares + (chosen - shares).detach()).flatten(0, 1).float()
+
+    def _served_bias(self) -> Tensor:
+        return (self.bias.double() - self.weight.double() @ self._center[0].double()).float()
 
     def _served(self, token_ids: Tensor, mask: Any, cache: Any) -> Tensor:
         """Weights [B*T, E] as the server gives them; rows go on where `cache` says that they had begun."""

@@ -133,7 +133,7 @@ class MixtureSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = None
     gate_learning_rate: Annotated[
         Annotated[float, Meta(gt=0, le=1)], Meta(description="Highest learning rate of the gate.")
-    ] = 0.02
+    ] = 0.05
     balance: Annotated[
         Annotated[float, Meta(ge=0, le=100)],
         Meta(description="Weight of the term that spreads tokens over the experts."),

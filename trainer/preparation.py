@@ -89,12 +89,13 @@ def prepare_run(job: Job, data: JobData, *, cache_dir: Path, origins: Sequence[O
         encoded = encode_rows(data.validation_file, rows, base.tokenizer, job.data, limit_tokens=limit_tokens)
         validation = encoded.examples
         notices += [notice for notice in encoded.notices if notice not in notices]
-    plan = RunPlan.of(train.examples, job.optimization)
+    # Rows of one domain have similar lengths: batches by length would teach a gate one domain after the other.
+    plan = RunPlan.of(train.examples, job.optimization, by_length=job.adapter.method != "switch")
     batch_tokens = max(plan.limit.tokens or 0, max(plan.lengths) * (plan.limit.rows or 1))
     checkpointing = wants_checkpointing(job, base, target_modules(base, job.adapter), batch_tokens=batch_tokens)
     switch: Switch | None = None
     if job.adapter.method == "switch":
-        model, switch = attach_mixture(base, origins, job, checkpointing=checkpointing)
+        model, switch = attach_mixture(base, origins, job, train.examples, checkpointing=checkpointing)
     else:
         parent = origins[0] if origins else None
         model = attach_adapter(base, job.adapter, checkpointing=checkpointing, parent=parent)

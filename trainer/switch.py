@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from basemodel.load import Base
+from basemodel.mixture_gate import normalized
 from trainer.attention import use_float32_gradient
+from trainer.encoding import Example
 from trainer.forward import base_of
 from trainer.gate import Gate
 from trainer.job import Job
@@ -37,8 +40,13 @@ class Switch:
         return f"expert{place}"
 
 
-def attach_mixture(base: Base, experts: Sequence[Origin], job: Job, *, checkpointing: bool) -> tuple[PeftModel, Switch]:
-    """Wrap `base.model` with all experts and a new gate, which begins from torch's random state. Raises MethodError."""
+def attach_mixture(
+    base: Base, experts: Sequence[Origin], job: Job, rows: Sequence[Example], *, checkpointing: bool
+) -> tuple[PeftModel, Switch]:
+    """Wrap `base.model` with all experts and a new gate, which begins from torch's random state.
+
+    `rows` are those of the training: their mean is the gate's center. Raises MethodError.
+    """
     names = tuple(Switch.name_of(place) for place in range(len(experts)))
     trained = tuple(expert.folder is None or job.mixture.train_experts for expert in experts)
     configs = {
@@ -53,7 +61,8 @@ def attach_mixture(base: Base, experts: Sequence[Origin], job: Job, *, checkpoin
         _let_train(model, name, trains=trains)
     embedding = base.model.get_input_embeddings().weight
     assert isinstance(embedding, torch.Tensor)
-    gate = Gate(len(experts), embedding, job.mixture).to(embedding.device)
+    center = _mean_input(embedding, rows)
+    gate = Gate(len(experts), embedding, job.mixture, center=center).to(embedding.device)
     model.add_module("gate", gate)
     gate.watch(base_of(model).base_model)
     use_mixture_product(model, names, gate)
@@ -61,6 +70,15 @@ def attach_mixture(base: Base, experts: Sequence[Origin], job: Job, *, checkpoin
     if checkpointing:
         enable_checkpointing(base.model)
     return model, Switch(gate, tuple(experts), trained)
+
+
+def _mean_input(embedding: torch.Tensor, rows: Sequence[Example]) -> torch.Tensor:
+    """The mean [H] of what a gate reads, over all tokens of the rows."""
+    counts = np.bincount(np.concatenate([row.token_ids for row in rows]), minlength=len(embedding))
+    ids = torch.from_numpy(np.flatnonzero(counts)).to(embedding.device)
+    shares = torch.from_numpy(counts[counts > 0] / counts.sum()).to(embedding.device)
+    inputs = normalized(embedding[ids])
+    return (shares[:, None] * inputs).sum(dim=0).float()
 
 
 def _let_train(model: PeftModel, adapter: str, *, trains: bool) -> None:

@@ -43,6 +43,15 @@ def test_rows_of_similar_length_are_together_and_the_order_is_shuffled() -> None
     assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3, "long and short batches must take turns"
 
 
+def test_rows_of_any_length_are_together_where_that_is_wished() -> None:
+    limit = BatchLimit(512, None)
+    plan = plan_epoch(LENGTHS, limit, seed=1, epoch=0, by_length=False)
+    assert sorted(itertools.chain(*plan)) == list(range(len(LENGTHS)))
+    assert all(len(batch) == 1 or limit.allows(len(batch), max(LENGTHS[row] for row in batch)) for batch in plan)
+    spreads = [np.ptp([LENGTHS[index] for index in batch]) for batch in plan]
+    assert np.median(spreads) > 40
+
+
 def test_a_plan_depends_on_seed_and_epoch_alone() -> None:
     limit = BatchLimit(256, None)
     plans = [plan_epoch(LENGTHS, limit, seed=seed, epoch=epoch) for seed, epoch in ((1, 0), (1, 0), (2, 0), (1, 1))]

@@ -17,6 +17,8 @@ from basemodel.mixture_gate import RouterState, ScoreTable, read_mixture
 from registry.manifest import parse_manifest
 from registry.opening import open_registry
 from registry.principal import Principal
+from serving.messages import AdapterUse
+from tests.engine.workbench import make_engine
 from tests.trainer.workshop import VOCABULARY, Bench, animal_rows, write_rows
 from trainer import job_sections
 from trainer.batches import collate
@@ -232,6 +234,43 @@ def test_the_gate_learns_whom_to_ask_and_experts_stay_as_they_are(bench: Bench, 
     assert set(document["metrics"]["adapter"]) == {"validation_loss", "perplexity", "exact_match"}
     assert "a gate chooses 1 of 2" in (result.adapter_folder / "README.md").read_text()
     assert not (result.run_folder / "experts").exists()
+
+
+@pytest.mark.parametrize("gate", [{"gate_context": "token"}, {"gate_decay": 0.9}])
+def test_the_engine_serves_what_was_trained(bench: Bench, specialists: tuple[Path, Path], gate: dict[str, Any]) -> None:
+    """From the exported folder, probes and all: the same greedy answers as in the trainer."""
+    values = mixture_values(bench, specialists, mixture={**gate, "top_k": 2})
+    result = trained_with(bench, values)
+    run = prepared(bench, values)
+    assert run.switch is not None
+    run.switch.gate.take(read_mixture(result.adapter_folder))
+    run.model.eval()
+    rows = [row.token_ids[: row.answer_start].tolist() for row in run.validation[:3]]
+    base = load_base(str(bench.base), mode="fp32", cache_dir=bench.home / "bases")
+    recorder = make_engine(base)
+    experts = tuple(AdapterUse(digest=each.digest, folder=str(each.folder)) for each in result.experts)
+    use = AdapterUse(digest="sha256:mixture", folder=str(result.adapter_folder), experts=experts)
+    for number, prompt in enumerate(rows):
+        recorder.ask_many(str(number), prompt, (use,), max_tokens=6)
+    recorder.run()
+    for number, prompt in enumerate(rows):
+        with torch.no_grad():
+            answer = run.model.generate(
+                input_ids=torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None
+            )
+        assert recorder.last[str(number)].finish_reason == "length", recorder.last[str(number)]
+        assert recorder.tokens[str(number)] == answer[0, len(prompt) :].tolist()
+
+
+def test_a_center_changes_what_is_learned_and_not_what_is_served() -> None:
+    torch.manual_seed(0)
+    embedding, center = torch.randn(50, 16), torch.randn(16)
+    section = MixtureSection(experts=("./a", "./b"))
+    plain, centered = Gate(2, embedding, section), Gate(2, embedding, section, center=center)
+    centered.take(plain.mixture("", ("a", "b")))
+    served = [gate.mixture("", ("a", "b")) for gate in (plain, centered)]
+    torch.testing.assert_close(served[0].bias, served[1].bias, rtol=0, atol=1e-5)
+    assert not torch.equal(plain.bias, centered.bias)
 
 
 def test_only_what_shall_train_changes(bench: Bench, specialists: tuple[Path, Path]) -> None:
