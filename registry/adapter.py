@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from registry.base import BaseRecord
 from registry.errors import BaseMismatchError, RejectedAdapterError
 from registry.lora_tensors import LoraPair, check_shapes, check_targets, pair_tensors
 from registry.manifest import MANIFEST_FILE, Manifest, check_probes, parse_manifest
+from registry.mixture_config import GATE_BYTES_LIMIT, GATE_FILE, MIXTURE_FILE
 from registry.reasons import RejectReason
 from registry.tensor_file import Tensor, check_finite, read_tensors
 
@@ -102,11 +103,27 @@ def list_files(folder: Path) -> tuple[str, ...]:
     for entry in entries:
         _check_entry(entry.name, _status_of(entry))
     names = tuple(entry.name for entry in entries)
-    for required in (CONFIG_FILE, WEIGHTS_FILE):
+    for required in required_files(names):
         if required not in names:
             detail = "it is not in the folder"
             raise RejectedAdapterError(RejectReason.MISSING_FILE, detail, file=required)
     return names
+
+
+def required_files(names: Collection[str]) -> tuple[str, str]:
+    """What a folder with these files must hold: the files of an adapter, or those of a mixture, which never mix.
+
+    Raises RejectedAdapterError.
+    """
+    adapter, mixture = (CONFIG_FILE, WEIGHTS_FILE), (MIXTURE_FILE, GATE_FILE)
+    found = [name for name in mixture if name in names]
+    if not found:
+        return adapter
+    for name in adapter:
+        if name in names:
+            detail = f"it belongs to an adapter, and {found[0]} to a mixture: a version is one of the two"
+            raise RejectedAdapterError(RejectReason.FILE_NOT_ALLOWED, detail, file=name)
+    return mixture
 
 
 def _status_of(entry: Path) -> os.stat_result:
@@ -132,8 +149,10 @@ def _check_entry(name: str, status: os.stat_result) -> None:
 
 def limit_bytes_of(name: str) -> int | None:
     """The limit of a file of this name; None where the name is not allowed in an adapter."""
-    if name in (CONFIG_FILE, MANIFEST_FILE):
+    if name in (CONFIG_FILE, MANIFEST_FILE, MIXTURE_FILE):
         return JSON_BYTES_LIMIT
+    if name == GATE_FILE:
+        return GATE_BYTES_LIMIT
     if name == WEIGHTS_FILE:
         return WEIGHTS_BYTES_LIMIT
     is_plain_name = len(name) <= NAME_CHARACTERS_LIMIT and name.isascii() and name.isprintable()

@@ -7,7 +7,7 @@ version whose base is not verified, if the tenant's policy lets it in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +18,26 @@ from registry.blobs.staging_area import explained
 from registry.errors import BaseMismatchError, NotFoundError, RejectedAdapterError
 from registry.file_entry import FileEntry, digest_of_files
 from registry.lora_tensors import check_shapes, check_targets
+from registry.mixture import MixtureFolder
+from registry.mixture_config import MIXTURE_FILE
 from registry.reasons import RejectReason
 from registry.tenant_policy import TenantPolicy
-from registry.verdict import BaseMatch, ServingVerdict, serving_verdict
-from registry.version import VersionDraft
+from registry.verdict import BaseMatch, ServingVerdict, mixture_verdict, serving_verdict
+from registry.version import Version, VersionDraft
 
 BASES_SHOWN = 8
 FINGERPRINT_DIGITS_SHOWN = 12
 
 
+FindExperts = Callable[[Sequence[str]], Mapping[str, Version]]
+"""The versions with these digests that a mixture of the publisher may use."""
+
+
 @dataclass(frozen=True)
 class Admission:
-    """An adapter that may become a version."""
+    """An adapter or a mixture that may become a version."""
 
-    adapter: AdapterFolder
+    adapter: AdapterFolder | MixtureFolder
     base: BaseRecord
     verdict: Verdict
     serving: ServingVerdict
@@ -53,14 +59,19 @@ class Admission:
             parent_digest=None if manifest is None else manifest.parent,
             data_digest=None if data is None else data.digest,
             serving=self.serving,
+            experts=self.adapter.config.experts if isinstance(self.adapter, MixtureFolder) else (),
         )
 
 
-def admit(folder: Path, bases: Bases, *, named_base: str | None, policy: TenantPolicy) -> Admission:
+def admit(
+    folder: Path, bases: Bases, *, named_base: str | None, policy: TenantPolicy, find_experts: FindExperts
+) -> Admission:
     """Judge the folder for its base. `named_base` is a fingerprint or the beginning of one.
 
     Raises RejectedAdapterError, BaseMismatchError, StorageError, and what `Bases.find` raises.
     """
+    if (folder / MIXTURE_FILE).exists():
+        return _admit_mixture(folder, bases, named_base, policy, find_experts)
     with explained(folder, verb="read"):
         adapter = AdapterFolder.open(folder)
         base, match = _find_base(adapter, bases, named_base, policy)
@@ -75,6 +86,27 @@ def admit(folder: Path, bases: Bases, *, named_base: str | None, policy: TenantP
         base_match=match,
     )
     return Admission(adapter, base, verdict, serving)
+
+
+def _admit_mixture(
+    folder: Path, bases: Bases, named_base: str | None, policy: TenantPolicy, find_experts: FindExperts
+) -> Admission:
+    """Its document records its base; whether that is verified follows from its experts."""
+    with explained(folder, verb="read"):
+        mixture = MixtureFolder.open(folder)
+        base = _recorded(mixture.config.base_fingerprint, bases, named_base)
+        verdict = mixture.judge(base, find_experts(mixture.config.experts))
+    if policy.unverified_base == "refuse" and not verdict.base_verified:
+        detail = "one of its experts does not record which base it was trained on"
+        raise RejectedAdapterError(RejectReason.BASE_UNVERIFIED, detail)
+    serving = mixture_verdict(
+        experts=len(mixture.config.experts),
+        top_k=mixture.config.top_k,
+        rank=verdict.rank,
+        base_name=base.name,
+        is_verified=verdict.base_verified,
+    )
+    return Admission(mixture, base, verdict, serving)
 
 
 def _find_base(

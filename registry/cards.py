@@ -30,12 +30,13 @@ def render_card(
     parts = [
         _front_matter(version, base),
         f"# {_code(version.adapter)}",
-        f"Version {version.number}, a LoRA adapter of rank {version.rank} for {_code(base.name)}. "
+        f"Version {version.number}, {_kind(version)} for {_code(base.name)}. "
         "Loraplex made this card from what it knows of the version.",
         _facts(version, base, aliases),
         _metrics(version),
         _evaluations(attestations),
         _servers(version),
+        _experts(version),
         _lineage(version),
         _use(version, base),
         _files(version),
@@ -48,8 +49,9 @@ def card_metadata(version: Version, base: BaseRecord) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     if _HUB_ID.fullmatch(base.name):
         metadata["base_model"] = _plain(base.name)
-    metadata |= {"library_name": "peft", "pipeline_tag": "text-generation"}
-    metadata["tags"] = ["lora", "loraplex", *([] if version.base_verified else ["base-unverified"])]
+    metadata |= {"library_name": "loraplex" if version.experts else "peft", "pipeline_tag": "text-generation"}
+    kind = ["lora-switch", "mixture"] if version.experts else ["lora"]
+    metadata["tags"] = [*kind, "loraplex", *([] if version.base_verified else ["base-unverified"])]
     if names := sorted(_side(version, "adapter"))[:ROWS_LIMIT]:
         metadata["metrics"] = [_plain(name) for name in names]
     return metadata
@@ -112,6 +114,19 @@ def _servers(version: Version) -> str:
     return "## Served by\n\n" + _table(("server", "answer"), list(version.serving.sentences().items()))
 
 
+def _kind(version: Version) -> str:
+    if version.experts:
+        return f"a LoRA-Switch mixture of {len(version.experts)} adapters, chosen for each token,"
+    return f"a LoRA adapter of rank {version.rank}"
+
+
+def _experts(version: Version) -> str:
+    if not version.experts:
+        return ""
+    rows = [(str(place), digest) for place, digest in enumerate(version.experts)]
+    return "## Experts\n\nIn the order of the gate.\n\n" + _table(("place", "digest"), rows)
+
+
 def _lineage(version: Version) -> str:
     training = (version.manifest or {}).get("training") or {}
     versions = training.get("versions")
@@ -138,7 +153,8 @@ def _use(version: Version, base: BaseRecord) -> str:
     lines = [
         f"    loraplex serve --base BASE    # a server of {_plain(base.name)}",
         f'    curl http://127.0.0.1:8000/v1/completions -d \'{{"model": "{model}", "prompt": "..."}}\'',
-        f"    loraplex pull {model} ./adapter    # a folder that peft loads",
+        f"    loraplex pull {model} ./adapter    # "
+        + ("the gate; pull its experts by their digests" if version.experts else "a folder that peft loads"),
     ]
     return "## Use\n\n" + "\n".join(lines)
 

@@ -6,7 +6,7 @@ Who may act is decided by the verbs above (`publish.py`, `resolve.py`); what a c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import select
@@ -17,8 +17,8 @@ from registry.database import Database
 from registry.errors import ConflictError
 from registry.events import EventKind
 from registry.failpoints import reach
-from registry.lookup import find_adapter, find_version, to_versions
-from registry.models import AdapterRow, TenantRow, VersionFileRow, VersionRow
+from registry.lookup import find_adapter, find_version, is_readable, to_versions
+from registry.models import AdapterRow, TenantRow, VersionExpertRow, VersionFileRow, VersionRow
 from registry.names import AdapterName, AdapterRef
 from registry.principal import Principal, Role
 from registry.trees import DEFAULT_BRANCH, insert_commit, tree_file
@@ -70,6 +70,19 @@ class Catalog:
             adapter = find_adapter(session, name, principal)
             query = select(VersionRow).where(VersionRow.adapter_id == adapter.id).order_by(VersionRow.number.desc())
             return to_versions(session, [(row, adapter, name.tenant) for row in session.scalars(query)])
+
+    def experts(self, tenant: str, digests: Sequence[str], principal: Principal) -> dict[str, Version]:
+        """The versions of this tenant with these digests that the caller may read: what a mixture may use."""
+        with self._database.reading() as session:
+            query = (
+                select(VersionRow, AdapterRow)
+                .join(AdapterRow, AdapterRow.id == VersionRow.adapter_id)
+                .join(TenantRow, TenantRow.id == AdapterRow.tenant_id)
+                .where(TenantRow.name == tenant, VersionRow.digest.in_(digests), is_readable(principal))
+                .order_by(VersionRow.id)
+            )
+            found = to_versions(session, [(row, adapter, tenant) for row, adapter in session.execute(query)])
+            return {version.digest: version for version in reversed(found)}
 
 
 def adapter_for_publish(
@@ -128,6 +141,7 @@ def enter_version(
                 "changes: publish under another name."
             )
         return present, False
+    _check_experts(session, tenant, draft)
     charge_version(session, tenant)
     claim(session, tenant, (file.sha256 for file in draft.files))
     row = _insert_version(session, adapter, draft, principal, now)
@@ -136,6 +150,16 @@ def enter_version(
     )
     _tell(session, name, adapter, EventKind.VERSION_PUBLISHED, principal, now, _facts(row))
     return row, True
+
+
+def _check_experts(session: Session, tenant: TenantRow, draft: VersionDraft) -> None:
+    """The experts were judged before the tenant was locked: they must still be there. Raises ConflictError."""
+    if not draft.experts:
+        return
+    query = select(VersionRow.digest).join(AdapterRow, AdapterRow.id == VersionRow.adapter_id)
+    query = query.where(AdapterRow.tenant_id == tenant.id, VersionRow.digest.in_(draft.experts))
+    if gone := set(draft.experts) - set(session.scalars(query)):
+        raise ConflictError(f"Expert {min(gone)} was deleted meanwhile. Nothing was changed: publish it again first.")
 
 
 def _commit_version(
@@ -188,6 +212,9 @@ def _insert_version(
     session.flush()
     session.add_all(
         VersionFileRow(version_id=row.id, path=file.path, size=file.size, sha256=file.sha256) for file in draft.files
+    )
+    session.add_all(
+        VersionExpertRow(version_id=row.id, place=place, digest=digest) for place, digest in enumerate(draft.experts)
     )
     session.flush()
     return row

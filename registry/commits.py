@@ -19,14 +19,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry import audit, events
-from registry.adapter import WEIGHTS_FILE
+from registry.adapter import WEIGHTS_FILE, required_files
 from registry.adapter_config import CONFIG_FILE
 from registry.admission import admit
 from registry.bases import Bases
 from registry.blobs import BlobStore
 from registry.bounded_text import check_text
 from registry.branch_head import head_to_change, made_before, stored_sizes
-from registry.catalog import enter_version
+from registry.catalog import Catalog, enter_version
 from registry.database import Database
 from registry.errors import (
     ConflictError,
@@ -37,6 +37,7 @@ from registry.events import EventKind
 from registry.failpoints import reach
 from registry.file_entry import Blob, FileEntry, digest_of_files
 from registry.lookup import find_adapter
+from registry.mixture_config import GATE_FILE, MIXTURE_FILE
 from registry.models import AdapterRow, CommitRow, VersionRow
 from registry.names import AdapterName
 from registry.principal import Principal, Role
@@ -99,6 +100,7 @@ class Commits:
         self._bases = bases
         self._blobs = blobs
         self._policies = policies
+        self._catalog = Catalog(database)
 
     def check_writable(self, name: AdapterName, principal: Principal) -> None:
         """Raises NotFoundError where the caller may not read the adapter, PermissionDeniedError where not write."""
@@ -151,7 +153,7 @@ class Commits:
             if is_known:
                 judgement = _Judgement(files, is_known=True)
             elif judgement is None or judgement.files != files or judgement.is_known:
-                judgement = self._judge(name, files, title)
+                judgement = self._judge(name, files, title, principal)
             reach("commit.after_judge")
             outcome = self._write(name, branch, operations, judgement, parent, title, message, principal)
             if outcome is not None:
@@ -174,17 +176,23 @@ class Commits:
                 with self._blobs.open(Blob(file.sha256, file.size), start=0, end=end) as reader:
                     check_beginning(file.path, b"".join(reader))
 
-    def _judge(self, name: AdapterName, files: tuple[FileEntry, ...], title: str) -> _Judgement:
+    def _judge(self, name: AdapterName, files: tuple[FileEntry, ...], title: str, principal: Principal) -> _Judgement:
         names = {file.path for file in files}
-        if not names & {CONFIG_FILE, WEIGHTS_FILE}:
+        if not names & {CONFIG_FILE, WEIGHTS_FILE, MIXTURE_FILE, GATE_FILE}:
             return _Judgement(files)
         try:
-            for required in (CONFIG_FILE, WEIGHTS_FILE):
+            for required in required_files(names):
                 if required not in names:
                     detail = "it is not at the root of the repository"
                     raise RejectedAdapterError(RejectReason.MISSING_FILE, detail, file=required)
             with self._blobs.laid_out(files) as folder:
-                admission = admit(folder, self._bases, named_base=None, policy=self._policies.of(name.tenant))
+                admission = admit(
+                    folder,
+                    self._bases,
+                    named_base=None,
+                    policy=self._policies.of(name.tenant),
+                    find_experts=lambda digests: self._catalog.experts(name.tenant, digests, principal),
+                )
             return _Judgement(files, draft=admission.draft(files, message=title))
         except RejectedAdapterError as error:
             return _Judgement(files, refusal=error.message)

@@ -18,6 +18,7 @@ from registry import audit, events, tombstones
 from registry.database import Database
 from registry.errors import ConflictError, InvalidNameError, InvalidValueError
 from registry.events import EventKind
+from registry.expert_use import mixture_in_need
 from registry.failpoints import reach
 from registry.lookup import find_adapter, find_version
 from registry.models import (
@@ -35,6 +36,7 @@ from registry.models import (
     RefRow,
     RetentionRow,
     TenantRow,
+    VersionExpertRow,
     VersionFileRow,
     VersionRow,
 )
@@ -44,7 +46,7 @@ from registry.trees import BRANCH, DEFAULT_BRANCH, FORMER_TAG, TAG, insert_commi
 from registry.usage import blob_rows, locked_tenant
 from registry.version import Visibility
 
-OF_VERSION = (AttestationRow, LeaseRow, PinRow, VersionFileRow)
+OF_VERSION = (AttestationRow, LeaseRow, PinRow, VersionExpertRow, VersionFileRow)
 """What is a version's own and goes with it."""
 OF_ADAPTER = (CanaryRow, AliasPolicyRow, AliasRow, AliasMoveRow, RefRow, RetentionRow, MirrorRow)
 """What is an adapter's own and goes with it."""
@@ -71,7 +73,7 @@ class Deletion:
         with self._database.writing() as session:
             tenant, adapter = _locked(session, name, principal, now, action="delete a version of")
             version, _, _ = find_version(session, ref, principal)
-            _refuse_in_use(session, name, adapter, version, now, force=force)
+            _refuse_in_use(session, name, tenant, adapter, version, now, force=force)
             remove_version(session, tenant, adapter, name, version, actor=principal.actor, now=now)
             reach("delete.before_commit")
         reach("delete.after_commit")
@@ -94,6 +96,10 @@ class Deletion:
             versions = session.execute(
                 select(VersionRow.id, VersionRow.number, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)
             ).all()
+            if (found := mixture_in_need(session, tenant, [row.id for row in versions])) is not None:
+                raise ConflictError(
+                    f"{str(name)!r} cannot be deleted: the mixture {found} uses a version of it. Delete that first."
+                )
             buried = [(row.number, row.digest) for row in versions]
             tombstones.bury_versions(session, tenant.id, name, buried, actor=principal.actor, at=now)
             tombstones.bury_name(session, tenant.id, name, actor=principal.actor, at=now)
@@ -178,7 +184,14 @@ def _locked(
 
 
 def _refuse_in_use(
-    session: Session, name: AdapterName, adapter: AdapterRow, version: VersionRow, now: datetime, *, force: bool
+    session: Session,
+    name: AdapterName,
+    tenant: TenantRow,
+    adapter: AdapterRow,
+    version: VersionRow,
+    now: datetime,
+    *,
+    force: bool,
 ) -> None:
     def refuse(why: str, next_step: str) -> None:
         raise ConflictError(f"Version {version.number} of {str(name)!r} cannot be deleted: {why}. {next_step}")
@@ -189,6 +202,8 @@ def _refuse_in_use(
     canary = session.scalar(select(CanaryRow.alias).where(CanaryRow.version_id == version.id).limit(1))
     if canary is not None:
         refuse(f"it is the canary of the alias {canary!r}", "End the canary first.")
+    if (mixture := mixture_in_need(session, tenant, [version.id])) is not None:
+        refuse(f"the mixture {mixture} uses it as an expert", "Delete the mixture first.")
     pin = session.get(PinRow, version.id)
     if pin is not None:
         refuse(f"{pin.actor} pinned it ({pin.reason})", f"Unpin it first: `loraplex unpin {name}@{version.number}`.")

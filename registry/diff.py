@@ -22,6 +22,7 @@ from registry.blobs import BlobStore
 from registry.file_entry import FileEntry
 from registry.json_document import parse_json_object
 from registry.lora_tensors import LoraPair, pair_tensors
+from registry.mixture_config import MIXTURE_FILE
 from registry.tensor_file import Tensor, read_tensors
 from registry.version import Version
 
@@ -61,7 +62,10 @@ class ModuleDiff:
 
 @dataclass(frozen=True)
 class VersionDiff:
-    """From `before` to `after`. `modules` are None where the caller did not ask for weights."""
+    """From `before` to `after`. `config` compares the configs, or a mixture's documents, its experts among them.
+
+    `modules` are None where the caller did not ask for weights, and where one of the two is a mixture, which has none.
+    """
 
     before: str
     after: str
@@ -75,6 +79,7 @@ class VersionDiff:
 def diff_versions(blobs: BlobStore, before: Version, after: Version, *, with_weights: bool = True) -> VersionDiff:
     """Compare two versions that the caller may read. Raises IntegrityError, StorageError."""
     configs = [_config_document(blobs, version) for version in (before, after)]
+    has_modules = with_weights and not before.experts and not after.experts
     return VersionDiff(
         before=f"{before.adapter}@{before.number}",
         after=f"{after.adapter}@{after.number}",
@@ -82,7 +87,7 @@ def diff_versions(blobs: BlobStore, before: Version, after: Version, *, with_wei
         files=tuple(_changes(_digests(before), _digests(after))),
         config=tuple(_changes(*configs)),
         metrics=tuple(_changes(_metrics(before), _metrics(after), keep_equal=True)),
-        modules=tuple(_modules(blobs, before, after)) if with_weights else None,
+        modules=tuple(_modules(blobs, before, after)) if has_modules else None,
     )
 
 
@@ -186,7 +191,8 @@ def _read(path: Path, tensor: Tensor) -> Matrix:
 
 
 def _config_document(blobs: BlobStore, version: Version) -> dict[str, Any]:
-    document = parse_json_object(blobs.read(_file(version, CONFIG_FILE)), file=CONFIG_FILE)
+    name = MIXTURE_FILE if version.experts else CONFIG_FILE
+    document = parse_json_object(blobs.read(_file(version, name)), file=name)
     if isinstance(document.get("target_modules"), list):
         document["target_modules"] = sorted(map(str, document["target_modules"]))
     return document

@@ -5,6 +5,7 @@ Digests     a version's digest is that of its files; a commit that is a version 
 Aliases     an alias points where its last move took it, at a version of its own adapter
 Refs        a branch or tag points at a commit of its own adapter
 Blobs       what versions and commits refer to, their tenant has, stored
+Experts     a mixture's experts are versions of its own tenant
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from sqlalchemy import and_, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from registry.file_entry import FileEntry, digest_of_files
 from registry.models import (
@@ -26,6 +27,7 @@ from registry.models import (
     TenantBlobRow,
     TenantRow,
     TombstoneRow,
+    VersionExpertRow,
     VersionFileRow,
     VersionRow,
 )
@@ -40,6 +42,7 @@ def catalog_faults(session: Session) -> Iterator[str]:
     yield from _commits(session)
     yield from _aliases(session)
     yield from _refs(session)
+    yield from _experts(session)
     yield from (f"{tenant} has no record of blob {sha256}, which it refers to" for tenant, sha256, _ in unheld(session))
 
 
@@ -84,6 +87,25 @@ def _numbers(session: Session) -> Iterator[str]:
                 f"{tenant}/{adapter.name} has given {adapter.last_number} numbers, and version {wrong[0]} is not "
                 "either there or deleted"
             )
+
+
+def _experts(session: Session) -> Iterator[str]:
+    """Whatever deletes leaves them."""
+    expert, of_expert = aliased(VersionRow), aliased(AdapterRow)
+    present = (
+        select(expert.id)
+        .join(of_expert, of_expert.id == expert.adapter_id)
+        .where(expert.digest == VersionExpertRow.digest, of_expert.tenant_id == AdapterRow.tenant_id)
+    )
+    query = (
+        select(TenantRow.name, AdapterRow.name, VersionRow.number, VersionExpertRow.digest)
+        .join(VersionRow, VersionRow.id == VersionExpertRow.version_id)
+        .join(AdapterRow, AdapterRow.id == VersionRow.adapter_id)
+        .join(TenantRow, TenantRow.id == AdapterRow.tenant_id)
+        .where(~present.exists())
+    )
+    for tenant, adapter, number, digest in session.execute(query):
+        yield f"{tenant}/{adapter}@{number} has the expert {digest}, which {tenant} does not have"
 
 
 def _digests(session: Session) -> Iterator[str]:

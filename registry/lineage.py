@@ -1,4 +1,5 @@
-"""Lineage: what an adapter was trained from, on which base and data, and what was trained from it.
+"""Lineage: what an adapter was trained from, on which base and data, what was trained from it, and which mixtures it is
+an expert of.
 
 A node is content: a version by its digest, with every name under which the caller may read it; a base by its
 fingerprint; data by their digest. What the caller may not read is not there, and neither is anything that hangs on it
@@ -8,19 +9,19 @@ alone. The graph is bounded; `is_truncated` says where something was left out fo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy import ColumnElement, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from registry.database import Database
 from registry.errors import ConflictError, InvalidNameError, InvalidValueError, NotFoundError
 from registry.lookup import find_version, is_readable
-from registry.models import AdapterRow, BaseRow, TenantRow, VersionRow
+from registry.models import AdapterRow, BaseRow, TenantRow, VersionExpertRow, VersionRow
 from registry.names import AdapterRef
 from registry.principal import Principal
 
@@ -43,9 +44,10 @@ class NodeKind(StrEnum):
 
 
 class Relation(StrEnum):
-    """What an edge says of its source: it was trained from, on top of, or on its target."""
+    """What an edge says of its source: it was trained from, on top of, or on its target, or chooses it for tokens."""
 
     PARENT = "parent"
+    EXPERT = "expert"
     BASE = "base"
     DATA = "data"
 
@@ -131,6 +133,7 @@ class _Walk:
             select(VersionRow.digest, VersionRow.number, VersionRow.base_fingerprint, VersionRow.base_verified)
             .add_columns(VersionRow.rank, VersionRow.adapter_bytes, VersionRow.parent_digest, VersionRow.data_digest)
             .add_columns(VersionRow.created_at, VersionRow.message, AdapterRow.name, TenantRow.name.label("tenant"))
+            .add_columns(VersionRow.id)
             .add_columns(
                 case((func.length(VersionRow.manifest) <= MANIFEST_CHARACTERS, VersionRow.manifest), else_=None)
             )
@@ -143,6 +146,7 @@ class _Walk:
         rows = self._session.execute(query).all()
         self._is_truncated |= len(rows) > NODES_LIMIT
         new = []
+        experts = self._experts_of([row.id for row in rows[:NODES_LIMIT]])
         for row in rows[:NODES_LIMIT]:
             name = f"{row.tenant}/{row.name}@{row.number}"
             known = self._versions.get(row.digest)
@@ -151,14 +155,18 @@ class _Walk:
             elif len(self._versions) >= NODES_LIMIT:
                 self._is_truncated = True
             else:
-                self._versions[row.digest] = LineageNode(row.digest, NodeKind.VERSION, (name,), _facts(row, row[-1]))
+                facts = _facts(row, row[-1])
+                if row.id in experts:
+                    facts["experts"] = experts[row.id]
+                self._versions[row.digest] = LineageNode(row.digest, NodeKind.VERSION, (name,), facts)
                 new.append(row.digest)
         return new
 
     def up(self, digests: Iterable[str], depth: int) -> None:
-        """Follow parents, level by level."""
+        """Follow parents and experts, level by level."""
         for level in range(depth + 1):
-            parents = {self._versions[digest].facts["parent"] for digest in digests} - {None} - self._versions.keys()
+            parents = {made_of for digest in digests for made_of in _made_of(self._versions[digest])}
+            parents -= self._versions.keys()
             if not parents:
                 return
             if level == depth:
@@ -167,12 +175,12 @@ class _Walk:
             digests = self.enter(VersionRow.digest.in_(sorted(parents)))
 
     def down(self, digests: Iterable[str], depth: int) -> None:
-        """Follow children, level by level; the bound on nodes bounds the breadth."""
+        """Follow children and mixtures, level by level; the bound on nodes bounds the breadth."""
         for _ in range(depth):
             digests = list(digests)
             if not digests:
                 return
-            digests = self.enter(VersionRow.parent_digest.in_(digests))
+            digests = self.enter(_is_made_of(digests))
         if digests := list(digests):
             self._is_truncated |= bool(self._has_children(digests))
 
@@ -184,6 +192,9 @@ class _Walk:
         for node in self._versions.values():
             if node.facts["parent"] in self._versions:
                 edges.add(LineageEdge(node.node_id, node.facts["parent"], Relation.PARENT))
+            for expert in node.facts.get("experts", ()):
+                if expert in self._versions:
+                    edges.add(LineageEdge(node.node_id, expert, Relation.EXPERT))
             fingerprints.add(node.facts["base"])
             edges.add(LineageEdge(node.node_id, node.facts["base"], Relation.BASE))
             if data := node.facts["data"]:
@@ -197,11 +208,29 @@ class _Walk:
         ordered = sorted(edges, key=lambda edge: (edge.source, edge.relation, edge.target))
         return Lineage(root, nodes, tuple(ordered), self._is_truncated)
 
+    def _experts_of(self, version_ids: Sequence[int]) -> dict[int, list[str]]:
+        experts: dict[int, list[str]] = {}
+        query = select(VersionExpertRow).where(VersionExpertRow.version_id.in_(version_ids))
+        for row in self._session.scalars(query.order_by(VersionExpertRow.version_id, VersionExpertRow.place)):
+            experts.setdefault(row.version_id, []).append(row.digest)
+        return experts
+
     def _has_children(self, digests: list[str]) -> bool:
         before, was_truncated = dict(self._versions), self._is_truncated
-        found = self.enter(VersionRow.parent_digest.in_(digests))
+        found = self.enter(_is_made_of(digests))
         self._versions, self._is_truncated = before, was_truncated
         return bool(found)
+
+
+def _made_of(node: LineageNode) -> set[str]:
+    """What a version was trained from or chooses among."""
+    return {node.facts["parent"], *node.facts.get("experts", ())} - {None}
+
+
+def _is_made_of(digests: Sequence[str]) -> ColumnElement[bool]:
+    """The condition on versions that were trained from one of these, or are mixtures of it."""
+    mixtures = select(VersionExpertRow.version_id).where(VersionExpertRow.digest.in_(digests))
+    return or_(VersionRow.parent_digest.in_(digests), VersionRow.id.in_(mixtures))
 
 
 def _with_name(node: LineageNode, name: str) -> LineageNode:

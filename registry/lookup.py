@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from registry.errors import ConflictError, NotFoundError
 from registry.file_entry import FileEntry
-from registry.models import AdapterRow, AliasRow, TenantRow, VersionFileRow, VersionRow
+from registry.models import AdapterRow, AliasRow, TenantRow, VersionExpertRow, VersionFileRow, VersionRow
 from registry.names import AdapterName, AdapterRef
 from registry.principal import Principal
 from registry.scope import ESCAPE
@@ -98,10 +98,14 @@ def joined_versions(principal: Principal) -> Select[VersionRow, AdapterRow, str]
 
 
 def to_versions(session: Session, triples: Iterable[VersionTriple]) -> list[Version]:
-    """Turn rows into values; their files are asked for many versions at a time."""
+    """Turn rows into values; their files and experts are asked for many versions at a time."""
     listed = list(triples)
     files = _files_of(session, [row.id for row, _, _ in listed])
-    return [to_version(row, adapter.name, adapter.visibility, tenant, files[row.id]) for row, adapter, tenant in listed]
+    experts = _experts_of(session, [row.id for row, _, _ in listed])
+    return [
+        to_version(row, adapter.name, adapter.visibility, tenant, files[row.id], experts.get(row.id, ()))
+        for row, adapter, tenant in listed
+    ]
 
 
 def _find_by_digest(session: Session, ref: AdapterRef, principal: Principal) -> VersionTriple:
@@ -124,8 +128,23 @@ def _files_of(session: Session, version_ids: Sequence[int]) -> dict[int, tuple[F
     return {version_id: tuple(entries) for version_id, entries in files.items()}
 
 
+def _experts_of(session: Session, version_ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
+    experts: dict[int, tuple[str, ...]] = {}
+    query = select(VersionExpertRow).order_by(VersionExpertRow.version_id, VersionExpertRow.place)
+    for start in range(0, len(version_ids), VERSIONS_PER_QUERY):
+        asked = version_ids[start : start + VERSIONS_PER_QUERY]
+        for row in session.scalars(query.where(VersionExpertRow.version_id.in_(asked))):
+            experts[row.version_id] = (*experts.get(row.version_id, ()), row.digest)
+    return experts
+
+
 def to_version(
-    row: VersionRow | Row[Any], name: str, visibility: str, tenant: str, files: tuple[FileEntry, ...]
+    row: VersionRow | Row[Any],
+    name: str,
+    visibility: str,
+    tenant: str,
+    files: tuple[FileEntry, ...],
+    experts: tuple[str, ...],
 ) -> Version:
     """The value of a version's row; `name` and `visibility` are the adapter's."""
     return Version(
@@ -147,4 +166,5 @@ def to_version(
         parent_digest=row.parent_digest,
         data_digest=row.data_digest,
         serving=read_verdict(row.verdict),
+        experts=experts,
     )

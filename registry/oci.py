@@ -39,6 +39,7 @@ from registry.archive_index import (
 )
 from registry.decoding import decode
 from registry.errors import ArchiveError, ConflictError, StorageError
+from registry.mixture_config import GATE_FILE
 from registry.principal import Principal
 from registry.registry import Registry
 from registry.version import Version
@@ -201,7 +202,7 @@ def _is_version(alias: str) -> bool:
 
 
 def _media_type(name: str) -> str:
-    if name == WEIGHTS_FILE:
+    if name in (WEIGHTS_FILE, GATE_FILE):
         return WEIGHTS_TYPE
     return "text/markdown" if name.endswith(NOTES_SUFFIX) else "application/json"
 

@@ -97,7 +97,13 @@ def publish_staged(
     principal.require(Role.PUBLISHER, name, action="publish to")
     check_text("message", message, limit_characters=MESSAGE_CHARACTERS)
     reach("publish.after_stage")
-    admission = admit(staging.folder, bases, named_base=base_fingerprint, policy=policy)
+    admission = admit(
+        staging.folder,
+        bases,
+        named_base=base_fingerprint,
+        policy=policy,
+        find_experts=lambda digests: catalog.experts(name.tenant, digests, principal),
+    )
     git_oids = _git_oids(staging)
     draft = admission.draft(staging.files, message=message)
     with _room_for(staging, quotas, name, principal) as sizes:

@@ -48,6 +48,10 @@ class RejectReason(StrEnum):
     SHAPE_MISMATCH = "shape-mismatch"
     NOT_FINITE = "not-finite"
     BAD_MANIFEST = "bad-manifest"
+    BAD_MIXTURE = "bad-mixture"
+    BAD_GATE = "bad-gate"
+    UNKNOWN_EXPERT = "unknown-expert"
+    UNSUPPORTED_EXPERT = "unsupported-expert"
     BASE_UNKNOWN = "base-unknown"
     BASE_AMBIGUOUS = "base-ambiguous"
     BASE_UNVERIFIED = "base-unverified"
@@ -80,13 +84,16 @@ ADVICE: Mapping[RejectReason, Advice] = MappingProxyType(
             "Replace it by a plain file: copy the adapter with `cp -rL`.",
         ),
         RejectReason.FILE_NOT_ALLOWED: Advice(
-            "A file is not on the list: adapter_config.json, adapter_model.safetensors, loraplex.json, *.md. Pickles, "
-            "code, tokenizers and templates never are.",
+            "A file is not on the list: adapter_config.json, adapter_model.safetensors, loraplex.json, *.md; of a "
+            "mixture, loraplex_mixture.json and gate.safetensors in place of the first two. Pickles, code, tokenizers "
+            "and templates never are.",
             "Remove it from the folder; weights must be adapter_model.safetensors, and the tokenizer and chat template "
             "are the base's.",
         ),
         RejectReason.MISSING_FILE: Advice(
-            "adapter_config.json or adapter_model.safetensors is not there.", _SAVE_AGAIN
+            "adapter_config.json or adapter_model.safetensors is not there; or of a mixture, loraplex_mixture.json or "
+            "gate.safetensors.",
+            _SAVE_AGAIN,
         ),
         RejectReason.FILE_TOO_LARGE: Advice(
             "A file is larger than its limit, or there are too many files.",
@@ -191,6 +198,23 @@ ADVICE: Mapping[RejectReason, Advice] = MappingProxyType(
             "loraplex.json is not a manifest.",
             "Publish the folder as the trainer exported it, or remove loraplex.json and name the base with "
             "--base-fingerprint.",
+        ),
+        RejectReason.BAD_MIXTURE: Advice(
+            "loraplex_mixture.json is not the description of a mixture.",
+            "Publish the folder as the trainer exported it.",
+        ),
+        RejectReason.BAD_GATE: Advice(
+            "gate.safetensors does not hold the gate of these experts on this base: gate.weight [experts, hidden size] "
+            "and gate.bias [experts], float32.",
+            "Publish the folder as the trainer exported it, for the base that it was trained on.",
+        ),
+        RejectReason.UNKNOWN_EXPERT: Advice(
+            "A mixture lists an expert that is no version of its own tenant, or one that the publisher may not read.",
+            "Publish the expert's files in the same tenant first: the same files have the same digest.",
+        ),
+        RejectReason.UNSUPPORTED_EXPERT: Advice(
+            "An expert is a mixture itself, stands on another base, or is not plain LoRA.",
+            "Use plain LoRA adapters that were trained on the mixture's base.",
         ),
         RejectReason.BASE_UNKNOWN: Advice(
             "There is no manifest, and the shapes fit no registered base.",

@@ -22,7 +22,7 @@ from registry.database import Database
 from registry.file_entry import FileEntry
 from registry.fresh_cache import FreshCache
 from registry.lookup import digest_begins, is_readable, to_version
-from registry.models import AdapterRow, AliasRow, TenantRow, VersionFileRow, VersionRow
+from registry.models import AdapterRow, AliasRow, TenantRow, VersionExpertRow, VersionFileRow, VersionRow
 from registry.names import AdapterRef
 from registry.principal import Principal
 from registry.version import Version
@@ -127,9 +127,16 @@ _FILES = (
     .order_by(VersionFileRow.path)
 )
 
+_EXPERTS = (
+    select(VersionExpertRow.digest)
+    .where(VersionExpertRow.version_id == bindparam("version_id"))
+    .order_by(VersionExpertRow.place)
+)
+
 
 def _read(connection: Connection, version_id: int, tenant: str) -> Version:
     row = connection.execute(_FULL, {"version_id": version_id}).one()
     files = connection.execute(_FILES, {"version_id": version_id})
     entries = tuple(FileEntry(path, size, sha256) for path, size, sha256 in files)
-    return to_version(row, row.adapter_name, row.visibility, tenant, entries)
+    experts = tuple(connection.scalars(_EXPERTS, {"version_id": version_id}))
+    return to_version(row, row.adapter_name, row.visibility, tenant, entries, experts)

@@ -2,7 +2,8 @@
 
 A rule keeps the last N versions, and those of the last D days; with both, a version that either of them keeps. Without
 a rule everything is kept. Always kept are the newest version, versions that an alias points at or pointed at before,
-canaries, and what is tagged, pinned or leased. The rules take effect when garbage is collected (`gc.py`).
+canaries, what is tagged, pinned or leased, and experts of mixtures. The rules take effect when garbage is collected
+(`gc.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from registry import audit
 from registry.database import Database
 from registry.decoding import decode
 from registry.errors import InvalidValueError
+from registry.expert_use import expert_ids
 from registry.lookup import find_adapter
 from registry.models import (
     AdapterRow,
@@ -100,7 +102,7 @@ def unneeded_versions(session: Session, adapter: AdapterRow, rule: RetentionRule
     versions = session.scalars(
         select(VersionRow).where(VersionRow.adapter_id == adapter.id).order_by(VersionRow.number.desc())
     ).all()
-    needed = _needed_ids(session, adapter, now)
+    needed = _needed_ids(session, adapter, now) | expert_ids(session, adapter)
     previous = _previous_numbers(session, adapter)
     unneeded = []
     for position, version in enumerate(versions):

@@ -73,6 +73,19 @@ def serving_verdict(
     )
 
 
+def mixture_verdict(*, experts: int, top_k: int, rank: int, base_name: str, is_verified: bool) -> ServingVerdict:
+    """A LoRA-Switch mixture: this engine routes it, and nobody else knows what its gate is for."""
+    alone = ("it is a mixture: a gate chooses among adapters for each token; pull its experts one by one instead",)
+    needs: dict[str, str | int] = {"base": base_name, "rank": rank, "experts": experts, "top_k": top_k}
+    known = () if is_verified else ("its base is not verified: one of its experts does not record it",)
+    return ServingVerdict(
+        base_match="manifest",
+        loraplex=ServerVerdict(True, needs, known),
+        peft=ServerVerdict(False, {}, alone),
+        vllm=ServerVerdict(False, {}, alone),
+    )
+
+
 def read_verdict(text: str | None) -> ServingVerdict | None:
     """The verdict as the database keeps it; None for versions of a release that kept none."""
     return None if text is None else decode(text.encode(), ServingVerdict)

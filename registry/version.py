@@ -34,7 +34,7 @@ class Version:
     `base_verified` is False where the base was named at publish or found by its shapes, not recorded by the trainer.
     `rank` is the largest of any module; `target_modules` are the last parts of the module names. Visibility is the
     adapter's, as it was when this value was read. `serving` says who can serve it, None where an older release made
-    it. Times are UTC.
+    it. `experts` are the digests of a mixture's, in the order of its gate; an adapter has none. Times are UTC.
     """
 
     tenant: str
@@ -55,6 +55,7 @@ class Version:
     parent_digest: str | None = None
     data_digest: str | None = None
     serving: ServingVerdict | None = None
+    experts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class VersionDraft:
     parent_digest: str | None = None
     data_digest: str | None = None
     serving: ServingVerdict | None = None
+    experts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """From the `model` of a request to an adapter that the engine can read.
 
 It does: resolve a name through the registry once per request, choose a side where a canary runs, refuse an adapter of
-another base, fetch each version once into the disk cache, and pin it while a request uses it.
+another base, fetch each version (of a mixture: its experts too) once into the disk cache, and pin it while a request
+uses it.
 It does not: load tensors (the engine) or judge an adapter (the registry did, at publish).
 """
 
@@ -12,15 +13,16 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from enum import StrEnum
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+
+import msgspec
 
 from registry import Registry
 from registry.canary import gets_canary
-from registry.errors import RegistryError, StorageError
+from registry.errors import NotFoundError, PermissionDeniedError, RegistryError, StorageError
 from registry.principal import OPERATOR, Principal
 from registry.threads import Threads
 from registry.version import Split, Version
@@ -28,52 +30,15 @@ from serving.adapter_cache import AdapterCache
 from serving.errors import AdapterBaseMismatchError, ModelNotFoundError, RegistryUnavailableError
 from serving.messages import AdapterUse
 from serving.resolved_names import ResolvedNames
-from serving.served_base import SHORT_DIGITS, ServedBase
+from serving.served_base import ServedBase
+from serving.target import Side, Target
 from serving.version_leases import VersionLeases
 
 REGISTRY_THREADS = 4
 FETCH_THREADS = 4
+EXPERTS_KNOWN = 4096
 
 logger = logging.getLogger(__name__)
-
-
-class Side(StrEnum):
-    """Which version of an alias with a canary serves a request."""
-
-    STABLE = "stable"
-    CANARY = "canary"
-
-
-@dataclass(frozen=True)
-class Target:
-    """What will serve a request, fixed from its admission to its end. `version` is None for the base alone.
-
-    `side` is None where no canary runs on what the client named. `principal` is who may read the version: a registry
-    over HTTP is asked for the files on its behalf.
-    """
-
-    base: ServedBase
-    version: Version | None
-    side: Side | None = None
-    principal: Principal = OPERATOR
-
-    @property
-    def name(self) -> str:
-        """How an answer names it: the base, or `acme/text2sql@3`."""
-        return self.base.name if self.version is None else f"{self.version.adapter}@{self.version.number}"
-
-    @property
-    def digest(self) -> str | None:
-        """The adapter's identity."""
-        return None if self.version is None else self.version.digest
-
-    @property
-    def fingerprint(self) -> str:
-        """Short identity of base and adapter together, for `system_fingerprint`."""
-        parts = ["lpx", self.base.short_fingerprint]
-        if self.version is not None:
-            parts.append(self.version.digest.removeprefix("sha256:")[:SHORT_DIGITS])
-        return "-".join(parts)
 
 
 class AdapterLoader:
@@ -92,6 +57,7 @@ class AdapterLoader:
         self._leases = leases or VersionLeases(registry)
         self._registry_threads = Threads("resolve", REGISTRY_THREADS)
         self._fetch_threads = Threads("fetch", FETCH_THREADS)
+        self._experts: OrderedDict[str, Version] = OrderedDict()
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._removals: set[asyncio.Task[None]] = set()
         self.fetched = 0
@@ -159,25 +125,57 @@ class AdapterLoader:
     @asynccontextmanager
     async def hold(self, target: Target) -> AsyncIterator[tuple[AdapterUse, ...]]:
         """The target's adapter as verified files, which stay while the block runs. Nothing for the base alone."""
-        version = target.version
-        if version is None:
+        if target.version is None:
             yield ()
             return
+        async with AsyncExitStack() as held:
+            own = await held.enter_async_context(self._hold(target.version, (target.principal,)))
+            asking = (target.principal, OPERATOR)
+            experts = [
+                await held.enter_async_context(self._hold(await self._expert(digest, asking), asking))
+                for digest in target.version.experts
+            ]
+            yield (msgspec.structs.replace(own, experts=tuple(experts)),)
+
+    @asynccontextmanager
+    async def _hold(self, version: Version, asking: Sequence[Principal]) -> AsyncIterator[AdapterUse]:
         with self._leases.using(version):
             while not self._cache.has(version):
-                await self._fetch_once(version, target.principal)
+                await self._fetch_once(version, asking)
             self._cache.pin(version)
             try:
-                yield (AdapterUse(digest=version.digest, folder=str(self._cache.folder_of(version))),)
+                yield AdapterUse(digest=version.digest, folder=str(self._cache.folder_of(version)))
             finally:
                 self._cache.unpin(version)
                 self._make_room()
 
-    async def _fetch_once(self, version: Version, principal: Principal) -> None:
+    async def _expert(self, digest: str, asking: Sequence[Principal]) -> Version:
+        """An expert of a mixture that the first of these may read. A digest means one content: it is asked for once.
+
+        Who may read a mixture is served by its experts, also by those that only the last one, this server, may read.
+        """
+        if (known := self._experts.get(digest)) is not None:
+            self._experts.move_to_end(digest)
+            return known
+        reason: RegistryError | None = None
+        for principal in asking:
+            try:
+                version = await self._registry_threads.run(self._registry.resolve, digest, principal=principal)
+            except RegistryError as error:
+                reason = error
+                continue
+            self._experts[digest] = version
+            if len(self._experts) > EXPERTS_KNOWN:
+                self._experts.popitem(last=False)
+            return version
+        logger.error("the expert %s of a mixture cannot be read: %s", digest, reason)
+        raise RegistryUnavailableError from reason
+
+    async def _fetch_once(self, version: Version, asking: Sequence[Principal]) -> None:
         """Everybody who waits for a version waits for the same fetch; one who leaves does not end it."""
         fetch = self._fetches.get(version.digest)
         if fetch is None:
-            fetch = asyncio.create_task(self._fetch(version, principal), name=f"fetch-{version.digest[:20]}")
+            fetch = asyncio.create_task(self._fetch(version, asking), name=f"fetch-{version.digest[:20]}")
             self._fetches[version.digest] = fetch
             fetch.add_done_callback(lambda done: self._forget(version.digest, done))
         await asyncio.shield(fetch)
@@ -187,11 +185,11 @@ class AdapterLoader:
         if not fetch.cancelled():
             fetch.exception()  # seen, although everybody who waited may have left
 
-    async def _fetch(self, version: Version, principal: Principal) -> None:
+    async def _fetch(self, version: Version, asking: Sequence[Principal]) -> None:
         folder = self._cache.folder_of(version)
         if not await self._fetch_threads.run(self._cache.is_whole, version):
             try:
-                await self._fetch_threads.run(self._registry.pull, version, folder, principal=principal)
+                await self._pull(version, folder, asking)
             except (RegistryError, OSError) as error:
                 logger.error("adapter %s could not be fetched: %s", version.digest, error)
                 raise RegistryUnavailableError from error
@@ -201,6 +199,17 @@ class AdapterLoader:
         self._cache.pin(version)
         self._make_room()
         self._cache.unpin(version)
+
+    async def _pull(self, version: Version, folder: Path, asking: Sequence[Principal]) -> None:
+        """On behalf of the first of these who may read it."""
+        for principal in asking:
+            try:
+                await self._fetch_threads.run(self._registry.pull, version, folder, principal=principal)
+            except (NotFoundError, PermissionDeniedError):
+                if principal is asking[-1]:
+                    raise
+            else:
+                return
 
     def _make_room(self) -> None:
         """Keep the cache within its bound; deleting happens in the background."""

@@ -125,8 +125,8 @@ class MalformedBodyError(RequestError):
 class ModelNotFoundError(RequestError):
     """The same for a missing model and for one that is private to another tenant."""
 
-    def __init__(self, model: str) -> None:
-        super().__init__(f"The model `{model}` does not exist or you do not have access to it.", param="model")
+    def __init__(self, model: str, *, param: str = "model") -> None:
+        super().__init__(f"The model `{model}` does not exist or you do not have access to it.", param=param)
         self.model = model
 
 

@@ -214,13 +214,20 @@ def print_revoked_token(token: Token) -> None:
 def _facts_of(version: Version, base: BaseRecord) -> dict[str, str]:
     """What the registry found by judging."""
     source = "recorded by the trainer" if version.base_verified else "fits by its shapes, not verified"
-    targets = ", ".join(version.target_modules)
     return {
         "digest": version.digest,
         "base": f"{_base_name(base)}, fingerprint {base.fingerprint[:DIGEST_DIGITS_SHOWN]} ({source})",
-        "adapter": f"rank {version.rank} on {targets}; {size_text(version.adapter_bytes)}",
+        **_kind_of(version),
         "access": version.visibility.value,
     }
+
+
+def _kind_of(version: Version) -> dict[str, str]:
+    size = size_text(version.adapter_bytes)
+    if version.experts:
+        experts = ", ".join(_short(digest) for digest in version.experts)
+        return {"mixture": f"a gate of {size} over {len(version.experts)} experts: {experts}"}
+    return {"adapter": f"rank {version.rank} on {', '.join(version.target_modules)}; {size}"}
 
 
 def _servers(version: Version) -> dict[str, str]:

@@ -50,7 +50,7 @@ class ContentFacts:
     def parameters(self, snapshot: Snapshot) -> dict[str, Any] | None:
         """Parameters by dtype, from the header of weights that were judged. Raises as `BlobStore.open`."""
         files = () if snapshot.version is None else snapshot.version.files
-        file = next((file for file in files if file.path == WEIGHTS_FILE), None)
+        file = next((file for file in files if file.path in (WEIGHTS_FILE, GATE_FILE)), None)
         return None if file is None else self._remembered("parameters", file, self._read_parameters)
 
     def _remembered(self, kind: str, file: TreeFile | FileEntry, read: Callable[[Blob], T]) -> T:

@@ -96,7 +96,10 @@ def _info(hub: Hub, repo: Repo, revision: str, principal: Principal, *, has_size
     version = snapshot.version
     card = hub.facts.card(snapshot)
     base = None if version is None else hub.registry.base(version.base_fingerprint)
-    document = _document(repo.id, repository, base, card) | {
+    document = _document(repo.id, repository, base, card)
+    if version is not None and version.experts:
+        document |= _of_mixture(document, card or {})
+    document |= {
         "sha": snapshot.commit.id,
         "siblings": _siblings(hub, snapshot, has_sizes=has_sizes),
         "config": hub.facts.config(snapshot),
@@ -188,6 +191,12 @@ def _document(
     }
 
 
+def _of_mixture(document: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
+    """What is different where the version is a mixture, which PEFT does not load."""
+    tags = [tag for tag in document["tags"] if tag not in ("peft", "lora")]
+    return {"library_name": card.get("library_name") or "loraplex", "tags": [*tags, "mixture", "lora-switch"]}
+
+
 def _tags(base: BaseRecord | None, card: Mapping[str, Any]) -> list[str]:
     tags: list[str] = []
     if base is not None:
@@ -219,6 +228,7 @@ def _version(version: Version) -> dict[str, Any]:
         "base_fingerprint": version.base_fingerprint,
         "base_verified": version.base_verified,
         "rank": version.rank,
+        "experts": list(version.experts),
     }
 
 

@@ -1,7 +1,7 @@
 """The tables of the catalog. They change only together with a migration (`registry/migrations`); a test compares.
 
 tenants 1--n tokens, adapters, tenant_blobs, signing_keys, webhooks      bases 1--n versions
-adapters 1--n versions 1--n version_files                                versions 1--n attestations, leases
+adapters 1--n versions 1--n version_files, version_experts               versions 1--n attestations, leases
 adapters 1--n aliases (where each points now), alias_moves (every move there ever was), alias_policies, canaries
 adapters 1--n commits 1--n commit_files                                  adapters 1--n refs
 events 1--n deliveries                                                   audit_events: one row per change
@@ -16,6 +16,7 @@ from registry.models.core import (
     MetaRow,
     TenantRow,
     TokenRow,
+    VersionExpertRow,
     VersionFileRow,
     VersionRow,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "TokenRow",
     "TombstoneRow",
     "UtcDateTime",
+    "VersionExpertRow",
     "VersionFileRow",
     "VersionRow",
     "WebhookRow",

@@ -109,6 +109,15 @@ class VersionFileRow(Row):
     sha256: Mapped[str] = mapped_column(String(64), index=True)
 
 
+class VersionExpertRow(Row):
+    """One expert of a version that is a mixture, by its place in the gate. Never updated."""
+
+    __tablename__ = "version_experts"
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(String(71), index=True)
+
+
 class AliasRow(Row):
     """Where an alias points now."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from serving.adapter_loader import Side
+from serving.target import Side
 
 NAMED_ALIASES = 32
 OTHER = "other"

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from serving.adapter_loader import AdapterLoader
 from serving.api.adapters_in_use import AdaptersInUse
-from serving.api.instruments import ENGINE, LABELS
+from serving.api.instruments import DIGEST_CHARACTERS, ENGINE, LABELS, OTHER
 from serving.api.limits import Gate
 from serving.engine_client import EngineClient
 from serving.messages import Stats
@@ -69,6 +69,7 @@ class EngineCollector(Collector):
             yield _counter(name, text, getattr(self._engine.totals, field), labels)
         for name, text, field in OWN_TOTALS:
             yield _counter(name, text, getattr(self._engine.totals, field))
+        yield self._chosen_experts()
         yield _gauge(
             "vllm:cache_config_info",
             "The KV cache.",
@@ -84,6 +85,13 @@ class EngineCollector(Collector):
         yield _gauge("loraplex_sequences_inside", "Sequences let in and not yet answered.", self._gate.inside)
         yield _gauge("loraplex_adapter_disk_bytes", "Adapter folders on disk.", self._loader.cache.held_bytes)
         yield _counter("loraplex_adapter_fetches", "Adapters fetched from the registry.", self._loader.fetched)
+
+    def _chosen_experts(self) -> Metric:
+        text = "Tokens for which a mixture's expert was chosen, by mixture and place in its gate."
+        family = CounterMetricFamily("loraplex_mixture_expert_tokens", text, labels=["mixture", "expert"])
+        for (digest, place), count in sorted(self._engine.totals.chosen.items(), key=lambda item: str(item[0])):
+            family.add_metric([OTHER if digest is None else digest[:DIGEST_CHARACTERS], str(place)], count)
+        return family
 
     def _snapshot(self, stats: Stats, base: ServedBase, labels: tuple[str, str]) -> Iterator[Metric]:
         model = dict(zip(LABELS, labels, strict=True))

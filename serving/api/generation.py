@@ -22,7 +22,6 @@ from litestar.types import ASGIApp
 
 from registry.http.request_id import request_id_of
 from registry.principal import Principal
-from serving.adapter_loader import Target
 from serving.api.choices import ChoiceDelta, ChoicePlan, Choices, Finish
 from serving.api.dialect import Dialect, Document, Head, Usage, WholeChoice
 from serving.api.disconnect import unless_client_leaves
@@ -32,11 +31,14 @@ from serving.api.request_key import REQUEST_KEY_HEADER, request_key_of
 from serving.api.request_record import RequestRecord
 from serving.api.sampling import includes_usage, sampling_of, stop_strings_of
 from serving.api.schemas import SamplingFields
+from serving.api.selecting import select
 from serving.api.service import Service, service_of
 from serving.api.streaming import EventStream
 from serving.errors import InvalidFieldError
 from serving.grammars.errors import GrammarRefusedError
+from serving.messages import AdapterUse
 from serving.served_base import ServedBase
+from serving.target import Selection
 from serving.transcript import Passage, ShownToken
 
 OPERATOR_TENANT = "~operator"
@@ -59,7 +61,7 @@ class _Walk:
 class _Running:
     """A request in the engine."""
 
-    target: Target
+    selection: Selection
     head: Head
     prompt_tokens: int
     count: int
@@ -116,10 +118,10 @@ async def _plain(walk: _Walk) -> ASGIApp:
         for index in range(running.count)
     ]
     usage = Usage(running.prompt_tokens, walk.record.completion_tokens)
-    document = walk.dialect.whole(running.head, choices, usage, running.target.base.tokenization)
+    document = walk.dialect.whole(running.head, choices, usage, running.selection.base.tokenization)
     await _end(walk, None)
     return ASGIResponse(
-        body=msgspec.json.encode(document), media_type="application/json", headers=_headers(running.target)
+        body=msgspec.json.encode(document), media_type="application/json", headers=running.selection.headers()
     )
 
 
@@ -129,7 +131,7 @@ async def _stream(walk: _Walk) -> ASGIApp:
     first = await anext(running.deltas)
     return EventStream(
         _events(walk, running, first),
-        headers=_headers(running.target),
+        headers=running.selection.headers(),
         request_id=walk.record.request_id,
         send_seconds=walk.service.settings.limits.send_seconds,
         end=partial(_end, walk),
@@ -137,7 +139,7 @@ async def _stream(walk: _Walk) -> ASGIApp:
 
 
 async def _events(walk: _Walk, running: _Running, first: ChoiceDelta) -> AsyncIterator[Document]:
-    dialect, head, tokenization = walk.dialect, running.head, running.target.base.tokenization
+    dialect, head, tokenization = walk.dialect, running.head, running.selection.base.tokenization
     nothing_yet: Document = {"usage": None} if running.include_usage else {}
     for index in range(running.count):
         for chunk in dialect.opening(head, index, tokenization):
@@ -166,8 +168,8 @@ async def _start(walk: _Walk) -> _Running:
     count = dialect.prompt_count * answers_each
     walk.taken.enter_context(service.gate.admit(walk.principal.tenant, count, max_running=base.max_running))
     key = walk.request_key
-    target = await service.loader.resolve(fields.model, walk.principal, base, request_key=key)
-    walk.record.resolved(fields.model, target)
+    selection = await select(service.loader, fields, walk.principal, base, request_key=key)
+    walk.record.resolved(selection)
     prompts = await service.tokenizer_threads.run(dialect.encode, base)
     walk.record.prompt_tokens = sum(map(len, prompts))
     samplings = [
@@ -175,7 +177,7 @@ async def _start(walk: _Walk) -> _Running:
         for prompt in prompts
     ]
     grammar = await _grammar(walk, tenant, base)
-    adapters = await walk.taken.enter_async_context(service.loader.hold(target))
+    adapters = await _held(walk, selection)
     plan = ChoicePlan(
         tenant,
         prompts,
@@ -189,8 +191,17 @@ async def _start(walk: _Walk) -> _Running:
     )
     choices = Choices(service.engine, base.tokenization, plan, walk.record)
     await walk.taken.enter_async_context(choices)
-    head = Head(uuid.uuid4().hex, int(time.time()), target.name, target.fingerprint)
-    return _Running(target, head, walk.record.prompt_tokens, count, choices.deltas(), include_usage)
+    head = Head(uuid.uuid4().hex, int(time.time()), selection.name, selection.fingerprint)
+    return _Running(selection, head, walk.record.prompt_tokens, count, choices.deltas(), include_usage)
+
+
+async def _held(walk: _Walk, selection: Selection) -> tuple[AdapterUse, ...]:
+    """The adapters on this disk, for as long as the request runs."""
+    held: list[AdapterUse] = []
+    for part in selection.parts:
+        uses = await walk.taken.enter_async_context(walk.service.loader.hold(part.target))
+        held += [msgspec.structs.replace(use, weight=part.weight) for use in uses]
+    return tuple(held)
 
 
 async def _grammar(walk: _Walk, tenant: str, base: ServedBase) -> str | None:
@@ -221,15 +232,3 @@ def _answer_tokens(dialect: Dialect, prompt: list[int], base: ServedBase) -> int
         default=dialect.default_tokens,
         param=dialect.prompt_param,
     )
-
-
-def _headers(target: Target) -> dict[str, str]:
-    """What served the request, by content."""
-    headers = {"x-loraplex-base": target.base.fingerprint}
-    if target.digest is not None:
-        headers["x-loraplex-adapter"] = target.digest
-    if target.version is not None and not target.version.base_verified:
-        headers["x-loraplex-base-verified"] = "false"
-    if target.side is not None:
-        headers["x-loraplex-side"] = target.side.value
-    return headers

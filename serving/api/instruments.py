@@ -8,7 +8,7 @@ Names under `vllm:` are those that gateways and dashboards of the field read; th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
@@ -118,15 +118,15 @@ class Instruments:
         self._success.labels(self._model_name(), ENGINE, reason).inc()
 
     def request_ended(
-        self, route: str, outcome: str, *, seconds: float, digest: str | None, generation_tokens: int
+        self, route: str, outcome: str, *, seconds: float, digests: Sequence[str], generation_tokens: int
     ) -> None:
-        """A request has been answered, refused or left."""
+        """A request has been answered, refused or left. One of several adapters counts for each of them."""
         self._requests.labels(route, outcome).inc()
         if outcome == "ok":
             self._observe("vllm:e2e_request_latency_seconds", seconds)
-            adapter = self._adapter_label(digest)
-            self._adapter_requests.labels(adapter).inc()
-            self._adapter_tokens.labels(adapter).inc(generation_tokens)
+            for adapter in [self._adapter_label(digest) for digest in dict.fromkeys(digests)] or ["none"]:
+                self._adapter_requests.labels(adapter).inc()
+                self._adapter_tokens.labels(adapter).inc(generation_tokens)
 
     def access_denied(self, code: str) -> None:
         """A request was refused for its token or role."""
@@ -139,9 +139,7 @@ class Instruments:
     def _observe(self, name: str, value: float) -> None:
         self._histograms[name].labels(self._model_name(), ENGINE).observe(value)
 
-    def _adapter_label(self, digest: str | None) -> str:
-        if digest is None:
-            return "none"
+    def _adapter_label(self, digest: str) -> str:
         label = digest[:DIGEST_CHARACTERS]
         if label not in self._named_adapters and len(self._named_adapters) >= NAMED_ADAPTERS:
             return OTHER

@@ -11,11 +11,11 @@ from litestar.params import FromPath
 
 from registry.errors import AuthenticationError, StorageError
 from registry.version import AdapterSummary
-from serving.adapter_loader import Target
 from serving.api.dialect import Document
 from serving.api.service import Service, service_of
 from serving.errors import ModelNotFoundError, RegistryUnavailableError, WrongTokenError
 from serving.served_base import BASE_ALIAS, ServedBase
+from serving.target import Target
 
 OWNER_OF_BASE = "loraplex"
 LONGEST_MODEL = 256
@@ -78,7 +78,8 @@ def _entry_of(name: str, target: Target) -> Document:
     assert target.version is not None, "the base is answered before"
     version = target.version
     entry = _adapter_entry(name, target.name, version.tenant, target.base, version.created_at)
-    return entry | {"digest": version.digest, "base_verified": version.base_verified}
+    entry |= {"digest": version.digest, "base_verified": version.base_verified}
+    return entry | ({"experts": list(version.experts)} if version.experts else {})
 
 
 def _adapter_entry(name: str, root: str, tenant: str, base: ServedBase, created_at: datetime) -> Document:

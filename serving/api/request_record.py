@@ -10,9 +10,9 @@ import logging
 import time
 from collections.abc import Callable
 
-from serving.adapter_loader import Side, Target
 from serving.api.adapters_in_use import AdaptersInUse
 from serving.api.instruments import Instruments
+from serving.target import Selection
 
 USER_DIGITS = 12
 
@@ -79,8 +79,7 @@ class RequestRecord:
         self._clock = clock
         self._tenant = "-"
         self._user = "-"
-        self._used: tuple[str, str] | None = None
-        self._side: tuple[str, Side] | None = None
+        self._selection: Selection | None = None
         self._sequences: list[SequenceRecord] = []
         self._is_closed = False
 
@@ -100,16 +99,15 @@ class RequestRecord:
         if user is not None:
             self._user = hashlib.sha256(user.encode()).hexdigest()[:USER_DIGITS]
 
-    def resolved(self, model: str, target: Target) -> None:
-        """What will serve it. From here to the end the adapter counts as in use."""
-        if target.digest is not None:
-            self._used = (target.digest, model)
-            self._adapters_in_use.enter(*self._used)
-        if target.side is None:
-            self.instruments.canaries.is_over(model)
-        else:
-            self._side = (model, target.side)
-            self.instruments.canaries.began(model)
+    def resolved(self, selection: Selection) -> None:
+        """What will serve it. From here to the end its adapters count as in use."""
+        self._selection = selection
+        for part in selection.parts:
+            self._adapters_in_use.enter(part.version.digest, part.model)
+            if part.target.side is None:
+                self.instruments.canaries.is_over(part.model)
+            else:
+                self.instruments.canaries.began(part.model)
 
     def sequence(self, prompt_tokens: int) -> SequenceRecord:
         """The record of one more sequence, whose prompt is so long."""
@@ -122,17 +120,17 @@ class RequestRecord:
         if self._is_closed:
             return
         self._is_closed = True
-        digest = None if self._used is None else self._used[0]
-        if self._used is not None:
-            self._adapters_in_use.leave(*self._used)
+        tokens, parts = self.completion_tokens, () if self._selection is None else self._selection.parts
+        digests = [part.version.digest for part in parts]
         self.instruments.request_ended(
-            self.route, outcome, seconds=self.seconds, digest=digest, generation_tokens=self.completion_tokens
+            self.route, outcome, seconds=self.seconds, digests=digests, generation_tokens=tokens
         )
-        if self._side is not None:
-            tokens = self.completion_tokens
-            self.instruments.canaries.request_ended(
-                *self._side, outcome=outcome, seconds=self.seconds, generation_tokens=tokens
-            )
+        for part in parts:
+            self._adapters_in_use.leave(part.version.digest, part.model)
+            if part.target.side is not None:
+                self.instruments.canaries.request_ended(
+                    part.model, part.target.side, outcome=outcome, seconds=self.seconds, generation_tokens=tokens
+                )
         logger.info(
             "%s %s %s tenant=%s user=%s adapter=%s prompt_tokens=%d completion_tokens=%d seconds=%.3f",
             self.request_id,
@@ -140,7 +138,7 @@ class RequestRecord:
             outcome,
             self._tenant,
             self._user,
-            digest or "none",
+            (None if self._selection is None else self._selection.identity) or "none",
             self.prompt_tokens,
             self.completion_tokens,
             self.seconds,

@@ -73,6 +73,17 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     grammar: Annotated[str, Meta(min_length=1, max_length=MOST_CHARACTERS)] | None = None
 
 
+MOST_ADAPTERS = 8
+LARGEST_WEIGHT = 10.0
+
+
+class WeightedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One adapter of an ensemble. The weight's range is checked where the entry can be named (`selecting`)."""
+
+    model: Model
+    weight: float = 1.0
+
+
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What chat and plain completions share."""
 
@@ -98,6 +109,8 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     structured_outputs: StructuredOutputs | None = None
     priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
     speculative_ngram: Annotated[int, Meta(ge=0, le=16)] | None = None
+    # ---- ours
+    adapters: Annotated[list[WeightedModel], Meta(min_length=1, max_length=MOST_ADAPTERS)] | None = None
 
 
 class ChatRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
