@@ -222,7 +222,15 @@ DAMAGES: list[tuple[str, RejectReason, Damage]] = [
     ("another base", R.BASE_MISMATCH, manifest(base={"name": "other", "fingerprint": OTHER_FINGERPRINT})),
 ]  # fmt: skip
 
-PLANTED_ELSEWHERE = {RejectReason.CHANGED_WHILE_READ, RejectReason.BASE_AMBIGUOUS, RejectReason.BASE_UNVERIFIED}
+PLANTED_ELSEWHERE = {
+    RejectReason.CHANGED_WHILE_READ,
+    RejectReason.BASE_AMBIGUOUS,
+    RejectReason.BASE_UNVERIFIED,
+    RejectReason.BAD_MIXTURE,
+    RejectReason.BAD_GATE,
+    RejectReason.UNKNOWN_EXPERT,
+    RejectReason.UNSUPPORTED_EXPERT,
+}
 
 
 @pytest.fixture(scope="module")
