@@ -74,14 +74,13 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 MOST_ADAPTERS = 8
-LARGEST_WEIGHT = 10.0
 
 
 class WeightedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One adapter of an ensemble. The weight's range is checked where the entry can be named (`selecting`)."""
+    """One adapter of an ensemble."""
 
     model: Model
-    weight: float = 1.0
+    weight: Annotated[float, Meta(ge=-10.0, le=10.0)] = 1.0
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from registry.principal import Principal
 from serving.adapter_loader import AdapterLoader
-from serving.api.schemas import LARGEST_WEIGHT, SamplingFields, WeightedModel
+from serving.api.schemas import SamplingFields, WeightedModel
 from serving.errors import InvalidFieldError, ModelNotFoundError
 from serving.served_base import ServedBase
-from serving.target import Part, Selection
+from serving.target import Part, Selection, Target
 
 
 async def select(
@@ -30,30 +30,20 @@ async def select(
         raise InvalidFieldError(detail, param="model")
     parts = []
     for place, entry in enumerate(fields.adapters):
-        parts.append(await _part(loader, entry, f"adapters[{place}]", principal, base, request_key, fields.adapters))
+        where = f"adapters[{place}].model"
+        try:
+            target = await loader.resolve(entry.model, principal, base, request_key=request_key)
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(error.model, param=where) from None
+        parts.append(_part(entry, target, where))
     return Selection(base, tuple(parts))
 
 
-async def _part(
-    loader: AdapterLoader,
-    entry: WeightedModel,
-    where: str,
-    principal: Principal,
-    base: ServedBase,
-    request_key: str | None,
-    entries: list[WeightedModel],
-) -> Part:
-    if not -LARGEST_WEIGHT <= entry.weight <= LARGEST_WEIGHT:
-        detail = f"`{where}.weight` is {entry.weight}; it is between -{LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}."
-        raise InvalidFieldError(detail, param=f"{where}.weight")
-    try:
-        target = await loader.resolve(entry.model, principal, base, request_key=request_key)
-    except ModelNotFoundError as error:
-        raise ModelNotFoundError(error.model, param=f"{where}.model") from None
+def _part(entry: WeightedModel, target: Target, where: str) -> Part:
     if target.version is None:
-        detail = f"`{where}.model` is the base itself, which every answer stands on: leave the entry out."
-        raise InvalidFieldError(detail, param=f"{where}.model")
-    if target.version.experts and (len(entries) > 1 or entry.weight != 1.0):
-        detail = f"`{where}.model` is a mixture, which brings its own weights: name it as `model`, alone."
-        raise InvalidFieldError(detail, param=f"{where}.model")
+        detail = f"`{where}` is the base itself, which every answer stands on: leave the entry out."
+        raise InvalidFieldError(detail, param=where)
+    if target.version.experts:
+        detail = f"`{where}` is a mixture, which brings its own weights: name it as `model`, without `adapters`."
+        raise InvalidFieldError(detail, param=where)
     return Part(entry.model, target, target.version, entry.weight)

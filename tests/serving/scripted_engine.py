@@ -43,6 +43,7 @@ from serving.messages import (
     Fault,
     Generate,
     Keep,
+    MixtureState,
     Output,
     Outputs,
     Preload,
@@ -237,6 +238,7 @@ class ScriptedEngine:
             step_seconds=0.0,
             last_step_rows=len(running),
             adapters=[self.adapter_state(digest) for digest in sorted(digests)],
+            mixtures=[MixtureState(digest="sha256:" + "5" * 64, chosen=(self.steps, 2 * self.steps))],
         )
 
     def adapter_state(self, digest: str) -> AdapterState:
