@@ -9,8 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.api.adapters_in_use import AdaptersInUse
 from serving.api.instruments import NAMED_ADAPTERS, Instruments
-from serving.engine_totals import EngineTotals
-from serving.messages import AdapterState, Stats
+from serving.engine_totals import MIXTURES_NAMED, EngineTotals
+from serving.messages import AdapterState, MixtureState, Stats
 from tests.serving.conftest import Stocked
 from tests.serving.server import RunningServer, wait_until
 
@@ -80,7 +80,7 @@ def test_adapter_labels_are_bounded() -> None:
     metrics = CollectorRegistry()
     instruments = Instruments(metrics, lambda: "bytes")
     for number in range(NAMED_ADAPTERS + 10):
-        instruments.request_ended("chat", "ok", seconds=1.0, digest=f"sha256:{number:012d}", generation_tokens=2)
+        instruments.request_ended("chat", "ok", seconds=1.0, digests=[f"sha256:{number:012d}"], generation_tokens=2)
     families = {family.name: family for family in metrics.collect()}
     samples = {sample.labels["adapter"]: sample.value for sample in families["loraplex_adapter_requests"].samples}
     assert len(samples) == NAMED_ADAPTERS + 1
@@ -99,13 +99,29 @@ def test_adapters_in_use() -> None:
     assert in_use.running_and_waiting([]) == ([], ["acme/a@prod"])
 
 
-def test_totals_go_on_over_restarts() -> None:
-    def stats(steps: int) -> Stats:
-        fields: dict[str, int] = dict.fromkeys(Stats.__struct_fields__, 0) | {"steps": steps}
-        return Stats(**fields | {"adapters": []})  # type: ignore[arg-type]
+def stats(steps: int, mixtures: dict[str | None, tuple[int, ...]] | None = None) -> Stats:
+    states = [MixtureState(digest=digest, chosen=chosen) for digest, chosen in (mixtures or {}).items()]
+    fields: dict[str, int] = dict.fromkeys(Stats.__struct_fields__, 0) | {"steps": steps}
+    return Stats(**fields | {"adapters": [], "mixtures": states})  # type: ignore[arg-type]
 
+
+def test_totals_go_on_over_restarts() -> None:
     totals = EngineTotals()
     totals.add(None, stats(5))
     totals.add(stats(5), stats(7))
     totals.add(None, stats(2))  # a new engine
     assert totals.steps == 9
+
+
+def test_choices_of_experts_add_up_over_restarts_and_names_are_bounded() -> None:
+    totals = EngineTotals()
+    totals.add(None, stats(1, {"m0": (3, 1)}))
+    totals.add(stats(1, {"m0": (3, 1)}), stats(2, {"m0": (5, 1), None: (2, 0, 7)}))
+    totals.add(None, stats(1, {f"m{index}": (1, 1) for index in range(MIXTURES_NAMED)}))  # a new engine
+    totals.add(None, stats(1, {f"n{index}": (1, 1) for index in range(MIXTURES_NAMED)}))
+    assert totals.chosen["m0", 0] == 6
+    assert totals.chosen["m0", 1] == 2
+    named = {digest for digest, _ in totals.chosen if digest is not None}
+    assert named == {f"m{index}" for index in range(MIXTURES_NAMED)}
+    assert totals.chosen[None, 0] == 2 + MIXTURES_NAMED
+    assert totals.chosen[None, 2] == 7
