@@ -18,6 +18,7 @@ from registry.adapter_config import CONFIG_FILE
 from registry.blobs import BlobStore
 from registry.file_entry import Blob, FileEntry
 from registry.hub.card import CARD_BYTES_LIMIT, CARD_FILE, CardError, read_card
+from registry.mixture_config import GATE_FILE
 from registry.snapshots import Snapshot
 from registry.trees import TreeFile
 
