@@ -137,7 +137,10 @@ class AdaptedLinear(nn.Module):
         return self._packed is not None
 
     def joins(self, plan: LoraPlan | None) -> bool:
-        """Whether `operands` say all that this layer computes under this plan; if not, a block calls the layer."""
+        """Whether `operands` say all that this layer computes under this plan; if not, a block calls the layer.
+
+        Blocks do not ask where there is no plan: without adapters a packed layer is its weight and bias.
+        """
         return self._packed is not None
 
     def operands(self, plan: LoraPlan | None) -> tuple[torch.Tensor | None, ...]:

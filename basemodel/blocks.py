@@ -150,6 +150,7 @@ class FusedAttention:
         self._config: Any = module.config
         self._general = module.forward
         self._features = [layer.out_features for layer in layers[:3]]
+        self._bare = [operand for layer in layers[:3] for operand in layer.operands(None)]
         q_norm, k_norm = (_norm_of(getattr(module, name, None)) for name in ("q_norm", "k_norm"))
         self.norm_kind = (q_norm.epsilon, q_norm.scaling) if q_norm else None
         self._norms = (q_norm.weight if q_norm else None, k_norm.weight if k_norm else None)
@@ -184,13 +185,15 @@ class FusedAttention:
         plan = self._sites.plan
         layers = self.layers[:3]
         kind = (norm.epsilon, norm.scaling) if norm is not None else self.norm_kind or (0.0, ROUNDED)
-        if not all(layer.joins(plan) for layer in layers):
+        if plan is not None and not all(layer.joins(plan) for layer in layers):
             normed = rows if norm is None else norm(rows)
             q, k, v = (layer(normed) for layer in layers)
             torch.ops.loraplex.rotate_heads(q, k, cosines, sines, *self._norms, *kind)
             size = cosines.shape[-1]
             return q.view(len(rows), -1, size), k.view(len(rows), -1, size), v.view(len(rows), -1, size)
-        operands = [operand for layer in layers for operand in layer.operands(plan)]
+        operands = self._bare
+        if plan is not None:
+            operands = [operand for layer in layers for operand in layer.operands(plan)]
         weight = None if norm is None else norm.weight
         q, k, v = torch.ops.loraplex.attention_inputs(
             rows, operands, self._features, cosines, sines, weight, *self._norms, *kind, *kernel_plan(plan)

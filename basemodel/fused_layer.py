@@ -72,6 +72,7 @@ class FusedLayer:
         self._index = int(self._attention.module.layer_idx)
         options = self._attention.options
         self._options: dict[str, Any] = {name: options.get(name) for name in KNOWN_OPTIONS - {"dropout"}}
+        self._bare = [operand for layer in self._layers for operand in layer.operands(None)]
         self._sites = sites
         self._fusion = fusion
 
@@ -91,14 +92,16 @@ class FusedLayer:
             or position_embeddings is None
             or past_key_values is not None
             or hidden_states.dtype != torch.bfloat16
-            or not all(layer.joins(plan) for layer in self._layers)
+            or (plan is not None and not all(layer.joins(plan) for layer in self._layers))
         ):
             given = {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
             return self._general(hidden_states, *arguments, **given, **options)
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         query, key, value = self._attention.inputs(rows, *position_embeddings, norm=self._first)
         attended = attend(self._index, query, key, value, **self._options)
-        operands = [operand for layer in self._layers for operand in layer.operands(plan)]
+        operands = self._bare
+        if plan is not None:
+            operands = [operand for layer in self._layers for operand in layer.operands(plan)]
         out: torch.Tensor = torch.ops.loraplex.after_attention(
             rows,
             attended.view(rows.shape[0], -1),
