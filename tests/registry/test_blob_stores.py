@@ -7,8 +7,9 @@ import hashlib
 import os
 import secrets
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from registry.blobs.object_blobs import ObjectBlobs
 from registry.blobs.object_client import ObjectClient, Patience
 from registry.errors import IntegrityError, InvalidValueError, StorageError, UploadMismatchError
 from registry.file_entry import Blob, FileEntry
+from tests.registry.azure_server import AzureServer, azure_server
 from tests.registry.backends import S3Server
 
 MANY_BYTES = (9 << 20) + 17
@@ -53,7 +55,7 @@ def local(folder: Path) -> Kept:
     return Kept(LocalBlobs(folder), lambda: LocalBlobs(folder), write, names)
 
 
-def objects(s3: S3Server, scratch: Path, **options: str) -> Kept:
+def objects(s3: S3Server | AzureServer, scratch: Path, **options: str) -> Kept:
     prefix, bucket = secrets.token_hex(8), s3.bucket()
 
     def again() -> BlobStore:
@@ -68,11 +70,18 @@ def objects(s3: S3Server, scratch: Path, **options: str) -> Kept:
     return Kept(again(), again, write, names)
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(scope="module")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
+    with pytest.MonkeyPatch.context() as patch, azure_server(tmp_path_factory.mktemp("azure")) as server:
+        patch.setenv("AZURE_STORAGE_ACCOUNT_KEY", server.key)
+        yield server
+
+
+@pytest.fixture(params=["local", "s3", pytest.param("azure", marks=pytest.mark.long)])
 def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
     if request.param == "local":
         return local(tmp_path / "blobs")
-    return objects(request.getfixturevalue("s3"), tmp_path / "scratch")
+    return objects(request.getfixturevalue(request.param), tmp_path / "scratch")
 
 
 def blob_of(raw: bytes) -> Blob:
@@ -315,6 +324,20 @@ def test_what_a_crash_left_in_the_store_is_removed_after_a_day(s3: S3Server, tmp
 def test_a_store_that_is_not_there(s3: S3Server, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="bucket exists"):
         ObjectBlobs(f"s3://no-such-bucket/x?endpoint={s3.endpoint}", tmp_path)
+
+
+@pytest.mark.long
+def test_azure_signs_addresses_for_reading_only(azure: AzureServer, tmp_path: Path) -> None:
+    store = objects(azure, tmp_path, direct="true").store
+    blob = receive(store, b"read from the store itself")
+    address = store.download_url(blob, seconds=60)
+    assert address is not None
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        assert answer.read() == b"read from the store itself"
+    assert store.upload_url(blob, scope="acme", seconds=60) is None
+    signed = ObjectClient(ObjectAddress.parse(azure.url("x")), Patience()).sign("PUT", "uploads/x", 60)
+    with pytest.raises(urllib.error.HTTPError):  # as clients send it, without the header
+        urllib.request.urlopen(urllib.request.Request(signed, b"x", method="PUT"), timeout=30)
 
 
 @pytest.mark.parametrize(
