@@ -31,6 +31,7 @@ from tests.registry.campaigns.state import OPERATOR, check_sound, state_of
 NAME = "acme/a"
 VISITS_LIMIT = 40
 REPEATS = 20
+KEPT_VERSIONS = 4
 
 BEFORE = "before"
 AFTER = "after"
@@ -143,7 +144,14 @@ class Campaign:
                 PERFORMED[target.operation](self.reg, **arguments)  # in this process, which did not die
                 found = state_of(self.reg)
         assert EFFECTS[target.operation](before, found, arguments), (before, found)
+        self._thin()
         return outcome.was_killed
+
+    def _thin(self) -> None:
+        """Delete what was published long ago: each look reads all there is, and finds out no more by reading more."""
+        for version in self.reg.list_versions(NAME, OPERATOR)[KEPT_VERSIONS:]:
+            if version.number not in self.reg.aliases(NAME, OPERATOR).values():
+                self.reg.delete_version(f"{NAME}@{version.number}", OPERATOR)
 
     def _check_garbage(self) -> None:
         """What the dead have left is collected, and nothing else."""
