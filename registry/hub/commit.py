@@ -92,7 +92,10 @@ async def commit(hub: Hub, request: Request) -> Response:
     refuse_pull_request(request)
     await hub.run(hub.registry.commits.tree_to_change, repo.name, request.values["revision"], request.principal)
     draft = _Draft()
-    with TemporaryDirectory(prefix="commit-", dir=hub.registry.blobs.scratch) as folder:
+    scratch = hub.registry.blobs.scratch
+    with explained(scratch):
+        contents = TemporaryDirectory(prefix="commit-", dir=scratch, ignore_cleanup_errors=True)
+    with contents as folder:
         lines = 0
         async for line in _lines(request, limit_bytes=hub.settings.commit_bytes_limit):
             lines += 1

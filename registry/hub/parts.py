@@ -65,7 +65,9 @@ class PartsSession:
             mark = self._folder / str(part)
             if not mark.is_file():
                 raise UploadMismatchError(f"part {part} of {self._plan.count} did not come to this server{ELSEWHERE}")
-            if etags.get(part) != mark.read_text("ascii"):
+            with explained(mark, verb="read"):
+                etag = mark.read_text("ascii")
+            if etags.get(part) != etag:
                 raise UploadMismatchError(f"part {part} of {self._plan.count} is not what was sent")
         self._blobs.put_file(self._folder / "content", self._plan.blob)
         shutil.rmtree(self._folder, ignore_errors=True)

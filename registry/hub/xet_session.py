@@ -26,7 +26,7 @@ from typing import BinaryIO
 
 from registry.blobs import BlobStore
 from registry.blobs.staging_area import explained, write_all
-from registry.errors import InvalidValueError, QuotaExceededError
+from registry.errors import InvalidValueError, QuotaExceededError, StorageError
 from registry.file_entry import Blob
 from registry.hub.parts import ELSEWHERE
 from registry.hub.xet_format import (
@@ -232,7 +232,9 @@ def _mapped(path: Path, *, limit_bytes: int) -> Iterator[memoryview]:
     """A file's bytes without reading them all. Raises InvalidValueError."""
     try:
         stream = path.open("rb")
-    except FileNotFoundError as error:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise StorageError(f"{path} cannot be read ({error.strerror}). Check the disk.", path=path) from error
         detail = f"it names a xorb that did not come to this server{ELSEWHERE}, or was removed since. Upload again"
         raise InvalidValueError("shard", detail) from error
     with stream:

@@ -224,6 +224,17 @@ def test_what_another_tenant_has_is_not_present(
 
 @pytest.mark.sqlite_only
 @pytest.mark.usefixtures("repo")
+def test_a_disk_that_fails_is_no_internal_error(raw: httpx.Client, server: Server) -> None:
+    scratch = server.reg.blobs.scratch
+    scratch.rename(scratch.with_name("away"))
+    refused = commit(raw, inline("a.txt", b"text"))
+    assert (refused.status_code, "storage failed" in refused.text) == (503, True)
+    scratch.with_name("away").rename(scratch)
+    assert commit(raw, inline("a.txt", b"text")).status_code == 200
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.usefixtures("repo")
 def test_malformed_bodies_are_refused(raw: httpx.Client) -> None:
     bodies = [
         b"",
