@@ -1,144 +1,103 @@
 """Reads a PEFT LoRA folder into tensors that fit a given base.
 
-It does: read `adapter_config.json` and `adapter_model.safetensors`, match every tensor to a linear layer of the base,
-work out each module's scale, and count what was attached.
+It does: read `adapter_config.json` and `adapter_model.safetensors`, match every tensor to a module of the base, work
+out each module's scale, turn whatever else was trained into changes, and count it. No tensor is left over.
 It does not: judge whether a folder may be published (`registry.adapter`), or put anything on a device (`attach`).
-Source of the layout: facts of PEFT 0.21 (`base_model.model.<path>.lora_A.weight` [r, H], `lora_B.weight` [O, r]).
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from basemodel.adapter_changes import Changes, EmbeddingChange, LinearChange
+from basemodel.adapter_parts import BaseWeights, Parts, Reading, read_parts
+from basemodel.adapter_settings import read_settings
 from basemodel.description import BaseDescription
-from basemodel.errors import AdapterFormatError
+from basemodel.embedding_parts import known_tokens, read_embedding, tied_change
+from basemodel.linear_parts import LoraPair, read_linear
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<half>[AB])\.weight")
-PLAIN_PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+")
-
-
-@dataclass(frozen=True)
-class LoraPair:
-    """One module's factors: a [H, r], the transposed lora_A, and b [r, O], the transposed lora_B times the scale."""
-
-    a: torch.Tensor
-    b: torch.Tensor
-
-    @property
-    def rank(self) -> int:
-        """Rows of this pair."""
-        return self.b.shape[0]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
 class AdapterWeights:
-    """An adapter in host memory. `rank` is its largest rank over the modules."""
+    """An adapter in host memory. `rank` is its largest rank over the modules, and at least 1: an adapter is known by
+    its rank rows. `changes` is None for an adapter that is LoRA on linear layers and nothing else.
+    """
 
     modules: dict[str, LoraPair]
     rank: int
     adapter_bytes: int
+    changes: Changes | None = None
+
+    @property
+    def whole_bytes(self) -> int:
+        """Memory that it takes on the device beside its rank rows."""
+        return 0 if self.changes is None else self.changes.whole_bytes
 
 
-def read_adapter(folder: Path, base: BaseDescription, dtype: torch.dtype) -> AdapterWeights:
+def read_adapter(folder: Path, base: BaseDescription, dtype: torch.dtype, weights: BaseWeights) -> AdapterWeights:
     """Read and fit an adapter. Raises AdapterFormatError; nothing is attached in part."""
-    config = _read_config(folder)
-    try:
-        tensors = load_file(folder / WEIGHTS_FILE)
-    except OSError as error:
-        raise _unreadable(folder, WEIGHTS_FILE, error) from error
-    except SafetensorError as error:
-        raise AdapterFormatError(folder, f"{WEIGHTS_FILE} is damaged ({error})") from error
-    halves: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        found = KEY.fullmatch(key)
-        if found is None:
-            raise AdapterFormatError(folder, f"tensor '{key}' is not a LoRA factor of a linear layer")
-        halves.setdefault(found["path"], {})[found["half"]] = tensor
-    if not halves:
-        raise AdapterFormatError(folder, f"{WEIGHTS_FILE} holds no LoRA factors, so it would have no effect")
-    modules = {path: _pair(folder, path, half, base, config, dtype) for path, half in sorted(halves.items())}
-    size = sum(t.numel() * t.element_size() for pair in modules.values() for t in (pair.a, pair.b))
-    return AdapterWeights(modules, max(pair.rank for pair in modules.values()), size)
+    own_dtype = DTYPES[base.quantization.compute_dtype]
+    reading = Reading(read_settings(folder), base, weights, dtype, own_dtype)
+    pairs: dict[str, LoraPair] = {}
+    linears: dict[str, LinearChange] = {}
+    embeddings: dict[str, EmbeddingChange] = {}
+    vectors: dict[str, Parts] = {}
+    modules = read_parts(folder)
+    for path, parts in sorted(modules.items()):
+        shape = base.modules.get(path)
+        if shape is None:
+            vectors[path] = _vectors(reading, path, parts)
+        elif shape.kind == "linear":
+            pair, change = read_linear(reading, path, parts, shape)
+            pairs |= {} if pair is None else {path: pair}
+            linears |= {} if change is None else {path: change}
+        else:
+            table = read_embedding(reading, path, parts, shape)
+            embeddings |= {} if table is None else {path: table}
+    original = modules.get(weights.embedding_path, {}).get("original")
+    changes = _changes(reading, pairs, linears, embeddings, vectors, original)
+    size = sum(t.nbytes for pair in pairs.values() for t in (pair.a, pair.b))
+    rank = max((pair.rank for pair in pairs.values()), default=1)
+    return AdapterWeights(pairs, rank, size + (changes.whole_bytes if changes else 0), changes)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
-    except OSError as error:
-        raise _unreadable(folder, CONFIG_FILE, error) from error
-    except ValueError as error:
-        raise AdapterFormatError(folder, f"{CONFIG_FILE} is not JSON ({error})") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise AdapterFormatError(folder, f"{CONFIG_FILE} is not of peft_type LORA")
-    for name in ("use_dora", "modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices"):
-        if config.get(name):
-            raise AdapterFormatError(folder, f"{CONFIG_FILE} sets {name}, which this release does not serve")
-    return config
+def _changes(
+    reading: Reading,
+    pairs: dict[str, LoraPair],
+    linears: dict[str, LinearChange],
+    embeddings: dict[str, EmbeddingChange],
+    vectors: dict[str, Parts],
+    original: torch.Tensor | None,
+) -> Changes | None:
+    head, embedding = reading.weights.head_path, embeddings.get(reading.weights.embedding_path)
+    if head is not None and reading.weights.is_tied and embedding is not None:
+        tied = tied_change(reading, embedding, original, linears.get(head), has_lora=head in pairs)
+        linears |= {} if tied is None else {head: tied}
+    if not (linears or embeddings or vectors):
+        return None
+    top = linears.get(head or "", LinearChange())
+    bottom = embedding or EmbeddingChange()
+    known = known_tokens(reading, bottom.table, bottom.tokens)
+    chosen = known_tokens(reading, top.weight, top.tokens)
+    if chosen > known:
+        reading.refuse(f"its head chooses from {chosen} tokens, and its embedding knows {known}")
+    return Changes(linears, embeddings, vectors, tuple(sorted(reading.kinds)), known, chosen)
 
 
-def _unreadable(folder: Path, file: str, error: OSError) -> AdapterFormatError:
-    """Says why, without the path that the operating system's own text carries: it reaches clients."""
-    return AdapterFormatError(folder, f"{file} cannot be read ({error.strerror or type(error).__name__})")
-
-
-def _pair(
-    folder: Path,
-    path: str,
-    half: dict[str, torch.Tensor],
-    base: BaseDescription,
-    config: dict[str, Any],
-    dtype: torch.dtype,
-) -> LoraPair:
-    shape = base.modules.get(path)
-    if shape is None or shape.kind != "linear":
-        raise AdapterFormatError(folder, f"'{path}' is no linear layer of base {base.name}")
-    if set(half) != {"A", "B"}:
-        raise AdapterFormatError(folder, f"'{path}' has lora_{min(half)} without its other half")
-    a, b = half["A"], half["B"]
-    rank = a.shape[0]
-    if a.shape != (rank, shape.in_features) or b.shape != (shape.out_features, rank) or rank == 0:
-        raise AdapterFormatError(
-            folder,
-            f"'{path}' has factors {tuple(a.shape)} and {tuple(b.shape)}; "
-            f"the layer is {shape.in_features} -> {shape.out_features}",
-        )
-    if rank != _setting(folder, config, path, "r", "rank_pattern"):
-        raise AdapterFormatError(folder, f"'{path}' has rank {rank}, which {CONFIG_FILE} does not say")
-    alpha = _setting(folder, config, path, "lora_alpha", "alpha_pattern")
-    scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    pair = LoraPair(a.T.to(dtype).contiguous(), (b.float() * scale).T.to(dtype).contiguous())
-    if not (torch.isfinite(pair.a).all() and torch.isfinite(pair.b).all()):
-        raise AdapterFormatError(folder, f"'{path}' holds values that are not finite")
-    return pair
-
-
-def _setting(folder: Path, config: dict[str, Any], path: str, name: str, patterns: str) -> float:
-    """A module's rank or alpha: the first pattern that is the end of its path, else the general one.
-
-    PEFT reads patterns as regular expressions. Only those that are plain paths are accepted: an adapter is data, and
-    its expressions are not run.
-    """
-    for pattern, value in (config.get(patterns) or {}).items():
-        if PLAIN_PATTERN.fullmatch(pattern) is None:
-            raise AdapterFormatError(folder, f"{patterns} has '{pattern}', which is not a plain module path")
-        plain = pattern.removeprefix("^")
-        if path == plain or (not pattern.startswith("^") and path.endswith("." + plain)):
-            return _number(folder, value, patterns)
-    return _number(folder, config.get(name), name)
-
-
-def _number(folder: Path, value: object, name: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-        raise AdapterFormatError(folder, f"{name} is {value!r}, not a positive number")
-    return value
+def _vectors(reading: Reading, path: str, parts: Parts) -> Parts:
+    """The parameters of a module that is neither a linear layer nor an embedding: a norm."""
+    found = {}
+    for name, tensor in parts.items():
+        if name == "original":
+            continue
+        length = reading.base.vectors.get(f"{path}.{name}")
+        if length is None:
+            reading.refuse(f"'{path}.{name}' is no tensor of base {reading.base.name}")
+        reading.kinds.add("modules_to_save" if name == "weight" else "bias")
+        found[name] = reading.shaped(path, name, tensor, (length,)).to(reading.own_dtype)
+    return found

@@ -1,11 +1,13 @@
-"""Puts the grouped LoRA product beside every linear layer of a base.
+"""Puts adapters beside every module of a base that they can change.
 
-It does: replace each linear layer with one that adds adapters from its arena of rank rows, and copy adapters into and
-out of those arenas.
+It does: replace each linear layer with one that adds adapters from its arena of rank rows, put stand-ins in place of
+embeddings and norms once an adapter changes them, and copy adapters in and out.
 It does not: decide who owns which rows (`serving.engine.adapter_pool`) or which token uses which (`lora_ops`).
 
     AdapterSites.plan        set once before each forward, read by every layer
     AdapterSites.head_plan   the same for the output head, which sees the sampled positions only
+
+Whoever computes a layer in another way than by calling its modules (`blocks`) asks `joins` first.
 """
 
 from __future__ import annotations
@@ -15,17 +17,23 @@ from torch import nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from basemodel.adapter_weights import AdapterWeights, LoraPair
+from basemodel.adapter_changes import Changes
+from basemodel.adapter_weights import AdapterWeights
+from basemodel.changed_modules import ChangedEmbedding, ChangedVectors
 from basemodel.description import BaseDescription
-from basemodel.lora_ops import LoraPlan, add_lora
+from basemodel.linear_changes import LinearChanges
+from basemodel.linear_parts import LoraPair
+from basemodel.lora_ops import ChangedTokens, LoraPlan, add_lora
 from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, can_multiply, can_pack
+from basemodel.site_weights import SiteWeights
 
 
 class AdapterSites:
     """Every place of one model that an adapter can change. Only the engine loop changes it.
 
-    `rows` rank rows are set aside in every layer; an adapter of rank r takes r of them, the same ones everywhere.
-    `dtype` is the type in which adapters are kept and computed where the CPU kernel does not do it.
+    `rows` rank rows are set aside in every layer; an adapter of rank r takes r of them, the same ones everywhere. An
+    adapter that changes more than linear layers has a slot besides. `dtype` is the type in which adapters are kept and
+    computed where the CPU kernel does not do it.
     """
 
     def __init__(self, model: PreTrainedModel, base: BaseDescription, *, rows: int, dtype: torch.dtype) -> None:
@@ -33,32 +41,90 @@ class AdapterSites:
         self.dtype = dtype
         self.plan: LoraPlan | None = None
         self.head_plan: LoraPlan | None = None
+        self._model = model
+        self._description = base
+        self.weights = SiteWeights(model, base)
         head = model.get_output_embeddings()
         self._sites: dict[str, AdaptedLinear] = {}
+        self._stand_ins: dict[str, ChangedEmbedding | ChangedVectors] = {}
+        self._slots: dict[int, int] = {}  # by first rank row
+        self._changes: dict[int, Changes] = {}  # by slot
         for path, shape in base.modules.items():
             if shape.kind != "linear":
                 continue
             layer = model.get_submodule(path)
             site = AdaptedLinear(layer, self, shape.in_features, shape.out_features, is_head=layer is head)
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, site)
+            self._replace(path, site)
             self._sites[path] = site
+        self.weights.packed = {path: site.packed for path, site in self._sites.items() if site.packed is not None}
 
-    def place(self, start: int, adapter: AdapterWeights) -> None:
-        """Copy an adapter into rows [start, start + adapter.rank) of every layer; layers it leaves alone get zeros."""
+    # ------------------------------------------------------------------------------------------------- placing
+    def place(self, start: int, adapter: AdapterWeights) -> int | None:
+        """Copy an adapter into rows [start, start + adapter.rank) of every layer; layers it leaves alone get zeros.
+
+        Returns the slot of an adapter that changes more than linear layers.
+        """
         assert start + adapter.rank <= self.rows
         for path, site in self._sites.items():
             site.place(start, adapter.rank, adapter.modules.get(path))
+        if adapter.changes is None:
+            return None
+        slot = next(number for number in range(len(self._changes) + 1) if number not in self._changes)
+        self._slots[start], self._changes[slot] = slot, adapter.changes
+        device = self._model.device
+        for path, change in adapter.changes.linears.items():
+            self._sites[path].changes.put(slot, change, device)
+        for path, table in adapter.changes.embeddings.items():
+            self._embedding(path).changes[slot] = table.to(device)
+        for path, vectors in adapter.changes.vectors.items():
+            self._vectors(path).changes[slot] = {name: vector.to(device) for name, vector in vectors.items()}
+        return slot
 
     def clear(self, start: int) -> None:
         """Forget the adapter whose rows begin at `start`."""
+        slot = self._slots.pop(start, None)
         for site in self._sites.values():
             site.used.discard(start)
+            if slot is not None:
+                site.changes.drop(slot)
+        if slot is not None:
+            del self._changes[slot]
+            for stand_in in self._stand_ins.values():
+                stand_in.changes.pop(slot, None)
 
     @property
     def arena_bytes(self) -> int:
-        """Memory set aside for adapters so far."""
+        """Memory set aside for rank rows so far."""
         return sum(site.arena_bytes for site in self._sites.values())
+
+    @property
+    def whole_bytes(self) -> int:
+        """Memory of what the resident adapters change besides."""
+        return sum(changes.whole_bytes for changes in self._changes.values())
+
+    # ------------------------------------------------------------------------------------------------- stand-ins
+    def _embedding(self, path: str) -> ChangedEmbedding:
+        found = self._stand_ins.get(path)
+        if found is None:
+            found = self._stand_ins[path] = ChangedEmbedding(self._model.get_submodule(path), self._current)
+            self._replace(path, found)
+        assert isinstance(found, ChangedEmbedding)
+        return found
+
+    def _vectors(self, path: str) -> ChangedVectors:
+        found = self._stand_ins.get(path)
+        if found is None:
+            found = self._stand_ins[path] = ChangedVectors(self._model.get_submodule(path), self._current)
+            self._replace(path, found)
+        assert isinstance(found, ChangedVectors)
+        return found
+
+    def _current(self) -> ChangedTokens | None:
+        return None if self.plan is None else self.plan.changed
+
+    def _replace(self, path: str, module: nn.Module) -> None:
+        parent, _, name = path.rpartition(".")
+        setattr(self._model.get_submodule(parent), name, module)
 
 
 def rank_row_bytes(model: PreTrainedModel, base: BaseDescription, dtype: torch.dtype) -> int:
@@ -76,9 +142,10 @@ class AdaptedLinear(nn.Module):
     """A linear layer of the base and its arena. x [..., H] -> [..., O].
 
     The arena is made when the first adapter needs it, so a layer that none touches costs nothing. `used` names the
-    adapters (by first row) that have factors here: a step whose adapters do not touch this layer skips it. Where our
-    CPU kernel can stand in for the base layer it takes over its weights, and adapters are kept in bfloat16 as it reads
-    them: a [R, H] and b [strips, R, 16]. Elsewhere b is [1, R, O], in the type of the sites.
+    adapters (by first row) that have factors here: a step whose adapters do not touch this layer skips it; `changes` is
+    what adapters do here besides. Where our CPU kernel can stand in for the base layer it takes over its weights, and
+    adapters are kept in bfloat16 as it reads them: a [R, H] and b [strips, R, 16]. Elsewhere b is [1, R, O], in the
+    type of the sites.
     """
 
     def __init__(
@@ -90,30 +157,34 @@ class AdaptedLinear(nn.Module):
         self.out_features = out_features
         self.is_head = is_head
         self.used: set[int] = set()
-        self._packed = PackedLinear(base) if can_pack(base) else None
-        self._dense = DenseLinear(base) if can_multiply(base) else None
+        self.changes = LinearChanges(out_features)
+        self.packed = PackedLinear(base) if can_pack(base) else None
+        self._kernel = self.packed or (DenseLinear(base) if can_multiply(base) else None)
         self._owner = [sites]  # in a list, so that torch does not look for modules in it
         self._a: torch.Tensor | None = None
         self._b: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The base's output, with every token's adapters added."""
+        """The base's output, with every token's adapters added; [..., O' > O] where one has more outputs."""
         plan = self._owner[0].head_plan if self.is_head else self._owner[0].plan
+        changed = None if plan is None else plan.changed
         if plan is not None and self.used.isdisjoint(plan.starts):
             plan = None
-        if self._packed is not None:
-            flat = x.reshape(-1, self.in_features)
-            return self._packed(flat, plan, self._a, self._b).view(*x.shape[:-1], self.out_features)
-        out = self._base_output(x)
-        if plan is not None and self._a is not None and self._b is not None:
-            add_lora(out.view(-1, self.out_features), x.reshape(-1, self.in_features), self._a.T, self._b[0], plan)
-        return out
-
-    def _base_output(self, x: torch.Tensor) -> torch.Tensor:
-        if self._dense is not None:
-            return self._dense(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
-        out: torch.Tensor = self.base(x)
-        return out
+        if changed is not None and self.changes.slots.isdisjoint(changed.slots):
+            changed = None
+        flat = x.reshape(-1, self.in_features)
+        if self._kernel is not None:
+            rows = None if changed is None else self.changes.output_rows(changed)
+            out = self._kernel(flat, plan, self._a, self._b, rows)
+        else:
+            out = self.base(x).view(-1, self.out_features)
+            if plan is not None and self._a is not None and self._b is not None:
+                add_lora(out, flat, self._a.T, self._b[0], plan)
+            if changed is not None:
+                self.changes.scale(out, changed)
+        if changed is not None:
+            out = self.changes.replace(out, flat, changed)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     def place(self, start: int, rank: int, pair: LoraPair | None) -> None:
         """Write one adapter's factors; None, or a pair of a smaller rank, leaves zeros in the rest of its rows."""
@@ -134,22 +205,25 @@ class AdaptedLinear(nn.Module):
     @property
     def is_packed(self) -> bool:
         """Whether the base layer runs on the 4-bit CPU kernel, so that a fused block may take it in."""
-        return self._packed is not None
+        return self.packed is not None
 
     def joins(self, plan: LoraPlan | None) -> bool:
         """Whether `operands` say all that this layer computes under this plan; if not, a block calls the layer.
 
         Blocks do not ask where there is no plan: without adapters a packed layer is its weight and bias.
         """
-        return self._packed is not None
+        is_changed = (
+            plan is not None and plan.changed is not None and not self.changes.slots.isdisjoint(plan.changed.slots)
+        )
+        return self.packed is not None and not is_changed
 
     def operands(self, plan: LoraPlan | None) -> tuple[torch.Tensor | None, ...]:
         """The layer as a fused block gives it to the kernel: weight, bias, a, b (None where no adapter touches it)."""
-        assert self._packed is not None
+        assert self.packed is not None
         if plan is None or plan.runs is None or self.used.isdisjoint(plan.starts):
             assert plan is None or plan.runs is not None or not plan.starts, "adapters would be left out in silence"
-            return self._packed.weight, self._packed.bias, None, None
-        return self._packed.weight, self._packed.bias, self._a, self._b
+            return self.packed.weight, self.packed.bias, None, None
+        return self.packed.weight, self.packed.bias, self._a, self._b
 
     @property
     def arena_bytes(self) -> int:
@@ -174,8 +248,8 @@ class AdaptedLinear(nn.Module):
 
     def _new_arena(self) -> tuple[torch.Tensor, torch.Tensor]:
         sites, device = self._owner[0], self.weight.device
-        dtype = sites.dtype if self._packed is None else torch.bfloat16
-        strips, width = (1, self.out_features) if self._packed is None else (self._packed.strips, STRIP)
+        dtype = sites.dtype if self._kernel is None else torch.bfloat16
+        strips, width = (1, self.out_features) if self._kernel is None else (self._kernel.strips, STRIP)
         a = torch.zeros(sites.rows, self.in_features, dtype=dtype, device=device)
         b = torch.zeros(strips, sites.rows, width, dtype=dtype, device=device)
         return a, b

@@ -26,6 +26,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from basemodel.attach import AdaptedLinear, AdapterSites
+from basemodel.changed_modules import ChangedVectors
 from basemodel.lora_ops import LoraPlan
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ TRIAL = "loraplex_trial"  # the name of the attention function that trials are h
 TRIAL_SCALES = (1.0, 0.01, 20.0)  # of the rows of a trial: a wrong epsilon shows in small ones
 # Of the norm of a trial's result: one value in ten that differs by a rounding, and no more.
 TRIAL_TOLERANCE = 1e-3
+Turn = tuple[torch.Tensor, torch.Tensor]
+Norms = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 def fused_block(module: nn.Module, sites: AdapterSites) -> FusedNorm | FusedMLP | FusedAttention | None:
@@ -63,19 +66,27 @@ def fused_block(module: nn.Module, sites: AdapterSites) -> FusedNorm | FusedMLP 
 # ------------------------------------------------------------------------------------------------------------- norms
 @dataclass(frozen=True)
 class FusedNorm:
-    """An RMS norm in one pass. x [..., H] -> [..., H]."""
+    """An RMS norm in one pass. x [..., H] -> [..., H]. The weight is the module's at each call: it may be replaced."""
 
-    weight: torch.Tensor
+    module: nn.Module
     epsilon: float
     scaling: int
     general: Callable[..., torch.Tensor]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The norm's weight [H]."""
+        weight = self.module.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The norm; in any other type than bfloat16 the module's own."""
         if hidden_states.dtype != torch.bfloat16:
             return self.general(hidden_states)
-        rows = hidden_states.reshape(-1, self.weight.shape[0]).contiguous()
-        out: torch.Tensor = torch.ops.loraplex.rms_norm(rows, self.weight, self.epsilon, self.scaling)
+        weight = self.weight
+        rows = hidden_states.reshape(-1, weight.shape[0]).contiguous()
+        out: torch.Tensor = torch.ops.loraplex.rms_norm(rows, weight, self.epsilon, self.scaling)
         return out.view(hidden_states.shape)
 
 
@@ -88,7 +99,7 @@ def _norm_of(module: nn.Module | None) -> FusedNorm | None:
         return None
     if weight.dim() != 1 or weight.dtype != torch.bfloat16:
         return None
-    return FusedNorm(weight, epsilon, scaling, module.forward)
+    return FusedNorm(module, epsilon, scaling, module.forward)
 
 
 def _fused_norm(module: nn.Module) -> FusedNorm | None:
@@ -185,10 +196,11 @@ class FusedAttention:
         plan = self._sites.plan
         layers = self.layers[:3]
         kind = (norm.epsilon, norm.scaling) if norm is not None else self.norm_kind or (0.0, ROUNDED)
-        if plan is not None and not all(layer.joins(plan) for layer in layers):
+        own_norms = self._own_norms(plan)
+        if own_norms or (plan is not None and not all(layer.joins(plan) for layer in layers)):
             normed = rows if norm is None else norm(rows)
             q, k, v = (layer(normed) for layer in layers)
-            torch.ops.loraplex.rotate_heads(q, k, cosines, sines, *self._norms, *kind)
+            self._rotate(q, k, (cosines, sines), kind, own_norms)
             size = cosines.shape[-1]
             return q.view(len(rows), -1, size), k.view(len(rows), -1, size), v.view(len(rows), -1, size)
         operands = self._bare
@@ -199,6 +211,35 @@ class FusedAttention:
             rows, operands, self._features, cosines, sines, weight, *self._norms, *kind, *kernel_plan(plan)
         )
         return q, k, v
+
+    def _own_norms(self, plan: LoraPlan | None) -> dict[int, Norms]:
+        """The norms of queries and keys of adapters that have their own in this step, by slot."""
+        if plan is None or plan.changed is None or self._norms[0] is None:
+            return {}
+        modules = (self.module.q_norm, self.module.k_norm)
+        own = [module.changes if isinstance(module, ChangedVectors) else {} for module in modules]
+        return {
+            slot: (
+                own[0].get(slot, {}).get("weight", self._norms[0]),
+                own[1].get(slot, {}).get("weight", self._norms[1]),
+            )
+            for slot in plan.changed.slots & (own[0].keys() | own[1].keys())
+        }
+
+    def _rotate(
+        self, q: torch.Tensor, k: torch.Tensor, turn: Turn, kind: tuple[float, int], own_norms: dict[int, Norms]
+    ) -> None:
+        """Norm and rotate q and k [T, heads D] in place, each run of tokens by its own norms."""
+        plan = self._sites.plan
+        spans = plan.changed.spans if plan is not None and plan.changed is not None else ()
+        begin = 0
+        own = [(span, own_norms[slot]) for span, slot in spans if slot in own_norms]
+        for span, norms in [*own, (slice(len(q), len(q)), self._norms)]:
+            for part, each in ((slice(begin, span.start), self._norms), (span, norms)):
+                if part.start < part.stop:
+                    cosines, sines = (table[:, part].contiguous() for table in turn)
+                    torch.ops.loraplex.rotate_heads(q[part], k[part], cosines, sines, *each, *kind)
+            begin = span.stop
 
 
 def _fused_attention(module: nn.Module, sites: AdapterSites) -> FusedAttention | None:

@@ -6,7 +6,7 @@ It does not: read or hash weights (`fingerprint`, `snapshot`), or hold tensors (
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Mode = Literal["nf4", "bf16", "fp32"]
@@ -39,7 +39,10 @@ class ModuleShape:
 
 @dataclass(frozen=True)
 class BaseDescription:
-    """A base as everybody but torch sees it. `fingerprint` is 64 hex digits and stands for the exact bytes."""
+    """A base as everybody but torch sees it. `fingerprint` is 64 hex digits and stands for the exact bytes.
+
+    `vectors` are the lengths of its one-dimensional parameters (norms and biases), by their full names.
+    """
 
     name: str
     revision: str | None
@@ -49,6 +52,7 @@ class BaseDescription:
     vocabulary_size: int
     context_tokens: int
     modules: dict[str, ModuleShape]
+    vectors: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The document that is written as `base.json` and registered in the registry."""

@@ -15,6 +15,8 @@ from torch import nn
 
 from basemodel.attach import AdapterSites
 from basemodel.blocks import FusedAttention, FusedMLP, FusedNorm, kernel_plan, trial_rows, trial_turn
+from basemodel.changed_modules import has_own
+from basemodel.lora_ops import LoraPlan
 
 Turn = tuple[torch.Tensor, torch.Tensor]
 PLAIN_NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -57,6 +59,7 @@ class FusedLayer:
         attention: Any = module.get_submodule("self_attn").forward
         mlp: Any = module.get_submodule("mlp").forward
         self._general: Callable[..., torch.Tensor] = module.forward
+        self._module, self._norm_names = module, tuple(norms)
         self._attention: FusedAttention = attention
         self._layers = (self._attention.layers[3], *mlp.layers)
         self._features = [layer.out_features for layer in self._layers]
@@ -93,6 +96,7 @@ class FusedLayer:
             or past_key_values is not None
             or hidden_states.dtype != torch.bfloat16
             or (plan is not None and not all(layer.joins(plan) for layer in self._layers))
+            or self._has_own_norms(plan)
         ):
             given = {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
             return self._general(hidden_states, *arguments, **given, **options)
@@ -114,6 +118,12 @@ class FusedLayer:
             *kernel_plan(plan),
         )
         return out.view(hidden_states.shape)
+
+    def _has_own_norms(self, plan: LoraPlan | None) -> bool:
+        """Whether an adapter of this step has a norm of its own here."""
+        if plan is None or plan.changed is None:
+            return False
+        return any(has_own(getattr(self._module, name), plan.changed) for name in self._norm_names)
 
 
 def fused_layer(module: nn.Module, sites: AdapterSites, fusion: Fusion) -> FusedLayer | None:

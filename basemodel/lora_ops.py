@@ -40,11 +40,16 @@ MOST_WASTE = 4
 
 @dataclass(frozen=True)
 class RankRows:
-    """The rank rows [start, start + rank) of one adapter, and the weight with which a token uses them."""
+    """The rank rows [start, start + rank) of one adapter, and the weight with which a token uses them.
+
+    `slot` is there where the adapter changes more than linear layers (`basemodel.adapter_changes`); such an adapter is
+    used alone, with weight 1.
+    """
 
     start: int
     rank: int
     weight: float = 1.0
+    slot: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,16 +128,29 @@ class TileTable:
 
 
 @dataclass(frozen=True)
+class ChangedTokens:
+    """The tokens of adapters that change more than linear layers: `spans` with their slots, in the order of tokens;
+    `rows` [T] int32 is each token's slot, and -1 where it has none.
+    """
+
+    spans: tuple[tuple[slice, int], ...]
+    slots: frozenset[int]
+    rows: torch.Tensor
+
+
+@dataclass(frozen=True)
 class LoraPlan:
     """What every layer does in one step. `starts` names the adapters that take part by their first rank row.
 
-    `segments` are there where the CPU kernel may be asked (float32 adapters on the CPU), `tiles` on a GPU.
+    `segments` are there where the CPU kernel may be asked (float32 adapters on the CPU), `tiles` on a GPU, `changed`
+    where a token's adapter changes more than linear layers.
     """
 
     groups: Sequence[LoraGroup]
     starts: frozenset[int]
     segments: Sequence[Segment] | None = None
     tiles: TileTable | None = None
+    changed: ChangedTokens | None = None
 
     @cached_property
     def runs(self) -> LoraRuns | None:
@@ -148,7 +166,8 @@ def plan_lora(segments: Sequence[Segment], *, device: torch.device, dtype: torch
     """Group the tokens of a step. Segments follow the order of the tokens in the batch."""
     starts = frozenset(use.start for segment in segments for use in segment.adapters)
     is_for_kernel = device.type == "cpu" and dtype == torch.float32
-    return LoraPlan(_Groups(segments, device, dtype), starts, segments if is_for_kernel else None)
+    own_segments = segments if is_for_kernel else None
+    return LoraPlan(_Groups(segments, device, dtype), starts, own_segments, changed=_changed(segments, device))
 
 
 class _Groups(Sequence[LoraGroup]):
@@ -270,6 +289,26 @@ def _grouped(counts: Integers, starts: Integers, ranks: Integers, weights: list[
         members=torch.from_numpy(tokens[order]),
         hidden_size=int(ends[-1]),
     )
+
+
+def _changed(segments: Sequence[Segment], device: torch.device) -> ChangedTokens | None:
+    spans: list[tuple[slice, int]] = []
+    position = 0
+    for segment in segments:
+        slots = [use.slot for use in segment.adapters if use.slot is not None]
+        if slots and segment.tokens:
+            assert len(segment.adapters) == 1, "an adapter that changes more than linear layers is used alone"
+            begin = position
+            if spans and spans[-1][0].stop == position and spans[-1][1] == slots[0]:
+                begin = spans.pop()[0].start
+            spans.append((slice(begin, position + segment.tokens), slots[0]))
+        position += segment.tokens
+    if not spans:
+        return None
+    rows = torch.full((position,), -1, dtype=torch.int32)
+    for span, slot in spans:
+        rows[span] = slot
+    return ChangedTokens(tuple(spans), frozenset(slot for _, slot in spans), rows.to(device))
 
 
 def _group(members: list[tuple[int, Segment]], device: torch.device, dtype: torch.dtype) -> list[LoraGroup]:

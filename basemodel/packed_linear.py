@@ -13,6 +13,7 @@ Letters: T tokens, K input features, O output features, R rank rows.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
@@ -29,6 +30,18 @@ BLOCK = 64
 HALF = BLOCK // 2
 
 
+@dataclass(frozen=True)
+class OutputRows:
+    """Rows of scales and shifts [N, strips * 16] float32, and which of them each token has: `index` [T] int32, -1 none.
+
+    A token's outputs y, with bias and adapters, become scale * y + shift, before they are rounded.
+    """
+
+    index: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+
 class PackedLinear:
     """The weights of one layer in the kernel's layout. x [T, K] bfloat16 -> [T, O] bfloat16. Never changed."""
 
@@ -42,17 +55,27 @@ class PackedLinear:
         layer.weight.data = layer.weight.data.new_empty(0)
 
     def __call__(
-        self, x: torch.Tensor, plan: LoraPlan | None, a: torch.Tensor | None, b: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        plan: LoraPlan | None = None,
+        a: torch.Tensor | None = None,
+        b: torch.Tensor | None = None,
+        changed: OutputRows | None = None,
     ) -> torch.Tensor:
         """The layer's output; with a plan, every token's adapters added: a [R, K], b [strips, R, 16], bfloat16."""
-        adapters: tuple[object, ...] = (None,) * 7 + (0,)
-        assert plan is None or plan.runs is not None or not plan.starts, "adapters would be left out in silence"
-        if plan is not None and plan.runs is not None:
-            runs = plan.runs
-            seen = (runs.first_use, runs.uses, runs.weights, runs.groups, runs.members, runs.hidden_size)
-            adapters = (a, b, *seen)
-        y: torch.Tensor = torch.ops.loraplex.nf4_linear(x, self.weight, self.bias, self.out_features, *adapters)
+        besides = _besides(plan, a, b, changed)
+        y: torch.Tensor = torch.ops.loraplex.nf4_linear(x, self.weight, self.bias, self.out_features, *besides)
         return y
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x W^T alone, without bias: x [T, K] bfloat16 -> [T, O] bfloat16."""
+        y: torch.Tensor = torch.ops.loraplex.nf4_linear(x, self.weight, None, self.out_features)
+        return y
+
+    def row_squares(self) -> torch.Tensor:
+        """The sum of squares of each row of W, as it is dequantized: [O] float32."""
+        squares: torch.Tensor = torch.ops.loraplex.nf4_row_squares(self.weight, self.out_features, self.in_features)
+        return squares[: self.out_features]
 
 
 class DenseLinear:
@@ -61,24 +84,50 @@ class DenseLinear:
     def __init__(self, layer: nn.Linear) -> None:
         """Shares the layer's weights, which may be the embedding's too."""
         assert can_multiply(layer)
+        self.strips = layer.out_features // STRIP
         self._weight = layer.weight
         self._bias = layer.bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output."""
-        y: torch.Tensor = torch.ops.loraplex.bf16_linear(x, self._weight, self._bias)
+    def __call__(
+        self,
+        x: torch.Tensor,
+        plan: LoraPlan | None = None,
+        a: torch.Tensor | None = None,
+        b: torch.Tensor | None = None,
+        changed: OutputRows | None = None,
+    ) -> torch.Tensor:
+        """The layer's output; the rest as for `PackedLinear`."""
+        besides = _besides(plan, a, b, changed)
+        y: torch.Tensor = torch.ops.loraplex.bf16_linear(x, self._weight, self._bias, *besides)
         return y
+
+
+def _besides(
+    plan: LoraPlan | None, a: torch.Tensor | None, b: torch.Tensor | None, changed: OutputRows | None
+) -> tuple[object, ...]:
+    """What the kernel does besides the product, as it reads it."""
+    adapters: tuple[object, ...] = (None,) * 7 + (0,)
+    assert plan is None or plan.runs is not None or not plan.starts, "adapters would be left out in silence"
+    if plan is not None and plan.runs is not None:
+        runs = plan.runs
+        seen = (runs.first_use, runs.uses, runs.weights, runs.groups, runs.members, runs.hidden_size)
+        adapters = (a, b, *seen)
+    return adapters if changed is None else (*adapters, changed.index, changed.scale, changed.shift)
 
 
 def can_multiply(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the kernel can stand in for this bf16 layer, here and on this machine."""
+    return type(layer) is nn.Linear and suits_kernel(layer.weight)
+
+
+def suits_kernel(weight: torch.Tensor) -> bool:
+    """Whether the kernel can multiply with this plain weight [O, K], here and on this machine."""
     return (
-        type(layer) is nn.Linear
-        and layer.weight.device.type == "cpu"
-        and layer.weight.dtype == torch.bfloat16
-        and layer.weight.is_contiguous()
-        and layer.in_features % BLOCK == 0
-        and layer.out_features % STRIP == 0
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and weight.is_contiguous()
+        and weight.shape[1] % BLOCK == 0
+        and weight.shape[0] % STRIP == 0
         and has_cpu_kernels()
     )
 

@@ -17,11 +17,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
@@ -76,6 +77,8 @@ def open_snapshot(folder: Path) -> Snapshot:
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             raise SnapshotDamagedError(folder, f"{name} is missing or not {size} bytes long")
+    if not description.vectors:  # written by a release that did not note them
+        description = replace(description, vectors=vector_lengths(folder))
     return Snapshot(folder, description)
 
 
@@ -123,6 +126,7 @@ def _fill(source: BaseSource, quantization: Quantization, folder: Path) -> None:
         vocabulary_size=int(model.config.get_text_config().vocab_size),
         context_tokens=_context_tokens(model),
         modules=module_shapes(model),
+        vectors=vector_lengths(folder),
     )
     (folder / BASE_FILE).write_text(json.dumps(description.to_json(), indent=1, sort_keys=True))
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
@@ -168,6 +172,18 @@ def module_shapes(model: torch.nn.Module) -> dict[str, ModuleShape]:
         elif isinstance(module, torch.nn.Embedding):
             shapes[path] = ModuleShape("embedding", module.embedding_dim, module.num_embeddings, False)
     return shapes
+
+
+def vector_lengths(folder: Path) -> dict[str, int]:
+    """The one-dimensional weights and biases of a snapshot, by name, with their lengths."""
+    lengths = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is not a dict
+                shape = file.get_slice(name).get_shape()
+                if name.endswith((".weight", ".bias")) and len(shape) == 1:
+                    lengths[name] = int(shape[0])
+    return lengths
 
 
 def _context_tokens(model: PreTrainedModel) -> int:

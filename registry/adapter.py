@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from registry.adapter_config import CONFIG_FILE, AdapterConfig, parse_config
+from registry.adapter_tensors import AdapterTensors, check_parts, sort_tensors
 from registry.base import BaseRecord
 from registry.errors import BaseMismatchError, RejectedAdapterError
-from registry.lora_tensors import LoraPair, check_shapes, check_targets, pair_tensors
+from registry.lora_tensors import LoraPair, check_shapes, check_targets
 from registry.manifest import MANIFEST_FILE, Manifest, check_probes, parse_manifest
 from registry.mixture_config import GATE_BYTES_LIMIT, GATE_FILE, MIXTURE_FILE
 from registry.reasons import RejectReason
@@ -36,13 +37,17 @@ WEIGHTS_BYTES_LIMIT = 8 * 1024**3
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the registry keeps of an accepted adapter. `rank` is the largest of any module."""
+    """What the registry keeps of an accepted adapter. `rank` is the largest of any module. `kinds` is what it is
+    besides LoRA on linear layers, in PEFT's words; an adapter without any can be an expert or one of several.
+    """
 
     rank: int
     target_modules: tuple[str, ...]
     module_count: int
     adapter_bytes: int
     base_verified: bool
+    kinds: tuple[str, ...] = ()
+    vocabulary_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class AdapterFolder:
     folder: Path
     file_names: tuple[str, ...]
     config: AdapterConfig
-    pairs: Mapping[str, LoraPair]
+    sorted_tensors: AdapterTensors
     tensors: tuple[Tensor, ...]
     manifest: Manifest | None
     manifest_document: dict[str, Any] | None
@@ -63,11 +68,22 @@ class AdapterFolder:
         file_names = list_files(folder)
         config = parse_config((folder / CONFIG_FILE).read_bytes())
         tensors = read_tensors(folder / WEIGHTS_FILE)
-        pairs = pair_tensors(tensors, file=WEIGHTS_FILE)
+        sorted_tensors = sort_tensors(tensors, file=WEIGHTS_FILE)
         manifest, document = None, None
         if MANIFEST_FILE in file_names:
             manifest, document = parse_manifest((folder / MANIFEST_FILE).read_bytes())
-        return cls(folder, file_names, config, pairs, tensors, manifest, document)
+        return cls(folder, file_names, config, sorted_tensors, tensors, manifest, document)
+
+    @property
+    def pairs(self) -> Mapping[str, LoraPair]:
+        """LoRA on linear layers, by module."""
+        return self.sorted_tensors.pairs
+
+    def check_shapes(self, base: BaseRecord) -> None:
+        """Whether every tensor fits this base and the config. Raises RejectedAdapterError."""
+        check_shapes(self.pairs, self.config, base, file=WEIGHTS_FILE)
+        check_parts(self.sorted_tensors, self.config, base, file=WEIGHTS_FILE)
+        check_targets(self.sorted_tensors.adapted, self.config, base, file=WEIGHTS_FILE)
 
     def judge(self, base: BaseRecord) -> Verdict:
         """Judge the adapter for this base. Raises RejectedAdapterError, BaseMismatchError."""
@@ -75,15 +91,17 @@ class AdapterFolder:
             if self.manifest.base.fingerprint != base.fingerprint:
                 raise BaseMismatchError(found=self.manifest.base.fingerprint, expected=(base.fingerprint,))
             check_probes(self.manifest, base)
-        check_shapes(self.pairs, self.config, base, file=WEIGHTS_FILE)
-        check_targets(self.pairs, self.config, base, file=WEIGHTS_FILE)
+        self.check_shapes(base)
         check_finite(self.folder / WEIGHTS_FILE, self.tensors)
+        adapted = self.sorted_tensors.adapted
         return Verdict(
-            rank=max(pair.rank for pair in self.pairs.values()),
-            target_modules=tuple(sorted({module.rpartition(".")[2] for module in self.pairs})),
-            module_count=len(self.pairs),
+            rank=max(pair.rank for pair in adapted.values()),
+            target_modules=tuple(sorted({module.rpartition(".")[2] for module in adapted})),
+            module_count=len(adapted),
             adapter_bytes=sum(tensor.end - tensor.begin for tensor in self.tensors),
             base_verified=self.manifest is not None,
+            kinds=self.sorted_tensors.kinds,
+            vocabulary_size=self.sorted_tensors.vocabulary_size(self.config, base),
         )
 
 

@@ -1,4 +1,4 @@
-"""adapter_config.json of PEFT, judged: either it means plain LoRA and nothing else, or it is refused with the reason.
+"""adapter_config.json of PEFT, judged: either it means what the engine serves, or it is refused with the reason.
 
 Every field that changes the mathematics is checked. A field that is not known here is accepted only where it is
 switched off (null, false, empty), because a newer PEFT may have given it a meaning that the server does not have.
@@ -7,9 +7,10 @@ Checked against peft 0.21.2.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -41,18 +42,12 @@ _NEUTRAL_FIELDS = frozenset(
 )
 """Fields without influence on a forward pass of plain LoRA, whatever they hold."""
 
-_SWITCHED_ON_REFUSALS: Sequence[tuple[str, RejectReason]] = (
-    ("use_dora", RejectReason.UNSUPPORTED_DORA),
-    ("lora_bias", RejectReason.UNSUPPORTED_BIAS),
-    ("modules_to_save", RejectReason.UNSUPPORTED_MODULES_TO_SAVE),
-    ("trainable_token_indices", RejectReason.UNSUPPORTED_TRAINABLE_TOKENS),
-    ("layer_replication", RejectReason.UNSUPPORTED_LAYER_REPLICATION),
-)
+_BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What the server needs of a plain LoRA config.
+    """What the server needs of a LoRA config.
 
     `targets` is None where PEFT was given a pattern; `is_target_list_complete` is False where other fields narrow it.
     `base_name` and `base_revision` are what the trainer called its base: a hint, never trusted.
@@ -68,11 +63,18 @@ class AdapterConfig:
     is_target_list_complete: bool
     base_name: str | None
     base_revision: str | None
+    use_dora: bool = False
+    saved_modules: tuple[str, ...] = ()
+    trained_tokens: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def plain_scale(self) -> float:
         """The factor that `r` and `lora_alpha` alone would give."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+    def tokens_of(self, module: str) -> tuple[int, ...] | None:
+        """The ids whose rows were trained at this module; a list without a name is for the one that has them."""
+        return next((ids for name, ids in self.trained_tokens.items() if module.endswith(name)), None)
 
     def rank_of(self, module: str) -> int:
         """The rank that PEFT would build for this module."""
@@ -88,19 +90,17 @@ def parse_config(raw: bytes) -> AdapterConfig:
     """Judge the config on its own, without the base or the tensors. Raises RejectedAdapterError."""
     document = parse_json_object(raw, file=CONFIG_FILE)
     _check_method(document)
-    for field, reason in _SWITCHED_ON_REFUSALS:
-        if not _is_off(document.get(field)):
-            _refuse(reason, f"`{field}` is {_shown(document[field])}", field)
-    if document.get("bias", "none") != "none":
-        _refuse(RejectReason.UNSUPPORTED_BIAS, f"`bias` is {_shown(document['bias'])}", "bias")
+    if not _is_off(document.get("layer_replication")):
+        shown = _shown(document["layer_replication"])
+        _refuse(RejectReason.UNSUPPORTED_LAYER_REPLICATION, f"`layer_replication` is {shown}", "layer_replication")
+    if document.get("bias", "none") not in _BIASES:
+        _refuse(RejectReason.BAD_CONFIG, f"`bias` is {_shown(document['bias'])}, not {', '.join(_BIASES)}", "bias")
     _check_init(document.get("init_lora_weights", True))
     _check_auto_mapping(document.get("auto_mapping"))
     for field in sorted(document.keys() - _JUDGED_FIELDS - _NEUTRAL_FIELDS):
         if not _is_off(document[field]):
             _refuse(RejectReason.UNSUPPORTED_CONFIG, f"`{field}` is {_shown(document[field])}", field)
-    use_rslora = document.get("use_rslora", False)
-    if not isinstance(use_rslora, bool):
-        _refuse(RejectReason.BAD_CONFIG, f"`use_rslora` is {_shown(use_rslora)}, not true or false", "use_rslora")
+    use_rslora, use_dora, _ = (_switch(document, field) for field in ("use_rslora", "use_dora", "lora_bias"))
     targets, excluded = _name_list(document, "target_modules"), _name_list(document, "exclude_modules")
     return AdapterConfig(
         rank=_rank(document.get("r"), "r"),
@@ -115,6 +115,9 @@ def parse_config(raw: bytes) -> AdapterConfig:
         and (excluded is not None or _is_off(document.get("exclude_modules"))),
         base_name=_hint(document.get("base_model_name_or_path")),
         base_revision=_hint(document.get("revision")),
+        use_dora=use_dora,
+        saved_modules=_name_list(document, "modules_to_save") or (),
+        trained_tokens=_trained_tokens(document.get("trainable_token_indices")),
     )
 
 
@@ -145,6 +148,28 @@ def _check_auto_mapping(mapping: Any) -> None:
     library = mapping.get("parent_library")
     if library is not None and not (isinstance(library, str) and _TRANSFORMERS_MODULE.fullmatch(library)):
         _refuse(reason, f"`auto_mapping.parent_library` is {_shown(library)}", "auto_mapping.parent_library")
+
+
+def _switch(document: Mapping[str, Any], field: str) -> bool:
+    value = document.get(field, False)
+    if not isinstance(value, bool):
+        _refuse(RejectReason.BAD_CONFIG, f"`{field}` is {_shown(value)}, not true or false", field)
+    return value
+
+
+def _trained_tokens(given: Any) -> dict[str, tuple[int, ...]]:
+    """Ids by the module that they are for; "" is any."""
+    named = {"": given} if isinstance(given, list) else {} if given is None else given
+    for ids in named.values() if isinstance(named, dict) else [None]:
+        if not _are_token_ids(ids):
+            detail = f"`trainable_token_indices` is {_shown(given)}, not lists of at most {LIST_LIMIT} token ids"
+            _refuse(RejectReason.BAD_CONFIG, detail, "trainable_token_indices")
+    return {name: tuple(ids) for name, ids in named.items()}
+
+
+def _are_token_ids(ids: Any) -> bool:
+    is_list = isinstance(ids, list) and 0 < len(ids) <= LIST_LIMIT
+    return is_list and all(isinstance(token, int) and 0 <= token < 1 << 31 for token in ids)
 
 
 def _rank(value: Any, field: str) -> int:

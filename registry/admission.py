@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.adapter import WEIGHTS_FILE, AdapterFolder, Verdict
+from registry.adapter import AdapterFolder, Verdict
 from registry.base import BaseRecord
 from registry.bases import Bases
 from registry.blobs.staging_area import explained
 from registry.errors import BaseMismatchError, NotFoundError, RejectedAdapterError
 from registry.file_entry import FileEntry, digest_of_files
-from registry.lora_tensors import check_shapes, check_targets
 from registry.mixture import MixtureFolder
 from registry.mixture_config import MIXTURE_FILE
 from registry.reasons import RejectReason
@@ -76,7 +75,7 @@ def admit(
         adapter = AdapterFolder.open(folder)
         base, match = _find_base(adapter, bases, named_base, policy)
         verdict = adapter.judge(base)
-    config, pairs = adapter.config, adapter.pairs
+    config, pairs = adapter.config, adapter.sorted_tensors.adapted
     serving = serving_verdict(
         ranks={module: pair.rank for module, pair in pairs.items()},
         scales={module: config.scale_of(module) for module in pairs},
@@ -84,6 +83,8 @@ def admit(
         vocabulary_size=base.vocabulary_size,
         base_name=base.name,
         base_match=match,
+        kinds=verdict.kinds,
+        known_tokens=verdict.vocabulary_size,
     )
     return Admission(adapter, base, verdict, serving)
 
@@ -156,8 +157,7 @@ def _fitting(adapter: AdapterFolder, bases: Sequence[BaseRecord]) -> tuple[BaseR
 
 def _fits(adapter: AdapterFolder, base: BaseRecord) -> bool:
     try:
-        check_shapes(adapter.pairs, adapter.config, base, file=WEIGHTS_FILE)
-        check_targets(adapter.pairs, adapter.config, base, file=WEIGHTS_FILE)
+        adapter.check_shapes(base)
     except RejectedAdapterError:
         return False
     return True

@@ -40,7 +40,10 @@ class Quantization(msgspec.Struct, frozen=True):
 
 
 class BaseRecord(msgspec.Struct, frozen=True):
-    """A registered base. Its identity is the fingerprint; the name is what people call it."""
+    """A registered base. Its identity is the fingerprint; the name is what people call it.
+
+    `vectors` are the lengths of its norms and biases, by full name; none where an earlier release registered it.
+    """
 
     name: _Text
     fingerprint: str
@@ -50,6 +53,7 @@ class BaseRecord(msgspec.Struct, frozen=True):
     context_tokens: _Size
     modules: dict[str, BaseModule]
     revision: _Text | None = None
+    vectors: dict[str, _Size] = {}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> BaseRecord:
@@ -68,6 +72,8 @@ class BaseRecord(msgspec.Struct, frozen=True):
             raise InvalidBaseError(str(error).rstrip(".")) from error
         if not 0 < len(record.modules) <= MODULES_LIMIT:
             raise InvalidBaseError(f"it lists {len(record.modules)} modules, and 1 to {MODULES_LIMIT} are possible")
+        if len(record.vectors) > MODULES_LIMIT:
+            raise InvalidBaseError(f"it lists {len(record.vectors)} vectors, and {MODULES_LIMIT} are possible")
         return record
 
     def to_json(self) -> dict[str, Any]:

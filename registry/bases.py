@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime
 from functools import lru_cache
 
+import msgspec
 from sqlalchemy import select
 
 from registry import audit, events
@@ -41,6 +42,10 @@ class Bases:
                         f"Base {record.fingerprint} is registered as {known.name!r} with other layers or another "
                         "quantization. Prepare the base again: one of the two base.json files was edited."
                     )
+                if record.vectors and not known.vectors:  # an earlier release did not note them
+                    principal.require_operator(action="register the base", subject=record.name)
+                    known = msgspec.structs.replace(known, vectors=record.vectors)
+                    row.document = json.dumps(known.to_json(), sort_keys=True)
                 return known
             principal.require_operator(action="register the base", subject=record.name)
             now = datetime.now(UTC)

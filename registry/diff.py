@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from registry.adapter import WEIGHTS_FILE
 from registry.adapter_config import CONFIG_FILE, AdapterConfig, parse_config
+from registry.adapter_tensors import sort_tensors
 from registry.blobs import BlobStore
 from registry.file_entry import FileEntry
 from registry.json_document import parse_json_object
-from registry.lora_tensors import LoraPair, pair_tensors
+from registry.lora_tensors import LoraPair
 from registry.mixture_config import MIXTURE_FILE
 from registry.tensor_file import Tensor, read_tensors
 from registry.version import Version
@@ -113,7 +114,7 @@ class _Weights:
     def open(cls, folder: Path) -> _Weights:
         path = folder / WEIGHTS_FILE
         config = parse_config((folder / CONFIG_FILE).read_bytes())
-        return cls(path, config, pair_tensors(read_tensors(path), file=WEIGHTS_FILE))
+        return cls(path, config, sort_tensors(read_tensors(path), file=WEIGHTS_FILE).pairs)
 
     def factors(self, module: str) -> tuple[Matrix, Matrix, float]:
         """A [r, in] and B [out, r] in float32, and the scale."""

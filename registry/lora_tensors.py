@@ -1,4 +1,6 @@
-"""The tensors of a LoRA adapter: sorted into pairs by name, and checked against the config and the base.
+"""The factors of LoRA on linear layers: sorted into pairs by name, and checked against the config and the base.
+
+What else an adapter may hold is `adapter_tensors`.
 
 Shapes, with r the module's rank:  lora_A [r, in_features]   lora_B [out_features, r].
 """
@@ -19,18 +21,6 @@ KEY_PREFIX = "base_model.model."
 A_SUFFIX = ".lora_A.weight"
 B_SUFFIX = ".lora_B.weight"
 
-_FOREIGN_PARTS = (
-    ("lora_magnitude_vector", RejectReason.UNSUPPORTED_DORA),
-    ("lora_embedding_", RejectReason.UNSUPPORTED_EMBEDDING),
-    ("trainable_tokens", RejectReason.UNSUPPORTED_TRAINABLE_TOKENS),
-    (".lora_A.bias", RejectReason.UNSUPPORTED_BIAS),
-    (".lora_B.bias", RejectReason.UNSUPPORTED_BIAS),
-    (".lora_", RejectReason.UNEXPECTED_TENSOR),
-    (".bias", RejectReason.UNSUPPORTED_BIAS),
-    (".weight", RejectReason.UNSUPPORTED_MODULES_TO_SAVE),
-)
-"""What a tensor's name betrays, first match first, when it is not half of a pair."""
-
 
 @dataclass(frozen=True)
 class LoraPair:
@@ -48,8 +38,6 @@ class LoraPair:
 
 def pair_tensors(tensors: tuple[Tensor, ...], *, file: str) -> Mapping[str, LoraPair]:
     """Sort the tensors into pairs by module. Raises RejectedAdapterError for anything that is not half of one."""
-    if not tensors:
-        raise RejectedAdapterError(RejectReason.NO_TENSORS, "it holds no tensors", file=file)
     halves: dict[str, dict[str, Tensor]] = {A_SUFFIX: {}, B_SUFFIX: {}}
     for tensor in tensors:
         suffix = _suffix_of(tensor, file=file)
@@ -119,5 +107,5 @@ def _suffix_of(tensor: Tensor, *, file: str) -> str:
     for suffix in (A_SUFFIX, B_SUFFIX):
         if name.endswith(suffix) and len(name) > len(KEY_PREFIX) + len(suffix):
             return suffix
-    reason = next((reason for part, reason in _FOREIGN_PARTS if part in name), RejectReason.UNEXPECTED_TENSOR)
-    raise RejectedAdapterError(reason, f"tensor {name!r} is not half of a LoRA pair", file=file, tensor=name)
+    detail = f"tensor {name!r} is not half of a LoRA pair"
+    raise RejectedAdapterError(RejectReason.UNEXPECTED_TENSOR, detail, file=file, tensor=name)

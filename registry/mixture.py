@@ -80,6 +80,10 @@ class MixtureFolder:
             if expert.experts:
                 detail = f"`{field}` is {name}, which is a mixture itself"
                 raise RejectedAdapterError(RejectReason.UNSUPPORTED_EXPERT, detail, file=MIXTURE_FILE, field=field)
+            kinds = None if expert.serving is None else expert.serving.loraplex.needs.get("kinds")
+            if kinds is not None:
+                detail = f"`{field}` is {name}, which is not LoRA on linear layers alone ({kinds}), and cannot be mixed"
+                raise RejectedAdapterError(RejectReason.UNSUPPORTED_EXPERT, detail, file=MIXTURE_FILE, field=field)
             if expert.base_fingerprint != base.fingerprint:
                 detail = f"`{field}` is {name}, which stands on base {expert.base_fingerprint}, not {base.fingerprint}"
                 raise RejectedAdapterError(RejectReason.UNSUPPORTED_EXPERT, detail, file=MIXTURE_FILE, field=field)

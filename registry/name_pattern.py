@@ -1,8 +1,9 @@
 r"""Matches module names as PEFT does for rank_pattern and alpha_pattern, without running a regular expression.
 
-PEFT runs `re.match(rf"(.*\.)?({key})$", module)` and takes the first key that matches. Keys here are plain names,
-taken literally: a look-up per dotted ending of the module gives PEFT's answer in time linear in the module's depth,
-whatever the keys are. (In PEFT a '.' of a key matches any character; no real module names differ in only that.)
+PEFT runs `re.match(rf"(.*\.)?({key})$", module)` and takes the first key that matches. Keys here are plain names, or
+whole ones after a '^', taken literally: a look-up per dotted ending of the module gives PEFT's answer in time linear in
+the module's depth, whatever the keys are. (In PEFT a '.' of a key matches any character; no real module names differ in
+only that.)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 NAME_CHARACTERS_LIMIT = 512
 
-_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
+_NAME = re.compile(r"\^?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 
 
 def is_module_name(text: str) -> bool:
@@ -38,5 +39,6 @@ class PatternTable(Generic[Value]):
 
     def get(self, module: str, default: Value) -> Value:
         """The value of the first key that matches this module, else the default."""
-        found = [self._entries[ending] for ending in endings(module) if ending in self._entries]
+        names = (f"^{module}", *endings(module))
+        found = [self._entries[name] for name in names if name in self._entries]
         return min(found, key=lambda entry: entry[0])[1] if found else default

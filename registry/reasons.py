@@ -26,10 +26,7 @@ class RejectReason(StrEnum):
     UNSUPPORTED_METHOD = "unsupported-method"
     UNSUPPORTED_TASK = "unsupported-task"
     UNSUPPORTED_CONFIG = "unsupported-config"
-    UNSUPPORTED_DORA = "unsupported-dora"
-    UNSUPPORTED_BIAS = "unsupported-bias"
     UNSUPPORTED_MODULES_TO_SAVE = "unsupported-modules-to-save"
-    UNSUPPORTED_EMBEDDING = "unsupported-embedding"
     UNSUPPORTED_TRAINABLE_TOKENS = "unsupported-trainable-tokens"
     UNSUPPORTED_LAYER_REPLICATION = "unsupported-layer-replication"
     UNSUPPORTED_PATTERN = "unsupported-pattern"
@@ -67,7 +64,10 @@ class Advice:
 
 
 _SAVE_AGAIN = "Save it again with `model.save_pretrained(DIR)` of PEFT, and publish that folder."
-_PLAIN_LORA = "This release serves plain LoRA on linear layers (any rank, rsLoRA, alpha and rank patterns)"
+_SERVED = (
+    "This release serves LoRA of any rank with rsLoRA, patterns, DoRA, biases, embeddings, modules_to_save and "
+    "trained tokens"
+)
 
 ADVICE: Mapping[RejectReason, Advice] = MappingProxyType(
     {
@@ -109,35 +109,25 @@ ADVICE: Mapping[RejectReason, Advice] = MappingProxyType(
             "A field of adapter_config.json is missing, of the wrong type or out of its range.", _SAVE_AGAIN
         ),
         RejectReason.UNSUPPORTED_METHOD: Advice(
-            "`peft_type` is not LORA.", f"{_PLAIN_LORA}: train with LoRA or convert the adapter to it."
+            "`peft_type` is not LORA.", f"{_SERVED}: train with LoRA or convert the adapter to it."
         ),
         RejectReason.UNSUPPORTED_TASK: Advice(
             "`task_type` is not CAUSAL_LM.", "Only adapters of causal language models are served: train for CAUSAL_LM."
         ),
         RejectReason.UNSUPPORTED_CONFIG: Advice(
             "A field asks for something that the server would not do (a variant of LoRA, or an unknown field).",
-            f"{_PLAIN_LORA}: train again without this field.",
-        ),
-        RejectReason.UNSUPPORTED_DORA: Advice(
-            "DoRA: `use_dora` or a magnitude vector.", f"{_PLAIN_LORA}: train again with use_dora=False."
-        ),
-        RejectReason.UNSUPPORTED_BIAS: Advice(
-            "Trained biases: `bias`, `lora_bias` or a bias tensor.",
-            f'{_PLAIN_LORA}: train again with bias="none" and lora_bias=False.',
+            f"{_SERVED}: train again without this field.",
         ),
         RejectReason.UNSUPPORTED_MODULES_TO_SAVE: Advice(
-            "Whole modules of the base were trained or saved along.",
-            f"{_PLAIN_LORA}: train again without modules_to_save, or save with save_embedding_layers=False where the "
-            "base is unchanged.",
-        ),
-        RejectReason.UNSUPPORTED_EMBEDDING: Advice(
-            "LoRA on an embedding.", f"{_PLAIN_LORA}: train again without the embedding among target_modules."
+            "A linear layer has LoRA over a weight of its own, which is not the base's.",
+            "Merge the LoRA of that layer into its weight before you save, or name the layer in modules_to_save only.",
         ),
         RejectReason.UNSUPPORTED_TRAINABLE_TOKENS: Advice(
-            "Trained token embeddings.", f"{_PLAIN_LORA}: train again without trainable_token_indices."
+            "Trained token rows do not match trainable_token_indices, or leave a gap after the base's vocabulary.",
+            "Add tokens without a gap (`resize_token_embeddings`), and save the adapter again with PEFT.",
         ),
         RejectReason.UNSUPPORTED_LAYER_REPLICATION: Advice(
-            "The adapter is for a model with repeated layers.", f"{_PLAIN_LORA}: train again without layer_replication."
+            "The adapter is for a model with repeated layers.", f"{_SERVED}: train again without layer_replication."
         ),
         RejectReason.UNSUPPORTED_PATTERN: Advice(
             "A key of rank_pattern or alpha_pattern is a regular expression; these are never run.",
@@ -170,10 +160,13 @@ ADVICE: Mapping[RejectReason, Advice] = MappingProxyType(
             _SAVE_AGAIN,
         ),
         RejectReason.UNEXPECTED_TENSOR: Advice(
-            "A tensor is neither `.lora_A.weight` nor `.lora_B.weight` of two dimensions.",
-            f"{_PLAIN_LORA}: remove the tensor or train without it.",
+            "A tensor is none that PEFT saves of a LoRA adapter, or is there twice.",
+            f"{_SERVED}: remove the tensor or train without it.",
         ),
-        RejectReason.INCOMPLETE_PAIR: Advice("A module has lora_A without lora_B, or the reverse.", _SAVE_AGAIN),
+        RejectReason.INCOMPLETE_PAIR: Advice(
+            "A module has one half of its LoRA factors, or a magnitude (DoRA) without factors, or the reverse.",
+            _SAVE_AGAIN,
+        ),
         RejectReason.RANK_MISMATCH: Advice(
             "The shapes say another rank than `r` and `rank_pattern`, so the scale would be wrong.",
             "Correct r or rank_pattern in adapter_config.json, or save the adapter again.",
@@ -183,7 +176,7 @@ ADVICE: Mapping[RejectReason, Advice] = MappingProxyType(
             "Correct target_modules in adapter_config.json, or save the adapter again.",
         ),
         RejectReason.UNKNOWN_MODULE: Advice(
-            "A tensor is for a module that the base does not have, or that is not a linear layer.",
+            "A tensor is for a module that the base does not have, or of a kind that this module cannot have.",
             "Check that the adapter belongs to this base: `loraplex publish --base-fingerprint` names another one.",
         ),
         RejectReason.SHAPE_MISMATCH: Advice(

@@ -1,13 +1,12 @@
 """Who can serve an accepted adapter: this engine, PEFT, vLLM, each with what it needs or why it cannot.
 
-It does: derive the answer from the adapter's ranks and scales, at admission. It does not: refuse anything; what this
-engine cannot serve never becomes a version (`adapter_config.py`, `lora_tensors.py`), so DoRA, biases and
-modules_to_save do not come this far.
+It does: derive the answer from the adapter's ranks, scales and kinds, at admission. It does not: refuse anything; what
+this engine cannot serve never becomes a version (`adapter_config.py`, `lora_tensors.py`, `adapter_tensors.py`).
 
 vLLM 0.14 to 0.22: one `max_lora_rank` for all adapters, of a fixed list; one scale per adapter, from `r` and
 `lora_alpha` (with rsLoRA too), with `rank_pattern` and `alpha_pattern` left unread; LoRA on `lm_head` up to a
-vocabulary of 258,048. PEFT: configs of newer releases load from 0.14.0 on, which leaves out the fields that it does
-not know.
+vocabulary of 258,048; nothing but LoRA factors of linear layers. PEFT: configs of newer releases load from 0.14.0 on,
+which leaves out the fields that it does not know; trained tokens came with 0.15.0.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from registry.decoding import decode
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 VLLM_VOCABULARY_LIMIT = 258_048
 PEFT_MIN_VERSION = "0.14.0"
+PEFT_TOKENS_VERSION = "0.15.0"
 MODULES_SHOWN = 3
 
 BaseMatch = Literal["manifest", "named", "name and shapes", "shapes"]
@@ -59,17 +59,27 @@ def serving_verdict(
     vocabulary_size: int,
     base_name: str,
     base_match: BaseMatch,
+    kinds: tuple[str, ...] = (),
+    known_tokens: int | None = None,
 ) -> ServingVerdict:
-    """Judge from the rank and scale of each module, and the scale that `r` and `lora_alpha` alone would give."""
+    """Judge from the rank and scale of each module, and the scale that `r` and `lora_alpha` alone would give.
+
+    `kinds` is what the adapter is besides LoRA on linear layers; `known_tokens` its vocabulary, if not the base's.
+    """
+    has_kinds: dict[str, str | int] = {"kinds": " ".join(kinds)} if kinds else {}
+    grown: dict[str, str | int] = {}
+    if known_tokens is not None and known_tokens > vocabulary_size:
+        grown = {"vocabulary": known_tokens}
+    version = PEFT_TOKENS_VERSION if "trainable_token_indices" in kinds else PEFT_MIN_VERSION
     largest = max(ranks.values())
     known = () if base_match == "manifest" else (f"its base is not verified: it was found by {base_match}",)
     if base_match == "named":
         known = ("its base is not verified: it fits by its shapes",)
     return ServingVerdict(
         base_match=base_match,
-        loraplex=ServerVerdict(True, {"base": base_name, "rank": largest}, known),
-        peft=ServerVerdict(True, {"min_version": PEFT_MIN_VERSION}),
-        vllm=_vllm(largest, scales, config_scale, has_head=_has_head(ranks), vocabulary_size=vocabulary_size),
+        loraplex=ServerVerdict(True, {"base": base_name, "rank": largest, **has_kinds, **grown}, known),
+        peft=ServerVerdict(True, {"min_version": version, **grown}),
+        vllm=_vllm(largest, scales, config_scale, kinds, has_head=_has_head(ranks), vocabulary_size=vocabulary_size),
     )
 
 
@@ -98,7 +108,13 @@ def write_verdict(verdict: ServingVerdict) -> str:
 
 
 def _vllm(
-    largest: int, scales: Mapping[str, float], config_scale: float, *, has_head: bool, vocabulary_size: int
+    largest: int,
+    scales: Mapping[str, float],
+    config_scale: float,
+    kinds: tuple[str, ...],
+    *,
+    has_head: bool,
+    vocabulary_size: int,
 ) -> ServerVerdict:
     needed = next((rank for rank in VLLM_RANKS if rank >= largest), None)
     other = sorted(module for module, scale in scales.items() if not math.isclose(scale, config_scale, rel_tol=1e-6))
@@ -113,6 +129,8 @@ def _vllm(
         )
     if has_head and vocabulary_size > VLLM_VOCABULARY_LIMIT:
         why.append(f"it takes LoRA on lm_head for vocabularies up to {VLLM_VOCABULARY_LIMIT} tokens")
+    if kinds:
+        why.append(f"it takes LoRA on linear layers and nothing besides ({', '.join(kinds)})")
     if why or needed is None:
         return ServerVerdict(False, {}, tuple(why))
     return ServerVerdict(True, {"max_lora_rank": needed})

@@ -72,6 +72,18 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
     help="Adapters on the device at once; further ones are swapped in.",
 )
 @click.option(
+    "--adapter-pool-mib",
+    type=click.IntRange(1, 1 << 30),
+    default=None,
+    help="Device memory for LoRA factors.  [default: a rank-32 adapter of every linear layer in each slot]",
+)
+@click.option(
+    "--adapter-whole-mib",
+    type=click.IntRange(0, 1 << 30),
+    default=None,
+    help="Device memory for their other tensors: scales, biases, whole weights.  [default: as much + one vocabulary]",
+)
+@click.option(
     "--max-running", type=click.IntRange(1, 4096), default=32, show_default=True, help="Sequences computed together."
 )
 @click.option(
@@ -169,6 +181,8 @@ def serve(
     device: str,
     threads: int | None,
     adapter_slots: int,
+    adapter_pool_mib: int | None,
+    adapter_whole_mib: int | None,
     max_running: int,
     max_waiting: int,
     max_waiting_per_tenant: int | None,
@@ -199,6 +213,8 @@ def serve(
         device=device,
         threads=threads,
         adapter_slots=adapter_slots,
+        adapter_pool_bytes=None if adapter_pool_mib is None else adapter_pool_mib * MEBIBYTE,
+        adapter_whole_bytes=None if adapter_whole_mib is None else adapter_whole_mib * MEBIBYTE,
         host_cache_bytes=host_cache_mib * MEBIBYTE,
         disk_cache_bytes=disk_cache_mib * MEBIBYTE,
         max_running=max_running,

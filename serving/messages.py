@@ -222,9 +222,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     `socket` is the ipc:// address that the engine connects its PAIR socket to. `kv_cache_tokens` None sizes the
     cache from `max_running` and the base's context. At most `adapter_slots` adapters are resident at once, within
-    `adapter_pool_bytes` (None: room for `adapter_slots` rank-32 adapters of every linear layer). A step computes at
-    most `step_budget_tokens`, and at most `mixed_step_tokens` while somebody decodes (None: a quarter of them on the
-    CPU).
+    `adapter_pool_bytes` (None: room for `adapter_slots` rank-32 adapters of every linear layer). What they take beside
+    rank rows (DoRA's scales, biases, whole weights) is bounded by `adapter_whole_bytes` (None: as much as the rows, and
+    an embedding with its head). A
+    step computes at most `step_budget_tokens`, and at most `mixed_step_tokens` while somebody decodes (None: a quarter
+    of them on the CPU).
     """
 
     socket: str
@@ -240,6 +242,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kv_block_tokens: int = 16
     adapter_slots: int = 8
     adapter_pool_bytes: int | None = None
+    adapter_whole_bytes: int | None = None
     host_cache_bytes: int = 1_073_741_824
     check_probes: bool = True
     threads: int | None = None

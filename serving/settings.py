@@ -71,6 +71,7 @@ class ServingSettings:
     threads: int | None = None
     adapter_slots: int = 8
     adapter_pool_bytes: int | None = None
+    adapter_whole_bytes: int | None = None
     host_cache_bytes: int = 1024 * 1024 * 1024
     disk_cache_bytes: int = 20 * 1024 * 1024 * 1024
     max_running: int = 32
@@ -111,6 +112,7 @@ class ServingSettings:
             kv_cache_tokens=self.kv_cache_tokens,
             adapter_slots=self.adapter_slots,
             adapter_pool_bytes=self.adapter_pool_bytes,
+            adapter_whole_bytes=self.adapter_whole_bytes,
             host_cache_bytes=self.host_cache_bytes,
             threads=self.threads,
         )

@@ -7,7 +7,7 @@ where (`serving.api.selecting`).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from registry.principal import OPERATOR, Principal
@@ -82,6 +82,13 @@ class Selection:
             digest = self.identity if is_plain else hashlib.sha256(self.identity.encode()).hexdigest()
             parts.append(digest.removeprefix("sha256:")[:SHORT_DIGITS])
         return "-".join(parts)
+
+    @property
+    def own_base(self) -> ServedBase:
+        """The base as this selection knows it: with the tokens that its adapter added to the vocabulary."""
+        serving = self.parts[0].version.serving if len(self.parts) == 1 else None
+        tokens = None if serving is None else serving.loraplex.needs.get("vocabulary")
+        return self.base if not isinstance(tokens, int) else replace(self.base, vocabulary_tokens=tokens)
 
     def headers(self) -> dict[str, str]:
         """What served the request, by content."""

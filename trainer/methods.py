@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from basemodel.adapter_weights import WEIGHTS_FILE, read_adapter
+from basemodel.adapter_parts import WEIGHTS_FILE
+from basemodel.adapter_weights import read_adapter
 from basemodel.load import Base
+from basemodel.site_weights import SiteWeights
 from trainer.attention import use_float32_gradient
 from trainer.errors import MethodError
 from trainer.job_sections import ALL_LINEAR, AdapterSection
@@ -70,12 +72,15 @@ def origin_config(base: Base, origin: Origin, *, dropout: float = 0.0) -> LoraCo
             f"{origin.key}: {origin.name} stands on base {origin.base_fingerprint}, "
             f"and this run on {base.description.fingerprint}"
         )
-    read_adapter(origin.folder, base.description, torch.float32)  # judges it: what is attached is what is served
+    own = SiteWeights(base.model, base.description)
+    read = read_adapter(origin.folder, base.description, torch.float32, own)  # judges it: what is attached is served
     config = read_config(origin.folder)
     kinds = {"use_dora": "DoRA", "modules_to_save": "whole modules", "trainable_token_indices": "trained tokens"}
     found = [kind for setting, kind in kinds.items() if getattr(config, setting, None)]
     if config.bias != "none" or config.lora_bias:
         found.append("biases")
+    if read.changes is not None and not found:
+        found = list(read.changes.kinds)
     if found:
         raise MethodError(f"{origin.key}: {origin.name} has {found[0]}; plain LoRA on linear layers is trained here")
     config.base_model_name_or_path = None  # the file's name for the base; PEFT would warn of ours

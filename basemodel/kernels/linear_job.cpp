@@ -68,9 +68,11 @@ Layer::Layer(const OptionalTensor &weight, const OptionalTensor &offsets, const 
              const OptionalTensor &b, int64_t in, int64_t out, const Runs &runs)
     : in_features(in), out_features(out), strips((out + STRIP - 1) / STRIP) {
     TORCH_CHECK(in_features % BLOCK == 0, "in_features must be a multiple of 64");
-    TORCH_CHECK(weight && weight->numel() >= strips * (in_features / BLOCK) * UNIT_BYTES, "weight too small");
+    const bool is_dense = weight && weight->scalar_type() == at::kBFloat16;
+    TORCH_CHECK(weight && (is_dense || weight->numel() >= strips * (in_features / BLOCK) * UNIT_BYTES),
+                "weight too small");
     TORCH_CHECK(!offsets || (offsets->scalar_type() == at::kBFloat16 && offsets->numel() == out), "bias: bfloat16 [O]");
-    codes = static_cast<const uint8_t *>(weight->data_ptr());
+    codes = is_dense ? nullptr : static_cast<const uint8_t *>(weight->data_ptr());
     bias = offsets ? static_cast<const uint16_t *>(offsets->data_ptr()) : nullptr;
     if (runs.parts.empty() || !a || !b)
         return;
@@ -82,11 +84,21 @@ Layer::Layer(const OptionalTensor &weight, const OptionalTensor &offsets, const 
     adapters = runs.over(*a, *b, static_cast<float *>(hidden.data_ptr()));
 }
 
+void Layer::change(const Tensor &rows, const Tensor &scale, const Tensor &shift, int64_t row_count) {
+    TORCH_CHECK(rows.numel() == row_count, "changes are for ", rows.numel(), " rows, and x has ", row_count);
+    for (const Tensor &each : {scale, shift})
+        TORCH_CHECK(each.is_contiguous() && each.dim() == 2 && each.size(1) == strips * STRIP,
+                    "scale and shift must be float [N, strips * 16]");
+    changes = Changes{rows.const_data_ptr<int32_t>(), scale.const_data_ptr<float>(), shift.const_data_ptr<float>(),
+                      strips * STRIP};
+}
+
 Strip Layer::strip(int64_t index, uint16_t *y, int64_t y_stride) const {
     const int64_t output = index * STRIP;
     return {codes + index * (in_features / BLOCK) * UNIT_BYTES,
             bias ? bias + output : nullptr,
             adapters ? &*adapters : nullptr,
+            changes ? &*changes : nullptr,
             index,
             std::min(STRIP, out_features - output),
             y,

@@ -32,17 +32,20 @@ struct Runs {
     int64_t hidden_size;
 };
 
-// One layer as an operator was given it: weight [strips * blocks * UNIT_BYTES] uint8, bias [O] bf16,
-// a [R, K] and b [strips, R, 16] bf16 (both none: no adapter of this step touches it).
+// One layer as an operator was given it: weight [strips * blocks * UNIT_BYTES] uint8 (or [O, K] bf16: then it has no
+// codes), bias [O] bf16, a [R, K] and b [strips, R, 16] bf16 (both none: no adapter of this step touches it).
 struct Layer {
     Layer(const OptionalTensor &weight, const OptionalTensor &bias, const OptionalTensor &a, const OptionalTensor &b,
           int64_t in_features, int64_t out_features, const Runs &runs);
     Strip strip(int64_t index, uint16_t *y, int64_t y_stride) const;
+    // Outputs that change: rows [T] int32, scale and shift [N, strips * 16] float (see Changes).
+    void change(const Tensor &rows, const Tensor &scale, const Tensor &shift, int64_t row_count);
 
     const uint8_t *codes;
     const uint16_t *bias;
     int64_t in_features, out_features, strips;
     std::optional<Adapters> adapters;
+    std::optional<Changes> changes;
     Tensor hidden; // x A of all groups
 };
 

@@ -202,7 +202,15 @@ inline __m512 expand(const Adapters &adapters, int64_t row, int64_t strip, __m51
     return value;
 }
 
-// Write up to 16 rows of a strip: sums (which are turned), bias, adapters, rounded to bfloat16.
+// scale * y + shift for 16 outputs of a row that asks for it.
+inline __m512 change(const Changes &changes, int64_t row, int64_t strip, __m512 value) {
+    if (changes.rows[row] < 0)
+        return value;
+    const int64_t at = changes.rows[row] * changes.width + strip * STRIP;
+    return _mm512_fmadd_ps(value, _mm512_loadu_ps(changes.scale + at), _mm512_loadu_ps(changes.shift + at));
+}
+
+// Write up to 16 rows of a strip: sums (which are turned), bias, adapters, changes, rounded to bfloat16.
 void finish(float *sums, int64_t first_row, int64_t row_count, const Strip &strip) {
     const __mmask16 mask = first_lanes(strip.outputs);
     const Adapters *adapters = strip.adapters;
@@ -214,6 +222,8 @@ void finish(float *sums, int64_t first_row, int64_t row_count, const Strip &stri
             value = _mm512_add_ps(value, bias);
         if (adapters)
             value = expand(*adapters, first_row + index, strip.index, value);
+        if (strip.changes)
+            value = change(*strip.changes, first_row + index, strip.index, value);
         _mm256_mask_storeu_epi16(strip.y + (first_row + index) * strip.y_stride, mask, narrow(value));
     }
 }
@@ -367,15 +377,16 @@ void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed,
     _tile_release();
 }
 
-void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16_t *bias, int64_t rows,
-                    int64_t in_features, int64_t out_features, int64_t first_strip, int64_t last_strip, uint16_t *y) {
+void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16_t *bias, const Adapters *adapters,
+                    const Changes *changes, int64_t rows, int64_t in_features, int64_t out_features,
+                    int64_t first_strip, int64_t last_strip, uint16_t *y) {
     const int64_t blocks = in_features / BLOCK;
     alignas(64) float sums[4 * 256];
     configure_tiles();
     for (int64_t index = first_strip; index < last_strip; index++) {
         const uint16_t *own = weight + index * STRIP * in_features;
-        const Strip strip{nullptr, bias ? bias + index * STRIP : nullptr, nullptr, index, STRIP, y + index * STRIP,
-                          out_features};
+        const Strip strip{nullptr, bias ? bias + index * STRIP : nullptr, adapters, changes, index, STRIP,
+                          y + index * STRIP, out_features};
         for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
             const int64_t present = std::min(CHUNK_ROWS, rows - row);
             const int64_t groups = (present + TILE_ROWS - 1) / TILE_ROWS;
@@ -390,6 +401,27 @@ void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16
         }
     }
     _tile_release();
+}
+
+void row_squares(const uint8_t *weight, int64_t in_features, int64_t first_strip, int64_t last_strip, float *squares) {
+    alignas(64) uint16_t tiles[2 * TILE_VALUES];
+    const int64_t blocks = in_features / BLOCK;
+    for (int64_t strip = first_strip; strip < last_strip; strip++) {
+        __m512 sums[STRIP];
+        for (int64_t row = 0; row < STRIP; row++)
+            sums[row] = _mm512_setzero_ps();
+        for (int64_t block = 0; block < blocks; block++) {
+            dequantize_rows<0, 16>(weight + (strip * blocks + block) * UNIT_BYTES, tiles);
+            for (int64_t row = 0; row < STRIP; row++)
+                for (int64_t half = 0; half < 2; half++)
+                    for (int64_t part = 0; part < 32; part += 16) {
+                        const __m512 values = widen(tiles + half * TILE_VALUES + row * 32 + part);
+                        sums[row] = _mm512_fmadd_ps(values, values, sums[row]);
+                    }
+        }
+        for (int64_t row = 0; row < STRIP; row++)
+            squares[strip * STRIP + row] = _mm512_reduce_add_ps(sums[row]);
+    }
 }
 
 } // namespace loraplex

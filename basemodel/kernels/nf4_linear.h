@@ -45,6 +45,15 @@ struct Adapters {
     float *hidden;
 };
 
+// Rows of x whose outputs, with bias and adapters, become scale * y + shift before they are rounded: DoRA and trained
+// biases. Row t takes row rows[t] of scale and shift; -1 leaves it as it is.
+struct Changes {
+    const int32_t *rows;
+    const float *scale; // [N, width]
+    const float *shift;
+    int64_t width; // strips * 16
+};
+
 // True where this processor can run the functions below; asks the system for the tile registers at the first call.
 bool is_supported();
 
@@ -68,6 +77,7 @@ struct Strip {
     const uint8_t *codes;     // its units
     const uint16_t *bias;     // of its outputs; may be null
     const Adapters *adapters; // of its layer; may be null
+    const Changes *changes;   // of its layer; may be null
     int64_t index;            // its number in its layer
     int64_t outputs;          // how many of its 16 outputs the layer has
     uint16_t *y;              // where its first output of row 0 goes
@@ -78,8 +88,13 @@ struct Strip {
 void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t in_features,
                      uint16_t *scratch);
 
-// Strips [first, last) of a layer without adapters whose weights [O, K] are bf16 already; O is a multiple of STRIP.
-void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16_t *bias, int64_t rows,
-                    int64_t in_features, int64_t out_features, int64_t first_strip, int64_t last_strip, uint16_t *y);
+// Strips [first, last) of a layer whose weights [O, K] are bf16 already; O is a multiple of STRIP. `bias`, `adapters`
+// and `changes` may be null.
+void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16_t *bias, const Adapters *adapters,
+                    const Changes *changes, int64_t rows, int64_t in_features, int64_t out_features,
+                    int64_t first_strip, int64_t last_strip, uint16_t *y);
+
+// The sum of squares of each row of strips [first, last) of a 4-bit weight, as it is dequantized: squares [strips * 16].
+void row_squares(const uint8_t *weight, int64_t in_features, int64_t first_strip, int64_t last_strip, float *squares);
 
 } // namespace loraplex

@@ -18,18 +18,21 @@ uint16_t *write(const Tensor &tensor) { return static_cast<uint16_t *>(tensor.da
 
 // x [T, K] bf16, weight [strips * blocks * UNIT_BYTES] uint8, bias [O] bf16 -> [T, O] bf16.
 // a [R, K] and b [strips, R, 16] bf16; first_use [T + 1], uses [U, 3], groups [G, 5], members [U] int64 and weights [U]
-// float as `Adapters`, `Use` and `Group` describe them.
+// float as `Adapters`, `Use` and `Group` describe them; changed [T] int32, scale and shift [N, strips * 16] as `Changes`.
 Tensor nf4_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, int64_t out_features,
                   const OptionalTensor &a, const OptionalTensor &b, const OptionalTensor &first_use,
                   const OptionalTensor &uses, const OptionalTensor &weights, const OptionalTensor &groups,
-                  const OptionalTensor &members, int64_t hidden_size) {
+                  const OptionalTensor &members, int64_t hidden_size, const OptionalTensor &changed,
+                  const OptionalTensor &scale, const OptionalTensor &shift) {
     TORCH_CHECK(x.is_contiguous() && x.scalar_type() == at::kBFloat16, "x must be contiguous bfloat16 [T, K]");
     const int64_t rows = x.size(0), in_features = x.size(1);
     std::vector<Tensor> plan;
     if (groups)
         plan = {*first_use, *uses, *weights, *groups, *members};
     const loraplex::Runs runs(plan, hidden_size, rows);
-    const loraplex::Layer layer(weight, bias, a, b, in_features, out_features, runs);
+    loraplex::Layer layer(weight, bias, a, b, in_features, out_features, runs);
+    if (changed)
+        layer.change(*changed, *scale, *shift, rows);
     Tensor y = at::empty({rows, out_features}, x.options());
     if (rows == 0)
         return y;
@@ -40,8 +43,12 @@ Tensor nf4_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &b
     return y;
 }
 
-// x [T, K] bf16, weight [O, K] bf16, bias [O] bf16 -> [T, O] bf16: the output head.
-Tensor bf16_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias) {
+// x [T, K] bf16, weight [O, K] bf16, bias [O] bf16 -> [T, O] bf16: the output head. The rest as for nf4_linear.
+Tensor bf16_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const OptionalTensor &a,
+                   const OptionalTensor &b, const OptionalTensor &first_use, const OptionalTensor &uses,
+                   const OptionalTensor &weights, const OptionalTensor &groups, const OptionalTensor &members,
+                   int64_t hidden_size, const OptionalTensor &changed, const OptionalTensor &scale,
+                   const OptionalTensor &shift) {
     const int64_t rows = x.size(0), in_features = x.size(1), out_features = weight.size(0);
     const int64_t strips = out_features / loraplex::STRIP;
     TORCH_CHECK(x.is_contiguous() && x.scalar_type() == at::kBFloat16, "x must be contiguous bfloat16 [T, K]");
@@ -51,10 +58,19 @@ Tensor bf16_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &
     Tensor y = at::empty({rows, out_features}, x.options());
     if (rows == 0)
         return y;
-    loraplex::LinearJob job(read(x), rows, in_features); // no layer of its own: it packs x
-    const auto *offsets = bias ? read(*bias) : nullptr;
+    std::vector<Tensor> plan;
+    if (groups)
+        plan = {*first_use, *uses, *weights, *groups, *members};
+    const loraplex::Runs runs(plan, hidden_size, rows);
+    loraplex::Layer layer(weight, bias, a, b, in_features, out_features, runs);
+    if (changed)
+        layer.change(*changed, *scale, *shift, rows);
+    loraplex::LinearJob job(read(x), rows, in_features); // it packs x and computes x A; the strips are multiplied here
+    job.add(layer, write(y));
     const Stage multiply{strips, loraplex::share_of(strips), [&](int64_t first, int64_t last) {
-                             loraplex::multiply_dense(read(weight), job.packed(), offsets, rows, in_features,
+                             loraplex::multiply_dense(read(weight), job.packed(), layer.bias,
+                                                      layer.adapters ? &*layer.adapters : nullptr,
+                                                      layer.changes ? &*layer.changes : nullptr, rows, in_features,
                                                       out_features, first, last, write(y));
                          }};
     const Stage stages[] = {job.prepare(), multiply};
@@ -122,15 +138,31 @@ Tensor paged_attention(const Tensor &query, const Tensor &keys, const Tensor &va
     return output;
 }
 
+// weight as for nf4_linear -> [strips * 16] float: the sum of squares of each row.
+Tensor nf4_row_squares(const Tensor &weight, int64_t out_features, int64_t in_features) {
+    const int64_t strips = (out_features + loraplex::STRIP - 1) / loraplex::STRIP;
+    TORCH_CHECK(in_features % loraplex::BLOCK == 0, "in_features must be a multiple of 64");
+    TORCH_CHECK(weight.numel() >= strips * (in_features / loraplex::BLOCK) * loraplex::UNIT_BYTES, "weight too small");
+    Tensor squares = at::empty({strips * loraplex::STRIP}, weight.options().dtype(at::kFloat));
+    loraplex::row_squares(static_cast<const uint8_t *>(weight.data_ptr()), in_features, 0, strips,
+                          squares.mutable_data_ptr<float>());
+    return squares;
+}
+
 bool is_supported() { return loraplex::is_supported(); }
 
 } // namespace
 
 TORCH_LIBRARY(loraplex, library) {
-    library.def("nf4_linear(Tensor x, Tensor weight, Tensor? bias, int out_features, Tensor? a, Tensor? b, "
-                "Tensor? first_use, Tensor? uses, Tensor? weights, Tensor? groups, Tensor? members, "
-                "int hidden_size) -> Tensor");
-    library.def("bf16_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+    library.def("nf4_linear(Tensor x, Tensor weight, Tensor? bias, int out_features, "
+                "Tensor? a=None, Tensor? b=None, Tensor? first_use=None, "
+                "Tensor? uses=None, Tensor? weights=None, Tensor? groups=None, Tensor? members=None, "
+                "int hidden_size=0, Tensor? changed=None, Tensor? scale=None, Tensor? shift=None) -> Tensor");
+    library.def("bf16_linear(Tensor x, Tensor weight, Tensor? bias, "
+                "Tensor? a=None, Tensor? b=None, Tensor? first_use=None, "
+                "Tensor? uses=None, Tensor? weights=None, Tensor? groups=None, Tensor? members=None, "
+                "int hidden_size=0, Tensor? changed=None, Tensor? scale=None, Tensor? shift=None) -> Tensor");
+    library.def("nf4_row_squares(Tensor weight, int out_features, int in_features) -> Tensor");
     library.def("paged_attention(Tensor query, Tensor(a!) keys, Tensor(b!) values, Tensor slots, Tensor starts, "
                 "Tensor lengths, float scaling, int window, float softcap, Tensor? key=None, Tensor? value=None, "
                 "Tensor? write_slots=None) -> Tensor");
@@ -140,5 +172,6 @@ TORCH_LIBRARY(loraplex, library) {
 TORCH_LIBRARY_IMPL(loraplex, CPU, library) {
     library.impl("nf4_linear", &nf4_linear);
     library.impl("bf16_linear", &bf16_linear);
+    library.impl("nf4_row_squares", &nf4_row_squares);
     library.impl("paged_attention", &paged_attention);
 }

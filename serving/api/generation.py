@@ -170,6 +170,7 @@ async def _start(walk: _Walk) -> _Running:
     key = walk.request_key
     selection = await select(service.loader, fields, walk.principal, base, request_key=key)
     walk.record.resolved(selection)
+    base = selection.own_base
     prompts = await service.tokenizer_threads.run(dialect.encode, base)
     walk.record.prompt_tokens = sum(map(len, prompts))
     samplings = [

@@ -23,7 +23,7 @@ from basemodel.adapter_weights import AdapterWeights
 from basemodel.lora_ops import RankRows
 from serving.engine.adapter_reader import AdapterReader
 from serving.engine.errors import AdapterRefusedError
-from serving.engine.host_adapter import HostAdapter, HostMixture
+from serving.engine.host_adapter import AdapterNature, HostAdapter, HostMixture
 from serving.engine.host_cache import HostCache
 from serving.engine.probe import Probe
 from serving.engine.rank_space import Resident, first_gap, moves_to_gap
@@ -39,17 +39,26 @@ class Places(Protocol):
 
     rows: int
 
-    def place(self, start: int, adapter: AdapterWeights) -> None:
-        """Copy an adapter into its rank rows."""
+    @property
+    def whole_bytes(self) -> int:
+        """Memory of what the placed adapters take beside rank rows."""
+
+    def place(self, start: int, adapter: AdapterWeights) -> int | None:
+        """Copy an adapter into its rank rows; returns the slot of one that changes more than linear layers."""
 
     def clear(self, start: int) -> None:
         """Forget the adapter in these rank rows."""
 
 
 class AdapterPool:
-    """Host cache and device rows. Only the engine loop calls it; reading threads touch nothing of it."""
+    """Host cache and device rows. Only the engine loop calls it; reading threads touch nothing of it.
 
-    def __init__(self, places: Places, reader: AdapterReader, *, slots: int, host_cache_bytes: int) -> None:
+    `whole_bytes` is the room for what adapters take beside rank rows: DoRA's scales, biases, whole weights.
+    """
+
+    def __init__(
+        self, places: Places, reader: AdapterReader, *, slots: int, host_cache_bytes: int, whole_bytes: int
+    ) -> None:
         self.slots = slots
         self.loads = 0
         self.evictions = 0
@@ -59,6 +68,7 @@ class AdapterPool:
         self._places = places
         self._reader = reader
         self._host = HostCache(host_cache_bytes)
+        self._whole_bytes = whole_bytes
         self._resident: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
         self._preloads: dict[str, AdapterUse] = {}  # asked for, not yet read
         self._kept: dict[str, AdapterUse] = {}
@@ -125,6 +135,10 @@ class AdapterPool:
         """The probes of an adapter in host memory; none where only its device copy is left."""
         return self._host[digest].probes if digest in self._host else ()
 
+    def nature(self, digest: str) -> AdapterNature:
+        """What a loaded adapter is."""
+        return self._resident[digest].nature if digest in self._resident else self._adapter(digest).nature
+
     def router(self, use: AdapterUse) -> Router | None:
         """A new router for a request of this mixture, which must be loaded; None where it is no mixture."""
         if not use.experts:
@@ -135,14 +149,22 @@ class AdapterPool:
 
     def why_never(self, uses: Iterable[AdapterUse]) -> str | None:
         """Why these adapters cannot lie on the device together, however long they wait; None where they can."""
+        uses = tuple(uses)
         digests = {use.digest for use in uses}
+        if len(uses) > 1 or any(use.weight != 1.0 for use in uses):
+            for digest in digests:
+                if self.is_loaded(digest) and (kinds := self.nature(digest).kinds):
+                    return (
+                        f"adapter {digest[:19]} cannot be weighted or combined with others: it is not LoRA alone "
+                        f"({', '.join(kinds)}), and a sum of such changes has no meaning; use it alone, with weight 1"
+                    )
         if len(digests) > self.slots:
             return f"it needs {len(digests)} adapters at once, and there are {self.slots} slots; raise --adapter-slots"
         ranks = sum(self._rank(digest) for digest in digests)
         if ranks > self._places.rows:
             return (
                 f"its adapters have {ranks} rank rows together, and the adapter pool has {self._places.rows}; "
-                "raise --adapter-pool-bytes"
+                "raise --adapter-pool-mib"
             )
         return None
 
@@ -152,7 +174,7 @@ class AdapterPool:
         self._copy_bytes_left = STEP_COPY_BYTES if is_bounded else None
         for digest, use in self._kept.items():
             if digest in self._host and digest not in self._resident and not use.experts and self._has_turn(digest):
-                start = self._gap(self._rank(digest), self._resident.values())
+                start = self._gap(digest, self._resident.values())
                 if start is not None:
                     self._put(use, start)
 
@@ -192,7 +214,7 @@ class AdapterPool:
     def rank_rows(self, uses: Iterable[AdapterUse]) -> tuple[RankRows, ...]:
         """Where adapters that are pinned lie now."""
         residents = [(self._resident[use.digest], use.weight) for use in uses]
-        return tuple(RankRows(resident.start, resident.rank, weight) for resident, weight in residents)
+        return tuple(RankRows(each.start, each.rank, weight, each.slot) for each, weight in residents)
 
     def drop(self, digest: str) -> None:
         """Forget an adapter everywhere (its probes failed). It must not be pinned."""
@@ -207,10 +229,13 @@ class AdapterPool:
             return self._resident[digest].rank
         return self._weights(digest).rank if digest in self._host else 0
 
-    def _weights(self, digest: str) -> AdapterWeights:
+    def _adapter(self, digest: str) -> HostAdapter:
         adapter = self._host[digest]
         assert isinstance(adapter, HostAdapter), "a mixture is placed as its experts"
-        return adapter.weights
+        return adapter
+
+    def _weights(self, digest: str) -> AdapterWeights:
+        return self._adapter(digest).weights
 
     def _has_turn(self, digest: str) -> bool:
         left = self._copy_bytes_left
@@ -221,23 +246,23 @@ class AdapterPool:
         rank = self._weights(use.digest).rank
         pinned = [resident for resident in self._resident.values() if resident.pins]
         free_rows = self._places.rows - sum(resident.rank for resident in pinned)
-        if len(pinned) >= self.slots or rank > free_rows:
+        if len(pinned) >= self.slots or rank > free_rows or not self._has_bytes(use.digest, pinned):
             return None
-        if self._gap(rank, pinned) is None and not self._move_together(rank, pinned):
+        if self._gap(use.digest, pinned) is None and not self._move_together(rank, pinned):
             return None
-        start = self._gap(rank, self._resident.values())
+        start = self._gap(use.digest, self._resident.values())
         while start is None:
             self._evict(self._idle())
-            start = self._gap(rank, self._resident.values())
+            start = self._gap(use.digest, self._resident.values())
         self._put(use, start)
         return self._resident[use.digest]
 
     def _put(self, use: AdapterUse, start: int) -> None:
-        weights = self._weights(use.digest)
-        self._copy(start, weights)
+        adapter = self._adapter(use.digest)
+        slot = self._copy(start, adapter.weights)
         self.loads += 1
         self._host.touch(use.digest)
-        self._resident[use.digest] = Resident(use, start, weights.rank)
+        self._resident[use.digest] = Resident(use, start, adapter.weights.rank, adapter.nature, slot)
 
     def _move_together(self, rank: int, pinned: Collection[Resident]) -> bool:
         """Move pinned adapters until a gap of `rank` rows is behind them; False, and nothing moved, while one that has
@@ -260,20 +285,28 @@ class AdapterPool:
             if not resident.pins and resident.start < stop and resident.stop > position:
                 self._evict(digest)
         self._places.clear(moved.start)
-        self._copy(position, self._weights(moved.use.digest))
+        moved.slot = self._copy(position, self._weights(moved.use.digest))
         moved.start = position
         self.moves += 1
 
-    def _copy(self, start: int, weights: AdapterWeights) -> None:
+    def _copy(self, start: int, weights: AdapterWeights) -> int | None:
         begin = time.perf_counter()
-        self._places.place(start, weights)
+        slot = self._places.place(start, weights)
         self.load_seconds += time.perf_counter() - begin
         if self._copy_bytes_left is not None:
             self._copy_bytes_left = max(0, self._copy_bytes_left - weights.adapter_bytes)
+        return slot
 
-    def _gap(self, rank: int, taken: Collection[Resident]) -> int | None:
-        """Where `rank` rows are free beside those of `taken`, if a slot is left too."""
-        return first_gap(rank, self._places.rows, taken) if len(taken) < self.slots else None
+    def _gap(self, digest: str, taken: Collection[Resident]) -> int | None:
+        """Where an adapter's rows are free beside those of `taken`, if a slot and bytes are left too."""
+        if len(taken) >= self.slots or not self._has_bytes(digest, taken):
+            return None
+        return first_gap(self._weights(digest).rank, self._places.rows, taken)
+
+    def _has_bytes(self, digest: str, taken: Collection[Resident]) -> bool:
+        """Whether there is room for what an adapter has beside rank rows."""
+        whole_bytes = sum(resident.nature.whole_bytes for resident in taken)
+        return whole_bytes + self._adapter(digest).nature.whole_bytes <= self._whole_bytes
 
     def _idle(self) -> str:
         """Who goes next: the least recently used of those that nobody pins, those that are kept last."""
@@ -328,15 +361,27 @@ class AdapterPool:
             position = resident.start + resident.rank
         assert position <= self._places.rows
         assert len(self._resident) <= self.slots
+        whole_bytes = sum(resident.nature.whole_bytes for resident in self._resident.values())
+        assert whole_bytes == self._places.whole_bytes, "what lies beside the rank rows is not what was counted"
+        assert whole_bytes <= self._whole_bytes
+        numbers = [resident.slot for resident in self._resident.values() if resident.slot is not None]
+        assert len(numbers) == len(set(numbers)), "two adapters share a slot"
         held = {digest: resident.pins for digest, resident in self._resident.items() if resident.pins}
         assert held == {digest: count for digest, count in pins.items() if count}, "a pin was lost or left behind"
         self._host.check_integrity()
 
     def _oversize(self, digest: str, adapter: HostAdapter) -> AdapterRefusedError | None:
-        if adapter.weights.rank <= self._places.rows:
-            return None
-        return AdapterRefusedError(
-            digest,
-            f"its rank {adapter.weights.rank} is more than the {self._places.rows} rank rows of the adapter pool; "
-            "raise --adapter-pool-bytes",
-        )
+        nature = adapter.nature
+        if adapter.weights.rank > self._places.rows:
+            return AdapterRefusedError(
+                digest,
+                f"its rank {adapter.weights.rank} is more than the {self._places.rows} rank rows of the adapter pool; "
+                "raise --adapter-pool-mib",
+            )
+        if nature.whole_bytes > self._whole_bytes:
+            return AdapterRefusedError(
+                digest,
+                f"it takes {nature.whole_bytes:,} bytes beside its rank rows ({', '.join(nature.kinds)}), and "
+                f"{self._whole_bytes:,} are set aside for that; raise --adapter-whole-mib",
+            )
+        return None

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import msgspec
 import torch
 
+from basemodel.adapter_parts import BaseWeights
 from basemodel.description import BaseDescription
 from basemodel.errors import BaseModelError
 from serving.engine.errors import AdapterRefusedError
@@ -29,16 +30,23 @@ READING_NICENESS = 10
 class AdapterReader:
     """Folders on their way into memory, at most READING_THREADS. Only `AdapterPool` calls it.
 
-    embedding [V, H] is the base's own, which gates score. `pins_memory`: page-locked, so that a CUDA device copies from
-    it without waiting.
+    embedding [V, H] is the base's own, which gates score; `base_weights` is asked from the threads. `pins_memory`:
+    page-locked, so that a CUDA device copies from it without waiting.
     """
 
     def __init__(
-        self, base: BaseDescription, dtype: torch.dtype, embedding: torch.Tensor, *, pins_memory: bool = False
+        self,
+        base: BaseDescription,
+        dtype: torch.dtype,
+        embedding: torch.Tensor,
+        base_weights: BaseWeights,
+        *,
+        pins_memory: bool = False,
     ) -> None:
         self._base = base
         self._dtype = dtype
         self._embedding = embedding
+        self._base_weights = base_weights
         self._pins_memory = pins_memory
         self._executor = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="adapter-reader", initializer=_give_way)
         self._reading: dict[str, Future[HostAdapter | HostMixture]] = {}
@@ -73,7 +81,7 @@ class AdapterReader:
         """Runs in a reading thread."""
         if use.experts:
             return read_host_mixture(use, self._base, self._embedding)
-        return read_host_adapter(use, self._base, self._dtype, is_pinned=self._pins_memory)
+        return read_host_adapter(use, self._base, self._dtype, self._base_weights, is_pinned=self._pins_memory)
 
 
 def _outcome(digest: str, future: Future[HostAdapter | HostMixture]) -> HostAdapter | HostMixture | AdapterRefusedError:

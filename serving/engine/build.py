@@ -36,6 +36,10 @@ CPU_DRAFT_STEP_TOKENS = 16
 GPU_DRAFT_STEP_TOKENS = 64
 
 
+# How much larger than the base's the embedding and head of an adapter may be if no byte budget is given.
+GROWN_VOCABULARY = 1.125
+
+
 def build_engine(settings: EngineSettings) -> Engine:
     """Load the base and make an engine around it. Raises BaseModelError, UnsupportedModelError."""
     base = load_base(
@@ -51,14 +55,22 @@ def build_engine(settings: EngineSettings) -> Engine:
 def engine_for(base: Base, settings: EngineSettings) -> Engine:
     """Make an engine around a base that is loaded; the base's layers are changed for good."""
     dtype = _adapter_dtype(base, settings.device)
-    sites = AdapterSites(base.model, base.description, rows=_rank_rows(settings, base, dtype), dtype=dtype)
+    rows, whole_bytes = _adapter_room(settings, base, dtype)
+    sites = AdapterSites(base.model, base.description, rows=rows, dtype=dtype)
     blocks = KVBlocks(_kv_blocks(settings, base), settings.kv_block_tokens)
     runner = Runner(
         base, sites, kv_slots=blocks.total * settings.kv_block_tokens, block_tokens=settings.kv_block_tokens
     )
     embedding = base.model.get_input_embeddings().get_parameter("weight").detach()
-    reader = AdapterReader(base.description, dtype, embedding, pins_memory=settings.device.startswith("cuda"))
-    pool = AdapterPool(sites, reader, slots=settings.adapter_slots, host_cache_bytes=settings.host_cache_bytes)
+    is_cuda = settings.device.startswith("cuda")
+    reader = AdapterReader(base.description, dtype, embedding, sites.weights, pins_memory=is_cuda)
+    pool = AdapterPool(
+        sites,
+        reader,
+        slots=settings.adapter_slots,
+        host_cache_bytes=settings.host_cache_bytes,
+        whole_bytes=whole_bytes,
+    )
     limits = SchedulerLimits(
         max_running=settings.max_running,
         step_budget_tokens=settings.step_budget_tokens,
@@ -100,10 +112,18 @@ def _adapter_dtype(base: Base, device: str) -> torch.dtype:
     return DTYPES[base.description.quantization.compute_dtype]
 
 
-def _rank_rows(settings: EngineSettings, base: Base, dtype: torch.dtype) -> int:
-    if settings.adapter_pool_bytes is None:
-        return settings.adapter_slots * DEFAULT_SLOT_RANK
-    return max(1, settings.adapter_pool_bytes // rank_row_bytes(base.model, base.description, dtype))
+def _adapter_room(settings: EngineSettings, base: Base, dtype: torch.dtype) -> tuple[int, int]:
+    """Rank rows, and bytes for what adapters take beside them: if nothing else was said, as much again, and an
+    embedding with its head, a little larger than the base's.
+    """
+    row_bytes = rank_row_bytes(base.model, base.description, dtype)
+    rows = settings.adapter_slots * DEFAULT_SLOT_RANK
+    if settings.adapter_pool_bytes is not None:
+        rows = max(1, settings.adapter_pool_bytes // row_bytes)
+    if settings.adapter_whole_bytes is not None:
+        return rows, settings.adapter_whole_bytes
+    table_bytes = base.model.get_input_embeddings().get_parameter("weight").nbytes
+    return rows, rows * row_bytes + 2 * int(table_bytes * GROWN_VOCABULARY)
 
 
 def _kv_blocks(settings: EngineSettings, base: Base) -> int:

@@ -85,6 +85,7 @@ class Engine:
             ends_at_tokens=min(len(message.prompt_token_ids) + message.sampling.max_tokens, self._longest_tokens),
             drafts=Drafts(message.draft_tokens) if message.draft_tokens and message.grammar is None else None,
             generator=_generator(message.sampling),
+            head_size=self.runner.base.description.vocabulary_size,
         )
         self._arrivals += 1
         self._requests[request.request_id] = request
@@ -152,15 +153,13 @@ class Engine:
     def _check(self, message: Generate) -> None:
         """Raise RequestRefusedError for what can never run, however the API was asked."""
         prompt = len(message.prompt_token_ids)
-        vocabulary = self.runner.base.description.vocabulary_size
         if prompt == 0:
             raise RequestRefusedError("the prompt is empty; it needs at least one token")
         if prompt >= self._longest_tokens:
             raise RequestRefusedError(f"the prompt has {prompt} tokens; at most {self._longest_tokens - 1} fit")
-        named = [*message.prompt_token_ids, *message.sampling.logit_bias]
-        unknown = next((token for token in named if not 0 <= token < vocabulary), None)
-        if unknown is not None:
-            raise RequestRefusedError(f"token id {unknown} is not in the vocabulary of {vocabulary} tokens")
+        if not message.adapters:
+            vocabulary = self.runner.base.description.vocabulary_size
+            _check_tokens(message.prompt_token_ids, message.sampling, vocabulary, vocabulary)
         if message.request_id in self._requests:
             raise RequestRefusedError(f"request id {message.request_id} is in use")
         if len(message.adapters) > 1 and any(use.experts for use in message.adapters):
@@ -177,9 +176,22 @@ class Engine:
     def _collect_adapters(self) -> None:
         for refusal in self.pool.collect(self.scheduler.wanted_digests):
             self._refuse_adapter(refusal)
-        for request in [each for each in self.scheduler.waiting if each.skipped_steps and len(each.placed) > 1]:
-            if (reason := self.pool.why_never(request.placed)) is not None:  # their ranks are known by now
-                self._faults.append(self._end(request, "error", fault=RequestRefusedError(reason).fault()))
+        for request in [each for each in self.scheduler.waiting if each.adapters and not each.is_fitting]:
+            if all(self.pool.is_loaded(use.digest) for use in request.parts):
+                try:
+                    self._check_fit(request)
+                    request.is_fitting = True
+                except RequestRefusedError as error:
+                    self._faults.append(self._end(request, "error", fault=error.fault()))
+
+    def _check_fit(self, request: Request) -> None:
+        """Raise RequestRefusedError for what does not go with its adapters, which are loaded by now."""
+        if (reason := self.pool.why_never(request.placed)) is not None:
+            raise RequestRefusedError(reason)
+        natures = [self.pool.nature(use.digest) for use in request.placed]
+        known, chosen = (min(nature.vocabulary_size for nature in natures), min(each.head_size for each in natures))
+        _check_tokens(request.tokens, request.sampling, known, chosen)
+        request.head_size = chosen
 
     def _collect_grammars(self) -> None:
         """Queue requests whose grammar is compiled, and end those that have nothing more to say."""
@@ -280,6 +292,14 @@ class Engine:
             code="out_of_memory", message="the device has no memory left for this request; try it again later"
         )
         return self._end(youngest, "error", fault=fault)
+
+
+def _check_tokens(tokens: list[int], sampling: Sampling, known: int, chosen: int) -> None:
+    """Raise RequestRefusedError for a token that the model does not know, or a bias for one that it cannot choose."""
+    for named, size in ((tokens, known), (sampling.logit_bias, chosen)):
+        unknown = next((token for token in named if not 0 <= token < size), None)
+        if unknown is not None:
+            raise RequestRefusedError(f"token id {unknown} is not in the vocabulary of {size} tokens")
 
 
 def _once(request: Request) -> float | None:

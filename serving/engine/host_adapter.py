@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from basemodel.adapter_parts import BaseWeights
 from basemodel.adapter_weights import AdapterWeights, read_adapter
 from basemodel.description import BaseDescription
 from basemodel.mixture_gate import ScoreTable, read_mixture
@@ -21,10 +22,23 @@ from serving.messages import AdapterUse
 
 
 @dataclass(frozen=True)
+class AdapterNature:
+    """What requests must know of an adapter that is loaded: what it is besides LoRA on linear layers, in PEFT's words
+    (`kinds`), what that takes beside rank rows, which token ids it may be given, and from how many it chooses.
+    """
+
+    kinds: tuple[str, ...]
+    whole_bytes: int
+    vocabulary_size: int
+    head_size: int
+
+
+@dataclass(frozen=True)
 class HostAdapter:
     """An adapter that was read. `read_seconds` is what reading took in its thread."""
 
     weights: AdapterWeights
+    nature: AdapterNature
     probes: tuple[Probe, ...]
     read_seconds: float
 
@@ -49,17 +63,26 @@ class HostMixture:
 
 
 def read_host_adapter(
-    use: AdapterUse, base: BaseDescription, dtype: torch.dtype, *, is_pinned: bool = False
+    use: AdapterUse,
+    base: BaseDescription,
+    dtype: torch.dtype,
+    base_weights: BaseWeights,
+    *,
+    is_pinned: bool = False,
 ) -> HostAdapter:
     """Raises BaseModelError, OSError, msgspec.DecodeError. `is_pinned`: into page-locked memory, for a CUDA device."""
     begin = time.perf_counter()
     folder = Path(use.folder)
-    weights = read_adapter(folder, base, dtype)
+    weights = read_adapter(folder, base, dtype, base_weights)
+    changes, size = weights.changes, base.vocabulary_size
+    nature = AdapterNature((), 0, size, size)
+    if changes is not None:
+        nature = AdapterNature(changes.kinds, changes.whole_bytes, changes.vocabulary_size, changes.head_size)
     if is_pinned:
         pairs = weights.modules.items()
         pinned = {path: replace(pair, a=pair.a.pin_memory(), b=pair.b.pin_memory()) for path, pair in pairs}
         weights = replace(weights, modules=pinned)
-    return HostAdapter(weights, read_probes(folder), time.perf_counter() - begin)
+    return HostAdapter(weights, nature, read_probes(folder), time.perf_counter() - begin)
 
 
 def read_host_mixture(use: AdapterUse, base: BaseDescription, embedding: torch.Tensor) -> HostMixture:

@@ -8,16 +8,21 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from serving.engine.host_adapter import AdapterNature
 from serving.messages import AdapterUse
 
 
 @dataclass
 class Resident:
-    """An adapter on the device, in rows [start, start + rank). Only the pool changes it."""
+    """An adapter on the device, in rows [start, start + rank). Only the pool changes it. `slot` is there where it
+    changes more than linear layers.
+    """
 
     use: AdapterUse
     start: int
     rank: int
+    nature: AdapterNature
+    slot: int | None = None
     pins: int = 0
 
     @property

@@ -35,6 +35,8 @@ class Request:
     `priority` orders the requests of one tenant, lower first. It ends when it has `ends_at_tokens` tokens.
     `drafts` guess how its text goes on (None: nobody does).
     `admitted_tokens` is how many tokens it had when it was last admitted.
+    `is_fitting` says that its adapters were loaded once, and that it goes with them; it chooses among the first
+    `head_size` tokens (None: among all for which there are logits).
     `charged_tokens` of its prompt were counted as served (a prompt that is computed again is not counted again).
     """
 
@@ -62,6 +64,8 @@ class Request:
     generator: torch.Generator | None = None
     constraint: Constraint | None = None
     skipped_steps: int = 0
+    is_fitting: bool = False
+    head_size: int | None = None
     queued_at: float = field(default_factory=time.monotonic)
     queue_seconds: float | None = None
 

@@ -32,8 +32,11 @@ class Pick:
 
 
 def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[Pick]:
-    """Choose one token for each row of logits [S, V]."""
-    picks = []
+    """Choose one token for each row of logits [S, V], among as many of them as are the request's own."""
+    sizes = [request.head_size or logits.shape[1] for request in requests]
+    if any(size != logits.shape[1] for size in sizes):
+        return _sample_by_size(logits, requests, sizes)
+    picks: list[Pick] = []
     for row, (request, best) in enumerate(zip(requests, _best(logits), strict=True)):
         if best is None:
             picks.append(Pick(token_id=0, logprob=None, finite=False))
@@ -53,6 +56,16 @@ def _best(logits: torch.Tensor) -> list[int | None]:
     usable = torch.isfinite(logits).all(dim=-1).tolist()
     chosen = logits.argmax(dim=-1).tolist()
     return [token if finite else None for token, finite in zip(chosen, usable, strict=True)]
+
+
+def _sample_by_size(logits: torch.Tensor, requests: Sequence[Request], sizes: Sequence[int]) -> list[Pick]:
+    """Rows of one size together, cut to it: what a neighbour's adapter adds to the vocabulary is nowhere in a sum."""
+    picks: dict[int, Pick] = {}
+    for size in sorted(set(sizes)):
+        rows = [row for row, each in enumerate(sizes) if each == size]
+        found = sample(logits[rows, :size].contiguous(), [requests[row] for row in rows])
+        picks |= dict(zip(rows, found, strict=True))
+    return [picks[row] for row in range(len(requests))]
 
 
 def _is_plain_greedy(request: Request) -> bool:
@@ -98,7 +111,8 @@ def _shape(logits: torch.Tensor, request: Request) -> None:
     """Penalties and bias. Presence and frequency count generated tokens (OpenAI); repetition the prompt too (CTRL)."""
     sampling = request.sampling
     if sampling.repetition_penalty != 1.0:
-        index = torch.tensor(sorted(set(request.tokens)), device=logits.device)
+        known = {token for token in request.tokens if token < len(logits)}  # an added token may be one to read only
+        index = torch.tensor(sorted(known), dtype=torch.long, device=logits.device)
         seen = logits[index]
         logits[index] = torch.where(seen > 0, seen / sampling.repetition_penalty, seen * sampling.repetition_penalty)
     counts = Counter(request.generated)

@@ -107,7 +107,7 @@ def test_an_adapter_larger_than_the_pool_is_refused(engine: EngineMaker, llama: 
     assert fault is not None
     assert fault.code == "adapter_rejected"
     assert "rank 70" in fault.message
-    assert "--adapter-pool-bytes" in fault.message
+    assert "--adapter-pool-mib" in fault.message
     assert recorder.last["base"].finish_reason == "length"
 
 

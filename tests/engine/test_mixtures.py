@@ -234,7 +234,7 @@ def test_how_often_each_expert_was_chosen_is_counted(exact: World) -> None:
 def test_a_mixture_that_never_fits_is_refused_and_holds_nobody_up(exact: World) -> None:
     for settings, reason in (
         ({"adapter_slots": 3}, "--adapter-slots"),
-        ({"adapter_pool_bytes": 1}, "--adapter-pool-bytes"),
+        ({"adapter_pool_bytes": 1}, "--adapter-pool-mib"),
     ):
         recorder = exact.engine(**settings)
         recorder.ask_many("mixture", PROMPT, (exact.mixture,), max_tokens=4)

@@ -47,6 +47,7 @@ def base_document(fingerprint: str = FINGERPRINT, name: str = "embedded") -> dic
         "vocabulary_size": VOCABULARY,
         "context_tokens": 128,
         "modules": modules,
+        "vectors": {"model.norm.weight": 64, "model.layers.0.self_attn.v_proj.bias": 32},
     }
 
 

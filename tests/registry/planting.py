@@ -76,6 +76,10 @@ def added(name: str, *shape: int) -> Damage:
     return tensors(lambda held: held.update({name: np.ones(shape, np.float32)}))
 
 
+def both(first: Damage, second: Damage) -> Damage:
+    return lambda folder: (first(folder), second(folder))
+
+
 def removed(*names: str) -> Damage:
     return tensors(lambda held: [held.pop(name) for name in names])
 

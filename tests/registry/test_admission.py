@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import registry
@@ -182,3 +183,38 @@ def test_parent_and_data_are_columns(reg: registry.Registry, make_adapter: Make)
 
 def _sound() -> dict[str, Any]:
     return lora_tensors(modules_named("q_proj", "v_proj"))
+
+
+def test_the_verdict_says_what_only_this_engine_and_peft_serve(reg: registry.Registry, make_adapter: Make) -> None:
+    q = "model.layers.0.self_attn.q_proj"
+    config = config_document(
+        use_dora=True, target_modules=["layers.0.self_attn.q_proj"], trainable_token_indices=[5, 96]
+    )
+    extra = {
+        f"base_model.model.{q}.lora_magnitude_vector": np.ones(64, np.float32),
+        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": np.ones((2, 64), np.float32),
+    }
+    serving = serving_of(publish(reg, make_adapter(config=config, tensors=lora_tensors([q]) | extra)))
+    assert serving.loraplex.needs["kinds"] == "trainable_token_indices use_dora"
+    assert serving.loraplex.needs["vocabulary"] == serving.peft.needs["vocabulary"] == 97
+    assert serving.peft.needs["min_version"] == "0.15.0"
+    assert not serving.vllm.is_served
+    assert "nothing besides (trainable_token_indices, use_dora)" in serving.vllm.why[0]
+
+
+@pytest.mark.sqlite_only
+def test_a_base_that_an_earlier_release_registered_learns_its_vectors(
+    reg: registry.Registry, make_adapter: Make
+) -> None:
+    old = base_document(OTHER_FINGERPRINT, "old")
+    vectors = old.pop("vectors")
+    reg.register_base(old)
+    q = "model.layers.0.self_attn.q_proj"
+    config = config_document(target_modules=["layers.0.self_attn.q_proj"], modules_to_save=["norm"])
+    tensors = lora_tensors([q]) | {"base_model.model.model.norm.weight": np.ones(64, np.float32)}
+    folder = make_adapter(has_manifest=False, config=config, tensors=tensors)
+    error = refusal(reg, folder, base_fingerprint=OTHER_FINGERPRINT)
+    assert error.reason == "unknown-module"
+    assert "register it once more" in error.detail
+    assert reg.register_base(old | {"vectors": vectors}).vectors == vectors
+    publish(reg, folder, base_fingerprint=OTHER_FINGERPRINT)

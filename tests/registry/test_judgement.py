@@ -129,3 +129,65 @@ def test_judging_changes_nothing(make_adapter: MakeAdapter) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     judge(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+EMBEDDING = "base_model.model.model.embed_tokens"
+Q0, V0 = (f"base_model.model.model.layers.0.self_attn.{name}" for name in ("q_proj", "v_proj"))
+KINDS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], tuple[str, ...], int]] = {
+    "dora": (
+        {"use_dora": True, "target_modules": ["layers.0.self_attn.q_proj"]},
+        {f"{Q0}.lora_magnitude_vector": (64,)},
+        ("use_dora",),
+        96,
+    ),
+    "biases": (
+        {"bias": "all", "lora_bias": True, "target_modules": ["layers.0.self_attn.q_proj"]},
+        {f"{V0}.bias": (32,), f"{Q0}.lora_B.bias": (64,)},
+        ("bias", "lora_bias"),
+        96,
+    ),
+    "modules to save": (
+        {"modules_to_save": ["norm", "lm_head"], "target_modules": ["layers.0.self_attn.q_proj"]},
+        {"base_model.model.model.norm.weight": (64,), "base_model.model.lm_head.weight": (96, 64)},
+        ("modules_to_save",),
+        96,
+    ),
+    "an embedding": (
+        {"target_modules": ["layers.0.self_attn.q_proj", "embed_tokens"]},
+        {
+            f"{EMBEDDING}.lora_embedding_A": (4, 96),
+            f"{EMBEDDING}.lora_embedding_B": (64, 4),
+            f"{EMBEDDING}.base_layer.weight": (96, 64),
+        },
+        ("lora_embedding",),
+        96,
+    ),
+    "added tokens": (
+        {"trainable_token_indices": [96, 7, 97], "target_modules": ["layers.0.self_attn.q_proj"]},
+        {f"{EMBEDDING}.token_adapter.trainable_tokens_delta": (3, 64)},
+        ("trainable_token_indices",),
+        98,
+    ),
+    "a larger vocabulary": (
+        {"target_modules": ["layers.0.self_attn.q_proj"]},
+        {f"{EMBEDDING}.weight": (100, 64), "base_model.model.lm_head.weight": (100, 64)},
+        ("modules_to_save",),
+        100,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_the_engine_serves_besides_lora_is_accepted_and_named(make_adapter: MakeAdapter, name: str) -> None:
+    changes, shapes, kinds, vocabulary = KINDS[name]
+    tensors = lora_tensors(["model.layers.0.self_attn.q_proj"])
+    tensors |= {key: np.ones(shape, np.float32) for key, shape in shapes.items()}
+    verdict = judge(make_adapter(config=config_document(**changes), tensors=tensors))
+    assert (verdict.kinds, verdict.vocabulary_size) == (kinds, vocabulary)
+
+
+def test_a_pattern_may_begin_at_the_root(make_adapter: MakeAdapter) -> None:
+    first = "model.layers.0.self_attn.q_proj"
+    config = config_document(rank_pattern={f"^{first}": 2, "^self_attn.v_proj": 9})
+    modules = modules_named("q_proj", "v_proj")
+    assert judge(make_adapter(config=config, tensors=lora_tensors(modules, ranks={first: 2}))).rank == 4

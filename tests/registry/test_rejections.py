@@ -36,6 +36,7 @@ from tests.registry.planting import (
     Damage,
     added,
     as_dtype,
+    both,
     config,
     config_without,
     header,
@@ -57,6 +58,8 @@ from tests.registry.planting import (
 
 DEEP_JSON = '{"a":' * 100 + "1" + "}" * 100
 VERY_DEEP_JSON = "[" * 100_000 + "]" * 100_000
+
+DOWN0, EMBEDDING = f"{PREFIX}model.layers.0.mlp.down_proj", f"{PREFIX}model.embed_tokens"
 
 R = RejectReason
 DAMAGES: list[tuple[str, RejectReason, Damage]] = [
@@ -116,26 +119,43 @@ DAMAGES: list[tuple[str, RejectReason, Damage]] = [
     ("an unknown field that is on", R.UNSUPPORTED_CONFIG, config(use_something_new=True)),
     ("an unknown init", R.UNSUPPORTED_CONFIG, config(init_lora_weights="something")),
     ("megatron", R.UNSUPPORTED_CONFIG, config(megatron_config={"a": 1})),
-    ("DoRA", R.UNSUPPORTED_DORA, config(use_dora=True)),
-    ("a magnitude vector", R.UNSUPPORTED_DORA, added(f"{PREFIX}{Q0}.lora_magnitude_vector", 64)),
-    ("bias all", R.UNSUPPORTED_BIAS, config(bias="all")),
-    ("lora_bias", R.UNSUPPORTED_BIAS, config(lora_bias=True)),
-    ("a LoRA bias tensor", R.UNSUPPORTED_BIAS, added(f"{PREFIX}{Q0}.lora_B.bias", 64)),
-    ("a bias tensor", R.UNSUPPORTED_BIAS, added(f"{PREFIX}{Q0}.bias", 64)),
-    ("modules_to_save", R.UNSUPPORTED_MODULES_TO_SAVE, config(modules_to_save=["lm_head"])),
-    ("a whole lm_head", R.UNSUPPORTED_MODULES_TO_SAVE, added(f"{PREFIX}lm_head.weight", 96, 64)),
-    ("saved embeddings", R.UNSUPPORTED_MODULES_TO_SAVE, added(f"{PREFIX}model.embed_tokens.weight", 96, 64)),
-    ("LoRA on an embedding", R.UNSUPPORTED_EMBEDDING, added(f"{PREFIX}model.embed_tokens.lora_embedding_A", 4, 96)),
-    ("trainable tokens", R.UNSUPPORTED_TRAINABLE_TOKENS, config(trainable_token_indices=[1])),
+    ("X-LoRA", R.UNSUPPORTED_METHOD, config(peft_type="XLORA")),
+    ("use_dora as text", R.BAD_CONFIG, config(use_dora="yes")),
+    ("a bias of no kind", R.BAD_CONFIG, config(bias="some")),
+    ("token ids as text", R.BAD_CONFIG, config(trainable_token_indices="all")),
+    ("token ids below 0", R.BAD_CONFIG, config(trainable_token_indices={"embed_tokens": [-1]})),
+    ("tied weights made by PEFT", R.UNSUPPORTED_CONFIG, config(ensure_weight_tying=True)),
+    ("DoRA without magnitudes", R.INCOMPLETE_PAIR, config(use_dora=True)),
+    ("a magnitude without factors", R.INCOMPLETE_PAIR, added(f"{DOWN0}.lora_magnitude_vector", 64)),
+    ("a magnitude of another length", R.SHAPE_MISMATCH, added(f"{PREFIX}{Q0}.lora_magnitude_vector", 63)),
+    ("a bias of lora_B without factors", R.INCOMPLETE_PAIR, added(f"{DOWN0}.lora_B.bias", 64)),
+    ("a bias where the base has none", R.UNKNOWN_MODULE, added(f"{PREFIX}{Q0}.base_layer.bias", 64)),
+    ("modules_to_save without tensors", R.TARGETS_MISMATCH, config(modules_to_save=["lm_head"])),
+    ("a whole layer beside its LoRA", R.UNSUPPORTED_MODULES_TO_SAVE, added(f"{PREFIX}{Q0}.weight", 64, 64)),
+    ("a head of another width", R.SHAPE_MISMATCH, added(f"{PREFIX}lm_head.weight", 96, 63)),
+    ("a smaller vocabulary", R.SHAPE_MISMATCH, added(f"{EMBEDDING}.weight", 95, 64)),
+    ("half of LoRA on an embedding", R.INCOMPLETE_PAIR, added(f"{EMBEDDING}.lora_embedding_A", 4, 96)),
+    ("a bias of an embedding", R.UNKNOWN_MODULE, added(f"{EMBEDDING}.bias", 64)),
+    ("a norm that is not there", R.UNKNOWN_MODULE, added(f"{PREFIX}model.other.weight", 64)),
+    ("a norm of another length", R.SHAPE_MISMATCH, added(f"{PREFIX}model.norm.weight", 63)),
     (
-        "a token tensor",
+        "trained tokens without ids",
         R.UNSUPPORTED_TRAINABLE_TOKENS,
-        added(f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta", 2, 64),
+        added(f"{EMBEDDING}.token_adapter.trainable_tokens_delta", 2, 64),
     ),
+    (
+        "trained tokens that leave a gap",
+        R.UNSUPPORTED_TRAINABLE_TOKENS,
+        both(
+            added(f"{EMBEDDING}.token_adapter.trainable_tokens_delta", 2, 64),
+            config(trainable_token_indices=[3, 97]),
+        ),
+    ),
+    ("a tensor of another tuner", R.UNEXPECTED_TENSOR, added(f"{PREFIX}{Q0}.lora_E", 4, 1)),
     ("layer replication", R.UNSUPPORTED_LAYER_REPLICATION, config(layer_replication=[[0, 2], [1, 2]])),
     ("a regex in rank_pattern", R.UNSUPPORTED_PATTERN, config(rank_pattern={r"layers\.\d+\.q_proj": 8})),
     ("a slow regex in alpha_pattern", R.UNSUPPORTED_PATTERN, config(alpha_pattern={"(a+)+$": 8})),
-    ("an anchor in rank_pattern", R.UNSUPPORTED_PATTERN, config(rank_pattern={"^model": 8})),
+    ("an anchor in rank_pattern", R.UNSUPPORTED_PATTERN, config(rank_pattern={"q_proj$": 8})),
     *[
         (f"init {init}", R.BASE_CHANGING_INIT, config(init_lora_weights=init))
         for init in ("pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga")

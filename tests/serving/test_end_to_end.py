@@ -240,3 +240,44 @@ def test_kill_9_of_the_engine_mid_stream(live: RunningServer) -> None:
     assert live.client.get("/readyz").status_code == 503
     live.wait_ready()
     assert live.complete("x").status_code == 200
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "dora": {"use_dora": True, "target_modules": "all-linear"},
+    "modules-to-save": {"modules_to_save": ["norm", "lm_head", "embed_tokens"], "added": 2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_peft_makes_is_answered_as_peft_computes_it(
+    kind: str, live: RunningServer, client: openai.OpenAI, tmp_path: Path
+) -> None:
+    """From PEFT's own folder over publish and the server on its port, beside requests for the base."""
+    import torch
+
+    from basemodel.snapshot import open_snapshot
+    from tests.engine.test_kinds import expected_logits, make_kind
+
+    home = live.log_path.parent / "home"
+    (bases,) = (home / "bases").iterdir()
+    snapshot = open_snapshot(bases)
+    folder = make_kind(snapshot, tmp_path / kind, 5, **KINDS[kind])
+    with registry.open(home / "registry") as reg:
+        (base,) = reg.bases()
+        version = reg.publish(folder, f"acme/{kind}", principal=Principal.operator(), base_fingerprint=base.fingerprint)
+    assert version.serving is not None
+    assert version.serving.loraplex.needs["kinds"]
+    added = int(KINDS[kind].get("added", 0))
+    vocabulary = snapshot.description.vocabulary_size
+    prompt = [40, 41, 700, 9, *range(vocabulary, vocabulary + added)]
+    before = complete(client, "base", PROMPTS[0])
+    found = client.completions.create(model=f"acme/{kind}", prompt=prompt, max_tokens=1, temperature=0, logprobs=1)
+    logprobs = found.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs is not None
+    expected = torch.log_softmax(expected_logits(snapshot, folder, prompt, added)[-1], dim=-1).max()
+    assert logprobs.token_logprobs[0] == pytest.approx(float(expected), abs=0.15)
+    assert complete(client, "base", PROMPTS[0]) == before
+    if added:
+        with pytest.raises(openai.BadRequestError, match=f"there is no token {vocabulary}"):
+            client.completions.create(model="base", prompt=prompt, max_tokens=1)
