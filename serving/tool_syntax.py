@@ -60,6 +60,18 @@ class ToolSyntax:
             )
         return GrammarSource("lark", f"%llguidance {{}}\n{start}{self._call_rules(functions)}")
 
+    def json_or_calls_grammar(
+        self, functions: Sequence[Function], schema: Mapping[str, Any], *, is_many: bool
+    ) -> GrammarSource:
+        """JSON of a schema, or calls and nothing else. Raises GrammarRefusedError, also where one cannot be told from
+        the other.
+        """
+        if self.is_whole_answer:
+            raise GrammarRefusedError("this base writes calls as plain JSON, which cannot be told from the answer")
+        calls = self.calls_grammar(functions, is_many=is_many).text
+        begun, start, rest = calls.partition("\nstart: ")
+        return GrammarSource("lark", f"{begun}{start}answer | {rest}answer: %json {schema_text(schema)}\n")
+
     def _call_rules(self, functions: Sequence[Function]) -> str:
         rules = ["call: " + " | ".join(f"call_{index}" for index in range(len(functions)))]
         for index, function in enumerate(functions):

@@ -53,16 +53,26 @@ def refuse_contradictions(fields: SamplingFields, params: list[str]) -> None:
         raise InvalidFieldError(f"`ignore_eos` cannot be combined with `{params[0]}`.", param="ignore_eos")
 
 
-def asked_by_format(response_format: ResponseFormat) -> Asked | None:
-    """What a `response_format` asks for; None for plain text. Raises InvalidFieldError."""
+def schema_of(response_format: ResponseFormat | None) -> Mapping[str, Any] | None:
+    """The schema that a `response_format` asks for; None for plain text."""
     match response_format:
         case JsonSchemaFormat(json_schema=described):
-            schema = ANY_OBJECT if described.schema is None else described.schema
-            return asked_by(lambda: from_schema(schema), "response_format.json_schema.schema")
+            return ANY_OBJECT if described.schema is None else described.schema
         case JsonObjectFormat():
-            return asked_by(lambda: from_schema(ANY_OBJECT), "response_format")
+            return ANY_OBJECT
         case _:
             return None
+
+
+def asked_by_format(response_format: ResponseFormat | None) -> Asked | None:
+    """What a `response_format` asks for; None for plain text. Raises InvalidFieldError."""
+    schema = schema_of(response_format)
+    if schema is None:
+        return None
+    is_described = isinstance(response_format, JsonSchemaFormat)
+    return asked_by(
+        lambda: from_schema(schema), "response_format.json_schema.schema" if is_described else "response_format"
+    )
 
 
 def asked_by_structure(outputs: StructuredOutputs) -> Asked:

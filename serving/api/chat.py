@@ -8,14 +8,14 @@ from typing import Any
 from litestar import Request, post
 from litestar.types import ASGIApp
 
-from serving.api.asked import Asked, asked_by_format, asked_by_structure, refuse_contradictions
+from serving.api.asked import Asked, asked_by_format, asked_by_structure, refuse_contradictions, schema_of
 from serving.api.body import read_body
 from serving.api.choices import Finish
 from serving.api.dialect import Document, Head, Usage, WholeChoice
 from serving.api.generation import generate
 from serving.api.limits import refuse_hopeless
 from serving.api.logprobs import chat_logprobs
-from serving.api.schemas import ChatRequest, TextFormat
+from serving.api.schemas import ChatRequest
 from serving.api.tools import ToolUse, delta_of, message_of
 from serving.api.turns import characters_of, turns_of
 from serving.errors import InvalidFieldError
@@ -54,9 +54,10 @@ class ChatDialect:
         self.wanted_tokens = fields.max_completion_tokens if fields.max_tokens is None else fields.max_tokens
         self._tools = ToolUse(fields)
         self._readers: dict[int, ToolCallReader] = {}
+        has_format = schema_of(fields.response_format) is not None
         followed = {
             "tools": self._tools.is_allowed,
-            "response_format": not isinstance(fields.response_format, TextFormat | None),
+            "response_format": has_format and not self._tools.is_allowed,
             "structured_outputs": fields.structured_outputs is not None,
         }
         refuse_contradictions(fields, [name for name, is_asked in followed.items() if is_asked])
@@ -65,10 +66,10 @@ class ChatDialect:
     def asked(self, base: ServedBase) -> Asked | None:
         """What the one field that asks for something asks for."""
         if self._tools.is_allowed:
-            return self._tools.asked(base.tokenization.tool_syntax)
+            return self._tools.asked(base.tokenization.tool_syntax, schema_of(self.fields.response_format))
         if self.fields.structured_outputs is not None:
             return asked_by_structure(self.fields.structured_outputs)
-        return None if self.fields.response_format is None else asked_by_format(self.fields.response_format)
+        return asked_by_format(self.fields.response_format)
 
     def encode(self, base: ServedBase) -> list[list[int]]:
         """The one prompt that the base's template makes of the messages."""

@@ -7,7 +7,7 @@ calls as OpenAI does. It does not: run a function; that is the client's.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -35,10 +35,16 @@ class ToolUse:
         self._callable = [tool["function"] for tool in self.shown if name in (None, tool["function"]["name"])]
         self._is_many = fields.parallel_tool_calls is not False and name is None
 
-    def asked(self, syntax: ToolSyntax) -> Asked:
-        """What makes the calls valid. Raises InvalidFieldError."""
+    def asked(self, syntax: ToolSyntax, answer: Mapping[str, Any] | None) -> Asked:
+        """What makes the calls valid, and what is said instead of them, where that has a schema. Raises
+        InvalidFieldError.
+        """
+        functions, is_many = self._callable, self._is_many
+        if answer is not None and not self.is_required:
+            schema = answer
+            return asked_by(lambda: syntax.json_or_calls_grammar(functions, schema, is_many=is_many), "response_format")
         make = syntax.calls_grammar if self.is_required else syntax.text_or_calls_grammar
-        return asked_by(lambda: make(self._callable, is_many=self._is_many), "tools")
+        return asked_by(lambda: make(functions, is_many=is_many), "tools")
 
 
 def delta_of(piece: Piece) -> Document:

@@ -210,6 +210,19 @@ def test_tools_made_of_pydantic_models(client: openai.OpenAI) -> None:
     assert client.chat.completions.create(model="base", messages=again, tools=tools, max_tokens=4).choices
 
 
+def test_a_schema_and_tools_in_one_request(client: openai.OpenAI) -> None:
+    completion = client.chat.completions.parse(
+        model="base", messages=ASK, tools=[openai.pydantic_function_tool(Add)], response_format=Address, n=3, seed=6,
+        max_tokens=200,
+    )  # fmt: skip
+    for choice in completion.choices:
+        if choice.finish_reason == "stop":
+            assert choice.message.parsed is not None
+        else:
+            assert choice.finish_reason == "tool_calls"
+            assert choice.message.content is None
+
+
 def test_calls_are_streamed(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
         model="base", messages=ASK, tools=[ADD, PING], tool_choice="required", parallel_tool_calls=False, seed=3,

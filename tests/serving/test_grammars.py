@@ -156,6 +156,17 @@ def test_calls_must_be_valid_and_text_may_precede_them(compiler: GrammarCompiler
     assert not accepts(compiler, required, "")
 
 
+def test_json_of_a_schema_may_stand_instead_of_calls(compiler: GrammarCompiler) -> None:
+    good = HERMES.call_text("add", '{"a": 3}')
+    either = HERMES.json_or_calls_grammar([ADD], {"const": {"b": 1}}, is_many=True)
+    for text in ('{"b": 1}', good, f"{good}\n{good}"):
+        assert accepts(compiler, either, text), text
+    for text in ("", "text", '{"b": 2}', f'{{"b": 1}}{good}'):
+        assert not accepts(compiler, either, text), text
+    with pytest.raises(GrammarRefusedError, match="cannot be told"):
+        LLAMA.json_or_calls_grammar([ADD], {}, is_many=True)
+
+
 def test_llama_writes_one_call_or_text(compiler: GrammarCompiler) -> None:
     good = LLAMA.call_text("add", '{"a": 3}')
     auto = LLAMA.text_or_calls_grammar([ADD], is_many=True)

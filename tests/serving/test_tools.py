@@ -273,7 +273,7 @@ def test_the_history_of_a_call_is_part_of_the_prompt(server: RunningServer) -> N
         ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
-        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [TOOL], "structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"tools": [TOOL], "ignore_eos": True}, "ignore_eos"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": UNKNOWN_KEYWORD}}]}, "tools"),
         ({"messages": [*ASK, RESULT]}, "messages[1].tool_call_id"),
