@@ -82,8 +82,8 @@ def test_each_answer_is_of_its_schema(client: openai.OpenAI, model: type[BaseMod
         response_format={"type": "json_schema", "json_schema": described},
         temperature=temperature,
         seed=7,
-        n=4,
-        max_tokens=200,
+        n=3,
+        max_tokens=120,
     )
     finished = [choice for choice in completion.choices if choice.finish_reason == "stop"]
     assert finished or model is Tree or temperature == 0  # a tree may grow for ever, and a greedy one does
@@ -249,24 +249,23 @@ def test_hostile_grammars_hold_up_no_neighbour(live: RunningServer, client: open
         {"grammar": "start: A\nA: " + " & ".join(f"/(?s:.*)a{{{i}}}(?s:.*)/" for i in range(1, 30))},
         {"grammar": 'start: a+\na: b | c | "x"\nb: a a | "x"\nc: a a a | "x"'},
         {"regex": "(.|\n)*[a-m](.|\n){15}[a-m](.|\n){15}x"},
-        {"json": {"type": "integer", "multipleOf": 999983}},
         {"json": {"$ref": "#"}},
         {"json": {"enum": [f"v{i}" for i in range(2000)]}},
     ]
-    body = {"model": "base", "prompt": "def f(", "max_tokens": 300, "ignore_eos": True, "temperature": 0}
-    alone = client.completions.create(model="base", prompt="def f(", max_tokens=300, temperature=0,
+    body = {"model": "base", "prompt": "def f(", "max_tokens": 200, "ignore_eos": True, "temperature": 0}
+    alone = client.completions.create(model="base", prompt="def f(", max_tokens=200, temperature=0,
                                       extra_body={"ignore_eos": True}).choices[0].text  # fmt: skip
     statuses: list[int] = []
 
     def attack(asked: dict[str, Any]) -> None:
-        fields = {"structured_outputs": asked, "ignore_eos": False, "max_tokens": 150}
+        fields = {"structured_outputs": asked, "ignore_eos": False, "max_tokens": 100}
         response = httpx.post(f"{live.url}/v1/completions", json=body | fields, timeout=250)
         statuses.append(response.status_code)
 
     threads = [threading.Thread(target=attack, args=(asked,)) for asked in hostile]
     for thread in threads:
         thread.start()
-    beside = client.completions.create(model="base", prompt="def f(", max_tokens=300, temperature=0,
+    beside = client.completions.create(model="base", prompt="def f(", max_tokens=200, temperature=0,
                                        extra_body={"ignore_eos": True}).choices[0].text  # fmt: skip
     for thread in threads:
         thread.join()
