@@ -69,8 +69,11 @@ def main() -> None:
         place = Path(folder)
         values = job_values(arguments.experts, place, steps=arguments.steps, train_rows=arguments.train_rows)
         specialists = measure_specialists(values, arguments.home, place, rows)
-        measured = [measure_way(way, values, arguments.home, place, rows) for way in ways]
-    print_table(specialists, measured)
+        print_specialists(specialists)
+        measured = []
+        for way in ways:
+            measured.append(measure_way(way, values, arguments.home, place, rows))
+            print_way(measured[-1], specialists)
     if arguments.json:
         document = {"steps": arguments.steps, "rows": rows, "specialists": specialists}
         arguments.json.write_text(json.dumps({**document, "mixtures": [asdict(each) for each in measured]}, indent=2))
@@ -137,15 +140,17 @@ def right_answers(run: PreparedRun, examples: Sequence[Example]) -> float:
     return exact_match(run.model, run.base.tokenizer, examples, on_rows=ignore)
 
 
-def print_table(specialists: dict[str, float], measured: Sequence[Measured]) -> None:
-    """Right answers by task; the first line is what to come near to."""
-    names = [task.name for task in TASKS]
-    print(f"{'right answers':28}" + "".join(f"{name:>12}" for name in names) + f"{'worst':>9}{'train s':>9}")
-    print(f"{'each specialist':28}" + "".join(f"{specialists[name]:>12.1%}" for name in names))
-    for each in measured:
-        worst = min(each.exact_match[name] - specialists[name] for name in names)
-        cells = "".join(f"{each.exact_match[name]:>12.1%}" for name in names)
-        print(f"{each.way:28}{cells}{100 * worst:>+9.1f}{each.gate_seconds:>9.1f}")
+def print_specialists(specialists: dict[str, float]) -> None:
+    """The head of the table, and what to come near to."""
+    print(f"{'right answers':28}" + "".join(f"{name:>12}" for name in specialists) + f"{'worst':>9}{'train s':>9}")
+    print(f"{'each specialist':28}" + "".join(f"{share:>12.1%}" for share in specialists.values()), flush=True)
+
+
+def print_way(each: Measured, specialists: dict[str, float]) -> None:
+    """One line: the shares, and the points by which the worst task is behind its specialist."""
+    worst = min(each.exact_match[name] - share for name, share in specialists.items())
+    cells = "".join(f"{each.exact_match[name]:>12.1%}" for name in specialists)
+    print(f"{each.way:28}{cells}{100 * worst:>+9.1f}{each.gate_seconds:>9.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,35 @@ def test_it_trains_evaluates_publishes_and_says_what_to_do_next(bench: Bench, tm
         assert path.read_bytes() == (bench.folder / "run" / "adapter" / path.name).read_bytes()
 
 
+def test_a_mixture_is_published_after_its_experts(bench: Bench, tmp_path: Path) -> None:
+    """One expert is a version, one a folder, one begins fresh: the mixture names all three by digest."""
+    registry = tmp_path / "registry"
+    place = ("--registry", str(registry))
+    assert call(bench, *flags(bench, "--publish", "acme/first", "--alias", "prod", *place)).exit_code == 0
+    assert call(bench, *flags(bench, "--seed", "1", "--overwrite")).exit_code == 0
+    second = (bench.folder / "run" / "adapter").rename(bench.folder / "second")
+    arguments = [
+        *("--base", str(bench.base), "--train", str(bench.train), "--validation", str(bench.validation)),
+        *("--method", "switch", "--experts", f"acme/first@prod,{second}", "--new-experts", "1", "--r", "4"),
+        *("--run", str(bench.folder / "mixture"), "--max-steps", "3", "--no-exact-match", *place),
+    ]
+    outcome = call(bench, *arguments, "--publish", "acme/assistant", "--alias", "prod")
+    assert outcome.exit_code == 0, outcome.output
+    assert re.search(r"published +acme/assistant@1, alias prod", outcome.stdout)
+    assert '"model": "acme/assistant@1"' in outcome.stdout
+    assert "1 acme/first@1  sha256:" in outcome.stdout
+    document = json.loads((bench.folder / "mixture" / "adapter" / "loraplex_mixture.json").read_text())
+    with open_registry(registry) as reg:
+        names = ("acme/first@prod", "acme/assistant-2", "acme/assistant-3")
+        assert document["experts"] == [reg.resolve(name, principal=OPERATOR).digest for name in names]
+        pulled = reg.pull(reg.resolve("acme/assistant@prod", principal=OPERATOR), tmp_path / "pulled")
+    assert (pulled / "loraplex_mixture.json").is_file()
+    outcome = call(bench, *arguments, "--overwrite")
+    folder = bench.folder / "mixture"
+    assert f"loraplex publish {second} TENANT/train-2 --home" in outcome.stdout
+    assert f"loraplex publish {folder / 'adapter'} TENANT/train --home" in outcome.stdout
+
+
 def test_json_is_one_document_on_stdout(bench: Bench) -> None:
     outcome = call(bench, str(job_file(bench)), "--json")
     assert outcome.exit_code == 0, outcome.output
