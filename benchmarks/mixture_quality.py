@@ -33,12 +33,15 @@ from trainer.origins import gathered_origins
 from trainer.preparation import PreparedRun, prepare_run
 
 TRAIN_SEED, HELD_OUT_SEED = 11, 12  # the demo's own are 1 and 2
+EXPERTS_LEARNING_RATE = 1e-3
 WAYS: dict[str, dict[str, Any]] = {
     "token": {"gate_context": "token"},
     "running mean": {},
     "running mean, decay 0.99": {"gate_decay": 0.99},
     "running mean, decay 0.9": {"gate_decay": 0.9},
     "running mean, top 1": {"top_k": 1},
+    "experts train, top 1": {"top_k": 1, "train_experts": True},
+    "experts train, top 2": {"train_experts": True},
 }
 
 
@@ -108,14 +111,23 @@ def measure_way(way: str, values: dict[str, Any], home: Path, place: Path, rows:
     """Train a gate and measure the mixture on the rows of every task."""
     run_folder = place / way.replace(" ", "-")
     values = {**values, "mixture": {**values["mixture"], **WAYS[way]}, "output": {"run": run_folder}}
+    if "train_experts" in WAYS[way]:
+        values["optimization"] = {**values["optimization"], "learning_rate": EXPERTS_LEARNING_RATE}
     began = time.perf_counter()
     result = run_job(Job.from_values(values), home=home)
     seconds = time.perf_counter() - began
-    run = prepared(values, home)
+    run = prepared(with_experts(values, [expert.folder for expert in result.experts if expert.folder]), home)
     assert run.switch is not None
     run.switch.gate.take(read_mixture(result.adapter_folder))
     found = {task.name: right_answers(run, held_out(run, task, place, rows)) for task in TASKS}
     return Measured(way, found, round(seconds, 1), tuple(expert.share for expert in result.experts))
+
+
+def with_experts(values: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
+    """The job over the experts that came of a training."""
+    mixture = {**values["mixture"], "experts": [str(folder) for folder in folders], "train_experts": False}
+    steps = {key: value for key, value in values["optimization"].items() if key != "learning_rate"}
+    return {**values, "mixture": mixture, "optimization": steps}
 
 
 def prepared(values: dict[str, Any], home: Path) -> PreparedRun:
