@@ -17,7 +17,7 @@ from serving.engine.adapter_pool import AdapterPool
 from serving.engine.adapter_reader import READING_THREADS
 from serving.engine.engine import Engine
 from serving.engine.grammar_pool import GrammarPool
-from serving.engine.host_adapter import HostAdapter
+from serving.engine.host_adapter import AdapterNature, HostAdapter
 from serving.engine.kv_cache import KVBlocks
 from serving.engine.request import Request, Row
 from serving.engine.scheduler import LEAST_PROMPT_TOKENS, Scheduler, SchedulerLimits
@@ -25,6 +25,7 @@ from serving.messages import AdapterUse, Generate, Output, Sampling
 
 VOCABULARY = 50
 ADAPTER_BYTES_PER_RANK = 1000
+NATURE = AdapterNature((), 0, VOCABULARY, VOCABULARY)  # LoRA on linear layers alone
 
 
 class Disk:
@@ -57,7 +58,7 @@ class Disk:
         done = [digest for digest, ready in self._reading.items() if ready <= self.now]
         for digest in done:
             del self._reading[digest]
-        return [(digest, HostAdapter(weights_of(digest), (), 0.0)) for digest in done]
+        return [(digest, HostAdapter(weights_of(digest), NATURE, (), 0.0)) for digest in done]
 
     def close(self) -> None:
         pass
@@ -74,7 +75,7 @@ class Shelf:
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
-        self.arena_bytes = 0
+        self.arena_bytes = self.whole_bytes = 0
         self.lies: list[str | None] = [None] * rows
         self.placed = 0
 
@@ -153,7 +154,13 @@ class Simulation:
         self.disk = Disk(self.slow_disk_steps)
         self.shelf = Shelf(self.rank_rows)
         self.device = Device(self.shelf, self.block_tokens)
-        pool = AdapterPool(self.shelf, self.disk, slots=self.slots, host_cache_bytes=self.host_bytes)  # type: ignore[arg-type]
+        pool = AdapterPool(
+            self.shelf,
+            self.disk,  # type: ignore[arg-type]
+            slots=self.slots,
+            host_cache_bytes=self.host_bytes,
+            whole_bytes=0,
+        )
         limits = SchedulerLimits(self.max_running, self.step_tokens, self.mixed_tokens, patience_steps=self.patience)
         self.scheduler = Scheduler(KVBlocks(self.kv_blocks, self.block_tokens), pool, limits)
         self.engine = Engine(

@@ -99,6 +99,7 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> World:
 def reference_logits(world: World, tokens: list[int]) -> torch.Tensor:
     """Dense: every expert's update [O, H] formed whole, weighted anew for each token: logits [T, V]."""
     from basemodel.adapter_weights import read_adapter
+    from basemodel.site_weights import SiteWeights
 
     base = load_snapshot(world.snapshot)
     choice = world.routes(tokens)
@@ -106,7 +107,8 @@ def reference_logits(world: World, tokens: list[int]) -> torch.Tensor:
     for token, (experts, weights) in enumerate(zip(choice.chosen, choice.weights, strict=True)):
         for expert, weight in zip(experts.tolist(), weights.tolist(), strict=True):
             shares[token, expert] += weight
-    read = [read_adapter(folder, base.description, torch.float32) for folder in world.experts]
+    own = SiteWeights(base.model, base.description)
+    read = [read_adapter(folder, base.description, torch.float32, own) for folder in world.experts]
 
     def hook(path: str):
         deltas = [adapter.modules[path].a @ adapter.modules[path].b for adapter in read]  # [H, O]
