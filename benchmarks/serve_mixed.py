@@ -128,18 +128,23 @@ def _prompt(row: int) -> list[int]:
 
 def decode_seconds(engine: Engine, adapters: list[Path | None], tokens: int) -> float:
     """Seconds in which the engine generates `tokens` tokens for each row, after every row has its first."""
-    for row, folder in enumerate(adapters):
-        uses = () if folder is None else (AdapterUse(digest=folder.name, folder=str(folder)),)
+    uses = [() if folder is None else (AdapterUse(digest=folder.name, folder=str(folder)),) for folder in adapters]
+    return decode_uses_seconds(engine, uses, tokens)
+
+
+def decode_uses_seconds(engine: Engine, rows: Sequence[tuple[AdapterUse, ...]], tokens: int) -> float:
+    """The same for rows that name their adapters by more than a folder."""
+    for row, uses in enumerate(rows):
         sampling = Sampling(max_tokens=tokens + 1, temperature=0, ignore_eos=True)
         engine.add(
             Generate(request_id=f"{row}", tenant="t", prompt_token_ids=_prompt(row), sampling=sampling, adapters=uses)
         )
     started: set[str] = set()
-    while len(started) < len(adapters):
+    while len(started) < len(rows):
         started |= {output.request_id for output in engine.step()}
     begin = time.perf_counter()
     left = sum(tokens + 1 - len(request.generated) for request in engine.scheduler.running)
-    expected = tokens * len(adapters)
+    expected = tokens * len(rows)
     while engine.has_work:
         engine.step()
     return (time.perf_counter() - begin) * expected / left
