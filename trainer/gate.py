@@ -7,7 +7,7 @@ It does not: apply experts, or step.
 
 In training the forward is the served one: the best k experts, their shares scaled to sum to 1. The gradient passes
 straight through that choice into the shares of all experts, so that an expert that was not chosen can become so. With
-the kept ones alone, a gate that begins with two wrong experts of three for a domain never meets the right one.
+the kept ones alone, a domain that begins with the wrong experts comes to its own late (docs/log.md).
 
 Letters: B rows, T tokens, E experts, k experts per token, H hidden size.
 """
