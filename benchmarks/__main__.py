@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import mixture_decode, serve_mixed, step_floor
+from benchmarks import cold_adapter, many_adapters, mixture_decode, serve_mixed, speculation, step_floor
 
 
 def main() -> None:
     """Run every benchmark with the arguments given here."""
-    serve_mixed.main(sys.argv[1:])
-    step_floor.main(sys.argv[1:])
-    mixture_decode.main(sys.argv[1:])
+    for benchmark in (serve_mixed, step_floor, mixture_decode, many_adapters, cold_adapter, speculation):
+        benchmark.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ class AdapterPool:
         self._resident: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
         self._preloads: dict[str, AdapterUse] = {}  # asked for, not yet read
         self._kept: dict[str, AdapterUse] = {}
+        self._promised: frozenset[str] = frozenset()
         self._copy_bytes_left: int | None = None
 
     # ------------------------------------------------------------------------------------------------- reading
@@ -84,22 +85,23 @@ class AdapterPool:
         """From now on these adapters are kept, and no others."""
         self._kept = {use.digest: use for use in uses}
 
-    @property
-    def can_read(self) -> bool:
-        """Whether a reading thread is free."""
-        return not self._reader.is_full
-
-    def read_ahead(self, wanted: Sequence[AdapterUse]) -> list[str]:
+    def read_ahead(self, wanted: Sequence[AdapterUse], promised: Collection[str] = ()) -> list[str]:
         """Start to read what is missing of `wanted` (most urgent first) where nothing else that is wanted must go for
-        it, but the first in any case; then what is kept and preloaded. Returns the digests of `wanted` that it started.
+        it, but what is `promised` in any case; then what is kept and preloaded. Returns the digests of `wanted` that it
+        started.
+
+        The parts of one request are promised until it is admitted: they must be here together, so none of them may go
+        for what others want, and memory for them is found even if there is none.
         """
+        self._promised = frozenset(promised)
         started = []
         here = {use.digest for use in wanted if use.digest in self._host} | set(self._reader.digests)
         needed_bytes = sum(map(self._host.likely_bytes, here))
-        for index, use in enumerate(wanted):
+        for use in sorted(wanted, key=lambda each: each.digest not in self._promised):
             if self._reader.is_full:
                 break
-            if self.is_loaded(use.digest) or (index and needed_bytes >= self._host.budget_bytes):
+            has_room = needed_bytes < self._host.budget_bytes or use.digest in self._promised
+            if self.is_loaded(use.digest) or not has_room:
                 continue
             if self._reader.start(use):
                 started.append(use.digest)
@@ -124,7 +126,7 @@ class AdapterPool:
             elif not isinstance(outcome, AdapterRefusedError):
                 self._host.put(digest, outcome)
                 self.load_seconds += outcome.read_seconds
-        self._host.trim(wanted, self._kept)
+        self._host.trim(wanted, self._promised | self._kept.keys())
         return refused
 
     def is_loaded(self, digest: str) -> bool:
@@ -224,10 +226,10 @@ class AdapterPool:
             self._evict(digest)
 
     def _rank(self, digest: str) -> int:
-        """Rank rows of an adapter; 0 where it is not loaded."""
+        """Rank rows of an adapter; 0 where it was never loaded."""
         if digest in self._resident:
             return self._resident[digest].rank
-        return self._weights(digest).rank if digest in self._host else 0
+        return self._host.known_rank(digest)
 
     def _adapter(self, digest: str) -> HostAdapter:
         adapter = self._host[digest]

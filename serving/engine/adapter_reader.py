@@ -24,7 +24,7 @@ from serving.messages import AdapterUse
 # More than one, so that a folder on a slow disk does not hold up the others.
 READING_THREADS = 3
 # Linux gives each thread its own niceness: reading must not take the processor from a step.
-READING_NICENESS = 10
+READING_NICENESS = 5
 
 
 class AdapterReader:

@@ -22,6 +22,7 @@ class HostCache:
         self.budget_bytes = budget_bytes
         self._adapters: OrderedDict[str, HostAdapter | HostMixture] = OrderedDict()  # least recently used first
         self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._ranks: dict[str, int] = {}
         self.held_bytes = 0
 
     def __contains__(self, digest: str) -> bool:
@@ -39,6 +40,10 @@ class HostCache:
         """The size of an adapter that is or was here, 0 if it never was."""
         return self._sizes.get(digest, 0)
 
+    def known_rank(self, digest: str) -> int:
+        """The rank of an adapter that is or was here, 0 if it never was, and for a mixture."""
+        return self._ranks.get(digest, 0)
+
     def likely_bytes(self, digest: str) -> int:
         """The size of an adapter, or the mean of those here where it was never read."""
         return self.known_bytes(digest) or self.held_bytes // max(1, len(self._adapters))
@@ -53,8 +58,9 @@ class HostCache:
         self._adapters[digest] = adapter
         self._sizes[digest] = adapter.host_bytes
         self._sizes.move_to_end(digest)
+        self._ranks[digest] = adapter.weights.rank if isinstance(adapter, HostAdapter) else 0
         if len(self._sizes) > MOST_REMEMBERED_SIZES:
-            self._sizes.popitem(last=False)
+            del self._ranks[self._sizes.popitem(last=False)[0]]
         self.held_bytes += adapter.host_bytes
 
     def touch(self, digest: str) -> None:
@@ -70,12 +76,12 @@ class HostCache:
     def trim(self, wanted: Callable[[], Iterable[str]], kept: Collection[str]) -> None:
         """Drop adapters until the budget holds: first those nobody waits for, then those whose turn is last.
 
-        `wanted` names what waiting requests need, most urgent first; the first of them, and `kept`, always stay.
+        `wanted` names what waiting requests need, most urgent first; `kept` always stay.
         """
         if self.held_bytes <= self.budget_bytes:
             return
         needed = [digest for digest in dict.fromkeys(wanted()) if digest in self._adapters]
-        for digest in [*(each for each in self.digests if each not in needed), *reversed(needed[1:])]:
+        for digest in [*(each for each in self.digests if each not in needed), *reversed(needed)]:
             if self.held_bytes <= self.budget_bytes:
                 return
             if digest not in kept:

@@ -77,6 +77,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.preemptions = 0
+        self._promised: Request | None = None  # whose adapters are read and stay in any case
         self.prefix_queries = 0  # tokens of prompts that were looked up, and found
         self.prefix_hits = 0
 
@@ -149,12 +150,15 @@ class Scheduler:
 
     def _read_ahead(self, *, is_needed: bool) -> None:
         """Read what waiting requests need and what is not loaded, or was dropped from memory since, in fair order."""
-        if not is_needed or not self.pool.can_read:
-            self.pool.read_ahead(())
+        if self._promised is not None and (self._promised.is_running or self._promised not in self.waiting):
+            self._promised = None
+        if not is_needed:
+            self.pool.read_ahead((), () if self._promised is None else self._promised.digests)
             return
         line = [(use, request) for request in self._in_order() for use in request.parts]
+        self._promised = self._promised or next(request for _, request in line if not self.is_loaded(request))
         first = {use.digest: request for use, request in reversed(line)}
-        for digest in self.pool.read_ahead([use for use, _ in line]):
+        for digest in self.pool.read_ahead([use for use, _ in line], self._promised.digests):
             self.fair.charge(first[digest], loads=1)
 
     def _admit(self, request: Request) -> Lack | None:
@@ -174,13 +178,13 @@ class Scheduler:
             return Lack.BLOCKS
         moves, loads = self.pool.moves, self.pool.loads
         rank_rows = self.pool.pin(request.placed)
+        self.fair.charge(request, loads=self.pool.loads - loads)
+        if self.pool.moves > moves:  # also where there was no room in the end
+            for each in self.running:
+                each.rank_rows = self.pool.rank_rows(each.placed)
         if rank_rows is None:
             self.blocks.give_back(blocks)
             return Lack.ROWS
-        self.fair.charge(request, loads=self.pool.loads - loads)
-        if self.pool.moves > moves:
-            for each in self.running:
-                each.rank_rows = self.pool.rank_rows(each.placed)
         request.rank_rows = rank_rows
         request.router = self.pool.router(request.adapters[0]) if request.adapters else None
         request.computed = request.cached_tokens = len(blocks) * self.blocks.block_tokens

@@ -7,7 +7,9 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from serving.messages import AdapterUse
 from tests.engine.simulation import Simulation
 
 
@@ -310,3 +312,84 @@ def test_copying_adapters_is_bounded_while_others_decode(monkeypatch: pytest.Mon
         simulation.step()
         assert simulation.shelf.placed - placed <= 1
     simulation.run()
+
+
+# ------------------------------------------------------------------------------------------------- in any order at all
+NAMES = [f"{letter}r{rank}" for letter, rank in zip("abcdefgh", [1, 2, 4, 8, 8, 13, 16, 30], strict=True)]
+
+
+class Upheaval(RuleBasedStateMachine):
+    """Requests with any adapters come, run, leave; adapters are kept and preloaded; memory is short everywhere. After
+    every step all accounts add up, and in the end every request has its answer, whole and right.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.simulation = Simulation(
+            slots=3, rank_rows=32, kv_blocks=40, host_bytes=30_000, slow_disk_steps=1, patience=5
+        )
+        self.asked = 0
+        self.left: set[str] = set()
+
+    @rule(
+        tenant=st.sampled_from("xyz"),
+        adapters=st.lists(st.sampled_from(NAMES), max_size=3, unique=True),
+        prompt=st.integers(1, 60),
+        answer=st.integers(1, 40),
+        priority=st.integers(-2, 2),
+        drafts=st.sampled_from([0, 0, 4]),
+    )
+    def ask(self, tenant: str, adapters: list[str], prompt: int, answer: int, priority: int, drafts: int) -> None:
+        self.asked += 1
+        name = f"r{self.asked}"
+        salt = self.asked % 3  # some share their prefixes
+        self.simulation.ask(name, tenant, prompt, answer, *adapters, priority=priority, salt=salt, drafts=drafts)
+
+    @rule(number=st.integers(0, 30))
+    def abort(self, number: int) -> None:
+        if f"r{number}" not in self.simulation.last_step:
+            self.left.add(f"r{number}")
+            self.simulation.abort(f"r{number}")
+
+    @rule(kept=st.lists(st.sampled_from(NAMES), max_size=2, unique=True))
+    def keep(self, kept: list[str]) -> None:
+        self.simulation.engine.keep(AdapterUse(digest=digest, folder="") for digest in kept)
+
+    @rule(digest=st.sampled_from(NAMES))
+    def preload(self, digest: str) -> None:
+        self.simulation.engine.preload(AdapterUse(digest=digest, folder=""))
+
+    @rule(steps=st.integers(1, 12))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self.simulation.step()
+
+    def teardown(self) -> None:
+        self.simulation.run()
+        simulation = self.simulation
+        assert all("slots" in fault or "rank rows" in fault for fault in simulation.faults.values()), simulation.faults
+        for name in {f"r{number}" for number in range(1, self.asked + 1)} - self.left - set(simulation.faults):
+            assert name in simulation.last_step, f"{name} was forgotten"
+            assert simulation.answers[name] == simulation.expected(name)
+
+
+TestUpheaval = Upheaval.TestCase
+TestUpheaval.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+
+
+def test_a_kept_adapter_is_the_last_to_go_and_makes_nobody_wait() -> None:
+    simulation = Simulation(slots=2, rank_rows=32, max_running=2, host_bytes=1)
+    simulation.engine.keep([AdapterUse(digest="keptr8", folder="")])
+    simulation.run()
+    assert simulation.engine.pool.resident_digests == ["keptr8"], "it comes to the device while there is room"
+    for index in range(6):
+        simulation.ask(f"r{index}", "acme", 2, 3, f"a{index}r8", salt=index)
+        simulation.run()
+        assert "keptr8" in simulation.engine.pool.resident_digests
+        assert "keptr8" in simulation.engine.pool.host_digests
+    simulation.ask("all of them", "acme", 2, 3, "largerr30")
+    simulation.run()
+    assert simulation.answers["all of them"] == simulation.expected("all of them")
+    simulation.engine.keep([])
+    simulation.engine.pool.collect(list)
+    assert "keptr8" not in simulation.engine.pool.host_digests
