@@ -33,7 +33,7 @@ from trainer.origins import gathered_origins
 from trainer.preparation import PreparedRun, prepare_run
 
 TRAIN_SEED, HELD_OUT_SEED = 11, 12  # the demo's own are 1 and 2
-EXPERTS_LEARNING_RATE = 1e-3
+EXPERTS_LEARNING_RATE = 3e-4
 WAYS: dict[str, dict[str, Any]] = {
     "token": {"gate_context": "token"},
     "running mean": {},
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--experts", nargs=len(TASKS), type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--home", type=Path, default=Path("~/.loraplex/benchmarks").expanduser())
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--train-rows", type=int, default=600, help="of each task")
+    parser.add_argument("--train-rows", type=int, default=1500, help="of each task")
     parser.add_argument("--rows", type=int, default=200, help="held-out rows of each task")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--json", type=Path)
