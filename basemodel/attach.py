@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from basemodel.adapter_changes import Changes
 from basemodel.adapter_weights import AdapterWeights
 from basemodel.changed_modules import ChangedEmbedding, ChangedVectors
+from basemodel.cuda.library import add_lora_tiles
 from basemodel.description import BaseDescription
 from basemodel.linear_changes import LinearChanges
 from basemodel.linear_parts import LoraPair
@@ -179,12 +180,22 @@ class AdaptedLinear(nn.Module):
         else:
             out = self.base(x).view(-1, self.out_features)
             if plan is not None and self._a is not None and self._b is not None:
-                add_lora(out, flat, self._a.T, self._b[0], plan)
+                self._add(out, flat, plan)
             if changed is not None:
                 self.changes.scale(out, changed)
         if changed is not None:
             out = self.changes.replace(out, flat, changed)
         return out.view(*x.shape[:-1], out.shape[-1])
+
+    def _add(self, out: torch.Tensor, x: torch.Tensor, plan: LoraPlan) -> None:
+        """Add every token's adapters where the CPU kernel did not: out [T, O], x [T, H]."""
+        assert self._a is not None
+        assert self._b is not None
+        if plan.tiles is not None:
+            ends = torch.tensor([self.out_features], dtype=torch.int32, device=x.device)
+            add_lora_tiles(out, x, self._a[None], self._b[0], ends, plan.tiles)
+        else:
+            add_lora(out, x, self._a.T, self._b[0], plan)
 
     def place(self, start: int, rank: int, pair: LoraPair | None) -> None:
         """Write one adapter's factors; None, or a pair of a smaller rank, leaves zeros in the rest of its rows."""

@@ -167,7 +167,7 @@ def plan_lora(segments: Sequence[Segment], *, device: torch.device, dtype: torch
     starts = frozenset(use.start for segment in segments for use in segment.adapters)
     is_for_kernel = device.type == "cpu" and dtype == torch.float32
     own_segments = segments if is_for_kernel else None
-    return LoraPlan(_Groups(segments, device, dtype), starts, own_segments, changed=_changed(segments, device))
+    return LoraPlan(_Groups(segments, device, dtype), starts, own_segments, changed=changed_tokens(segments, device))
 
 
 class _Groups(Sequence[LoraGroup]):
@@ -291,7 +291,7 @@ def _grouped(counts: Integers, starts: Integers, ranks: Integers, weights: list[
     )
 
 
-def _changed(segments: Sequence[Segment], device: torch.device) -> ChangedTokens | None:
+def changed_tokens(segments: Sequence[Segment], device: torch.device) -> ChangedTokens | None:
     spans: list[tuple[slice, int]] = []
     position = 0
     for segment in segments:

@@ -15,7 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-TILE_TOKENS = 16
+from basemodel.cuda.tiles import TILE_TOKENS
+
 POSITION_BLOCK = 64
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from basemodel.lora_ops import LoraPlan, Segment, TileTable, shares_of
+from basemodel.lora_ops import LoraPlan, Segment, TileTable, changed_tokens, shares_of
 
 TILE_TOKENS = 16
 """The fewest rows that a tensor core multiplies at once."""
@@ -22,7 +22,7 @@ RANK_BLOCK = 16
 def plan_tiles(segments: Sequence[Segment], *, device: torch.device) -> LoraPlan:
     """What every layer does in one step on a GPU, as `lora_ops.plan_lora` says it elsewhere."""
     starts = frozenset(use.start for segment in segments for use in segment.adapters)
-    return LoraPlan((), starts, tiles=tile_table(segments, device))
+    return LoraPlan((), starts, tiles=tile_table(segments, device), changed=changed_tokens(segments, device))
 
 
 def tile_table(segments: Sequence[Segment], device: torch.device) -> TileTable | None:

@@ -63,6 +63,10 @@ class TileTable:
     slots: torch.Tensor
     tiles: torch.Tensor
 
+    def to(self, device: torch.device) -> TileTable:
+        """The same on a device."""
+        return TileTable(self.slots.to(device, non_blocking=True), self.tiles.to(device, non_blocking=True))
+
 
 @dataclass
 class AttentionStep:

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from basemodel.cuda.library import has_gpu_kernels
+from basemodel.cuda.tiles import TILE_TOKENS, plan_tiles
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.lora_ops import Choice, LoraPlan, Segment, plan_lora
-from serving.engine.attention import AttentionStep, StepRow, TokenTable
+from serving.engine.attention import AttentionStep, StepRow, TileTable, TokenTable
 from serving.engine.request import Request, Row
 
 Slots = NDArray[np.int64]
@@ -72,6 +74,7 @@ def build_batch(rows: Sequence[Row], block_tokens: int, *, device: torch.device,
         ),
         device=device,
         table=_table(ordered, seen) if device.type == "cpu" and has_cpu_kernels() else None,
+        tiles=_tiles(ordered, seen).to(device) if has_gpu_kernels(device) else None,
     )
     return Batch(
         rows=ordered,
@@ -121,6 +124,22 @@ def _table(rows: Sequence[Row], seen: Sequence[Slots]) -> TokenTable:
     return TokenTable(torch.from_numpy(np.concatenate(seen)), torch.tensor(starts), torch.tensor(lengths))
 
 
+def _tiles(rows: Sequence[Row], seen: Sequence[Slots]) -> TileTable:
+    """The same for the GPU, whose tiles hold tokens of one row."""
+    tiles: list[tuple[int, int, int, int]] = []
+    token = begin = 0
+    for row, slots in zip(rows, seen, strict=True):
+        sees = len(slots) - row.count + 1
+        tiles += [
+            (token + first, min(TILE_TOKENS, row.count - first), begin, sees + first)
+            for first in range(0, row.count, TILE_TOKENS)
+        ]
+        token += row.count
+        begin += len(slots)
+    slots32 = np.concatenate(seen).astype(np.int32)
+    return TileTable(torch.from_numpy(slots32), torch.tensor(tiles, dtype=torch.int32))
+
+
 def _plans(
     rows: Sequence[Row], sampled: Sequence[Row], device: torch.device, dtype: torch.dtype
 ) -> tuple[LoraPlan | None, LoraPlan | None]:
@@ -133,6 +152,8 @@ def _plans(
         Segment(row.sampled_tokens, row.request.rank_rows or (), _last(choices[row], row.sampled_tokens))
         for row in sampled
     ]
+    if has_gpu_kernels(device):
+        return plan_tiles(every, device=device), plan_tiles(last, device=device)
     return plan_lora(every, device=device, dtype=dtype), plan_lora(last, device=device, dtype=dtype)
 
 

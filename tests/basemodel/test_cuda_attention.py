@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 DTYPE = torch.bfloat16 if HAS_GPU else torch.float16  # the interpreter computes with numpy, which has no bfloat16
-if not HAS_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read by Triton when it is imported
 pytest.importorskip("triton")
 
-from basemodel.cuda.attention_kernel import TILE_TOKENS, paged_attention  # noqa: E402
+
+from basemodel.cuda.attention_kernel import paged_attention  # noqa: E402
+from basemodel.cuda.tiles import TILE_TOKENS  # noqa: E402
 from tests.basemodel.test_paged_attention import SLOTS, attention_in_float64  # noqa: E402
 
 REQUESTS = {1: 1, 2: 1, 65: 1, 130: 21}
