@@ -292,6 +292,7 @@ def _grouped(counts: Integers, starts: Integers, ranks: Integers, weights: list[
 
 
 def changed_tokens(segments: Sequence[Segment], device: torch.device) -> ChangedTokens | None:
+    """The tokens of a step whose adapters change more than linear layers; None where there are none."""
     spans: list[tuple[slice, int]] = []
     position = 0
     for segment in segments:
