@@ -90,7 +90,7 @@ def place(backend: str, request: pytest.FixtureRequest) -> RegistryPlace:
 def fresh_place(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RegistryPlace]:
     """A place on each backend where no registry was opened yet."""
     if backend == "sqlite":
-        yield FolderPlace(tmp_path / "registry")
+        yield FolderPlace(tmp_path / "fresh" / "registry")
         return
     postgres: PostgresServer = request.getfixturevalue("postgres")
     with postgres.database() as url:

@@ -107,7 +107,7 @@ def test_a_refused_adapter_is_a_commit_without_a_version(repo: Repo, make_adapte
     outcome = repo.commit(*repo.folder(folder))
     assert outcome.commit.version is None
     assert outcome.refusal is not None
-    assert "unsupported-dora" in outcome.refusal
+    assert "incomplete-pair" in outcome.refusal
     assert len(repo.paths()) == 3
 
 

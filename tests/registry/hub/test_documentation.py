@@ -36,7 +36,7 @@ def test_the_page_names_the_limits() -> None:
     assert f"| {FILES_LIMIT:,} |" in page
     assert f"{commit.INLINE_BYTES_LIMIT // 1_000_000} MB; clients" in page
     assert f"{commit.LINES_LIMIT - 1:,} operations, {context.COMMIT_BYTES_LIMIT >> 20} MiB" in page
-    assert f"{context.UPLOAD_BYTES_LIMIT >> 30} GiB; in parts of {context.PART_BYTES // 1_000_000} MB" in page
+    assert f"{context.UPLOAD_BYTES_LIMIT >> 30} GiB; in parts of {context.PART_BYTES >> 20} MiB" in page
     assert f"{context.UPLOAD_SECONDS // 3600} hours" in page
     assert preupload.FILES_LIMIT >= 256, "what clients ask about at once"
     assert {".bin", ".pt", ".pth", ".ckpt"} <= REFUSED_SUFFIXES
