@@ -36,12 +36,16 @@ class _Manifest(msgspec.Struct, frozen=True):
     probes: list[Probe] = []
 
 
+# Made once: several threads read adapters, and msgspec must not meet a type for the first time in two of them.
+_decode_manifest = msgspec.json.Decoder(_Manifest).decode
+
+
 def read_probes(folder: Path) -> tuple[Probe, ...]:
     """The probes of an adapter folder that are run; none without a manifest. Raises msgspec.DecodeError or OSError."""
     path = folder / MANIFEST_FILE
     if not path.is_file():
         return ()
-    probes = msgspec.json.decode(path.read_bytes(), type=_Manifest).probes
+    probes = _decode_manifest(path.read_bytes()).probes
     return tuple(probe for probe in probes if len(probe.prompt_token_ids) <= LONGEST_PROBE_TOKENS)[:MOST_PROBES]
 
 
