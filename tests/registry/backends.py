@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import obstore
 import psutil
@@ -232,47 +232,46 @@ def _await(ask: Any, process: subprocess.Popen[bytes], refused: type[Exception])
             return
 
 
-class RegistryPlace:
+class RegistryPlace(Protocol):
     """A registry of a test's own on one of the backends. Tests open it, and do to its blobs what must be found."""
 
     name: str
-    where: Path | str
-    blobs: str | None
+
+    @property
+    def where(self) -> Path | str:
+        """The folder, or the database."""
+
+    @property
+    def blobs(self) -> str | None:
+        """The object store's address; None where blobs lie in the folder."""
 
     def arguments(self) -> dict[str, str]:
         """How to open it: `registry.open(**arguments)`, in this process or another."""
-        raise NotImplementedError
 
     def open(self) -> registry.Registry:
         """Open it, as another process would."""
-        return registry.open(**self.arguments())
 
     def execute(self, statement: str, *, triggers: bool = True) -> list[tuple[Any, ...]]:
         """Run a statement past the registry; without triggers, as somebody can who owns the database.
 
         What the database refuses is an error of its driver; both are named IntegrityError.
         """
-        raise NotImplementedError
 
     def blob_names(self) -> list[str]:
         """The digests of all blobs, sorted."""
-        raise NotImplementedError
 
     def read_blob(self, sha256: str) -> bytes:
         """The bytes as they lie there."""
-        raise NotImplementedError
 
     def write_blob(self, sha256: str, raw: bytes) -> None:
         """Put other bytes in their place."""
-        raise NotImplementedError
 
     def remove_blob(self, sha256: str) -> None:
         """Lose a blob."""
-        raise NotImplementedError
 
 
 @dataclass
-class FolderPlace(RegistryPlace):
+class FolderPlace:
     """SQLite and files in one folder."""
 
     where: Path
@@ -281,6 +280,9 @@ class FolderPlace(RegistryPlace):
 
     def arguments(self) -> dict[str, str]:
         return {"where": str(self.where)}
+
+    def open(self) -> registry.Registry:
+        return registry.open(**self.arguments())
 
     def execute(self, statement: str, *, triggers: bool = True) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self.where / "catalog.sqlite")) as connection:
@@ -308,7 +310,7 @@ class FolderPlace(RegistryPlace):
 
 
 @dataclass
-class ServerPlace(RegistryPlace):
+class ServerPlace:
     """PostgreSQL and S3."""
 
     where: str
@@ -318,11 +320,14 @@ class ServerPlace(RegistryPlace):
     name: str = "postgres"
 
     @property
-    def blobs(self) -> str:  # type: ignore[override]
+    def blobs(self) -> str:
         return self.s3.url(self.prefix)
 
     def arguments(self) -> dict[str, str]:
         return {"where": self.where, "blobs": self.blobs, "scratch": str(self.scratch)}
+
+    def open(self) -> registry.Registry:
+        return registry.open(**self.arguments())
 
     def execute(self, statement: str, *, triggers: bool = True) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.where) as connection:
