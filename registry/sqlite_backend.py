@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,10 @@ from registry.file_system import network_file_system
 DATABASE_FILE = "catalog.sqlite"
 LOCK_FILE = "open.lock"
 BUSY_TIMEOUT_SECONDS = 30
-_BEGIN_OPTION = "loraplex_begin"
+WRITER_PAUSE_SECONDS = 0.005
+PRIMARY_CODE = 0xFF
+"""What of an error's code says its kind; the rest is a detail (https://sqlite.org/rescode.html)."""
+_WRITES_OPTION = "loraplex_writes"
 _READS_ONLY = "loraplex_reads_only"
 
 
@@ -34,7 +38,7 @@ class SqliteBackend:
         self._file = folder / DATABASE_FILE
         self._lock_file = folder / LOCK_FILE
         self.reading = _create_engine(self._file)
-        self.writing = self.reading.execution_options(**{_BEGIN_OPTION: "BEGIN IMMEDIATE"})
+        self.writing = self.reading.execution_options(**{_WRITES_OPTION: True})
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -91,9 +95,34 @@ def _create_engine(path: Path) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN_OPTION, "BEGIN"))
+        if connection.get_execution_options().get(_WRITES_OPTION):
+            raw = connection.connection.driver_connection
+            assert isinstance(raw, sqlite3.Connection)
+            _begin_writing(raw)
+        else:
+            connection.exec_driver_sql("BEGIN")
 
     return engine
+
+
+def _begin_writing(connection: sqlite3.Connection) -> None:
+    """Take the write lock. SQLite's own wait asks ever less often, so that beside many writers newcomers pass and
+    somebody starves; here who has waited long asks as often as who has just come.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    connection.execute("PRAGMA busy_timeout=0")
+    try:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(WRITER_PAUSE_SECONDS)
+            else:
+                return
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_SECONDS * 1000)}")
 
 
 def _is_writable(connection: sqlite3.Connection) -> bool:
@@ -103,10 +132,15 @@ def _is_writable(connection: sqlite3.Connection) -> bool:
         connection.execute("BEGIN IMMEDIATE")  # fails where the log is read only
         connection.execute("PRAGMA incremental_vacuum(1)")  # fails where the database is; otherwise it does nothing
     except sqlite3.OperationalError as error:
-        return error.sqlite_errorcode == sqlite3.SQLITE_BUSY  # somebody else is writing, and we could
+        return _is_busy(error)  # somebody else is writing, and we could
     else:
         return True
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}")
+        connection.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_SECONDS * 1000)}")
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    """Whether another connection is in the way, for whichever of SQLite's reasons."""
+    return error.sqlite_errorcode & PRIMARY_CODE == sqlite3.SQLITE_BUSY

@@ -16,7 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
 import registry
-from registry import file_system
+from registry import file_system, sqlite_backend
 from registry.database import Database
 from registry.errors import IncompatibleRegistryError, InvalidValueError, NotFoundError, StorageError
 from registry.models import Row
@@ -40,6 +40,20 @@ def test_a_commit_survives_power_loss(tmp_path: Path) -> None:
         }
     database.close()
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
+
+
+def test_who_waits_in_vain_for_another_writer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(tmp_path)
+    insert = text("INSERT INTO tenants (name, created_at) VALUES ('acme', '2026-01-01')")
+    with closing(sqlite3.connect(tmp_path / "catalog.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr(sqlite_backend, "BUSY_TIMEOUT_SECONDS", 0.05)
+        with pytest.raises(StorageError, match="another process kept it locked"), database.writing() as session:
+            session.execute(insert)
+        other.execute("ROLLBACK")
+    with database.writing() as session:
+        session.execute(insert)
+    database.close()
 
 
 def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
