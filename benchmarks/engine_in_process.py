@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from basemodel.load import load_base
-from benchmarks.workload import base_source, random_adapters
+from benchmarks.workload import open_base, random_adapters
 from serving.engine.build import engine_for
 from serving.engine.engine import Engine
 from serving.engine.process import LOADING_POLL_MS
@@ -20,12 +19,11 @@ class EngineInProcess:
     """An engine and `folders` of random adapters for it. Owned by one benchmark."""
 
     def __init__(self, model: str, folder: Path, *, device: str, adapters: int, **settings: Any) -> None:
-        source = base_source(model, folder)
-        base = load_base(source, cache_dir=folder / "bases", device=device)
+        base = open_base(model, folder, device=device)
         self.folders = random_adapters(base.description, folder / "adapters", count=adapters, rank=RANK)
         options: dict[str, Any] = {"check_probes": False, "adapter_slots": 16, "adapter_pool_bytes": None} | settings
         self.engine: Engine = engine_for(
-            base, EngineSettings(socket="", base=source, bases_folder="", device=device, **options)
+            base, EngineSettings(socket="", base=model, bases_folder="", device=device, **options)
         )
         self._asked = 0
 

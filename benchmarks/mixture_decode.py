@@ -23,10 +23,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from basemodel.load import load_base
 from basemodel.mixture_gate import Mixture, write_mixture
 from benchmarks.serve_mixed import PROMPT_TOKENS, RANK, decode_uses_seconds
-from benchmarks.workload import MODELS, base_source, random_adapters
+from benchmarks.workload import MODELS, open_base, random_adapters
 from serving.engine.build import engine_for
 from serving.engine.engine import Engine
 from serving.messages import AdapterUse, EngineSettings
@@ -54,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", default="1,4,8", help="numbers of concurrent requests")
     parser.add_argument("--tokens", type=int, default=64, help="tokens generated per request")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, default=Path.home() / ".loraplex" / "benchmarks")
     parser.add_argument("--quick", action="store_true", help="8 rows, 16 tokens, 2 repeats")
     parser.add_argument("--json", type=Path)
@@ -61,24 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         options.rows, options.tokens, options.repeats = "8", 16, 2
     rows = [int(number) for number in options.rows.split(",")]
-    results = measure(options.model, rows, options.tokens, options.repeats, options.folder)
+    results = measure(options.model, rows, options.tokens, options.repeats, options.device, options.folder)
     _print(options.model, results)
     if options.json:
         options.json.write_text(json.dumps({"model": options.model, "rows": [asdict(result) for result in results]}))
 
 
-def measure(model: str, rows: list[int], tokens: int, repeats: int, folder: Path) -> list[Result]:
+def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path) -> list[Result]:
     """One result for each number of rows."""
-    source = base_source(model, folder)
-    base = load_base(source, cache_dir=folder / "bases")
+    base = open_base(model, folder, device=device)
     adapters = random_adapters(base.description, folder / "adapters", count=EXPERTS, rank=RANK)
     experts = tuple(AdapterUse(digest=_digest(each), folder=str(each)) for each in adapters)
     hidden = int(base.model.get_input_embeddings().get_parameter("weight").shape[1])
     mixture = _mixture(folder / "mixture", base.description.fingerprint, hidden, experts)
     settings = EngineSettings(
         socket="",
-        base=source,
+        base=model,
         bases_folder="",
+        device=device,
         max_running=max(rows),
         adapter_slots=EXPERTS,
         kv_cache_tokens=max(rows) * (PROMPT_TOKENS + tokens + 32),

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from basemodel.four_bit import Linear4bit
-from basemodel.load import Base, load_base
-from benchmarks.workload import MODELS, base_source, random_adapters
+from basemodel.load import Base
+from benchmarks.workload import MODELS, open_base, random_adapters
 from serving.engine.build import engine_for
 from serving.engine.engine import Engine
 from serving.messages import AdapterUse, EngineSettings, Generate, Sampling
@@ -71,12 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path) -> list[Result]:
     """One result for each number of rows."""
-    source = base_source(model, folder)
-    served = load_base(source, cache_dir=folder / "bases", device=device)
+    served = open_base(model, folder, device=device)
     adapters = random_adapters(served.description, folder / "adapters", count=max(rows), rank=RANK)
     settings = EngineSettings(
         socket="",
-        base=source,
+        base=model,
         bases_folder="",
         device=device,
         max_running=max(rows),
@@ -86,8 +85,8 @@ def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str,
         check_probes=False,
     )
     engine = engine_for(served, settings)
-    peft = _peft(load_base(source, cache_dir=folder / "bases", device=device), adapters)
-    bandwidth = read_bandwidth()
+    peft = _peft(open_base(model, folder, device=device), adapters)
+    bandwidth = read_bandwidth(device)
     return [_measure_rows(engine, peft, adapters[:count], tokens, repeats, bandwidth) for count in rows]
 
 
@@ -180,14 +179,19 @@ def _peft_seconds(model: PeftModel, adapters: list[Path], tokens: int) -> float:
     return seconds[1] - seconds[0]
 
 
-def read_bandwidth() -> float:
-    """Bytes per second at which this machine's memory is read: the best of several sums over 512 MB."""
-    block = torch.ones(128 * 1024 * 1024, dtype=torch.float32)
-    best = 0.0
+def read_bandwidth(device: str) -> float:
+    """Bytes per second at which the device's memory is read: the best of several sums over 512 MB."""
+    block = torch.ones(128 * 1024 * 1024, dtype=torch.float32, device=device)
+    return block.nbytes / least_seconds(block.sum)
+
+
+def least_seconds(compute: Callable[[], torch.Tensor]) -> float:
+    """The shortest of five runs, to the end of the device's work."""
+    best = float("inf")
     for _ in range(5):
         begin = time.perf_counter()
-        block.sum()
-        best = max(best, block.nbytes / (time.perf_counter() - begin))
+        compute().flatten()[:1].cpu()
+        best = min(best, time.perf_counter() - begin)
     return best
 
 

@@ -25,9 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from basemodel.description import BaseDescription, ModuleShape
-from basemodel.load import load_base
-from benchmarks.serve_mixed import PROMPT_TOKENS, decode_seconds, read_bandwidth
-from benchmarks.workload import MODELS, base_source
+from benchmarks.serve_mixed import PROMPT_TOKENS, decode_seconds, least_seconds, read_bandwidth
+from benchmarks.workload import MODELS, open_base
 from serving.engine.build import engine_for
 from serving.engine.engine import Engine
 from serving.messages import EngineSettings
@@ -57,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", default="1,8", help="numbers of concurrent requests")
     parser.add_argument("--tokens", type=int, default=48, help="tokens generated per request")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, default=Path.home() / ".loraplex" / "benchmarks")
     parser.add_argument("--quick", action="store_true", help="8 rows, 16 tokens, 2 repeats")
     parser.add_argument("--json", type=Path)
@@ -64,25 +64,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         options.rows, options.tokens, options.repeats = "8", 16, 2
     rows = [int(number) for number in options.rows.split(",")]
-    results = measure(options.model, rows, options.tokens, options.repeats, options.folder)
+    results = measure(options.model, rows, options.tokens, options.repeats, options.device, options.folder)
     _print(options.model, results)
     if options.json:
         options.json.write_text(json.dumps({"model": options.model, "rows": [asdict(result) for result in results]}))
 
 
-def measure(model: str, rows: list[int], tokens: int, repeats: int, folder: Path) -> list[Result]:
+def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path) -> list[Result]:
     """One result for each number of rows."""
-    source = base_source(model, folder)
-    base = load_base(source, cache_dir=folder / "bases")
+    base = open_base(model, folder, device=device)
     settings = EngineSettings(
         socket="",
-        base=source,
+        base=model,
         bases_folder="",
+        device=device,
         max_running=max(rows),
         kv_cache_tokens=max(rows) * (PROMPT_TOKENS + tokens + 32),
     )
     engine = engine_for(base, settings)
-    bandwidth, peak = read_bandwidth(), _peak_multiply_adds()
+    bandwidth, peak = read_bandwidth(device), _peak_multiply_adds(device)
     read_ms = 1e3 * _weight_bytes(base.description) / bandwidth
     weights = sum(shape.in_features * shape.out_features for shape in _multiplied(base.description))
     return [_measure_rows(engine, count, tokens, repeats, read_ms, 1e3 * weights * count / peak) for count in rows]
@@ -143,15 +143,10 @@ def _weight_bytes(base: BaseDescription) -> float:
     )
 
 
-def _peak_multiply_adds() -> float:
+def _peak_multiply_adds(device: str) -> float:
     """Multiply-adds per second of torch's bfloat16 product of two large squares, the best of several."""
-    left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE).to(torch.bfloat16) for _ in range(2))
-    best = 0.0
-    for _ in range(5):
-        begin = time.perf_counter()
-        left @ right
-        best = max(best, PEAK_SIZE**3 / (time.perf_counter() - begin))
-    return best
+    left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE).to(device, torch.bfloat16) for _ in range(2))
+    return float(PEAK_SIZE**3 / least_seconds(lambda: left @ right))
 
 
 def _print(model: str, results: list[Result]) -> None:

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
 from basemodel.description import BaseDescription
+from basemodel.load import Base, load_base, load_snapshot
 from basemodel.source import EMBEDDED, EMBEDDED_FOLDER
+from benchmarks.repeated_base import repeated_base
 
-MODELS = ("embedded", "0.1b", "0.5b")
 SHAPES = {
     "0.1b": LlamaConfig(
         vocab_size=32_000,
@@ -40,9 +41,30 @@ SHAPES = {
     ),
 }
 
+LARGE = {
+    "8b": LlamaConfig(  # the shape of Llama-3.1-8B
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+    ),
+}
+"""For GPUs: on a CPU it takes tens of minutes to make one."""
+MODELS = ("embedded", *SHAPES, *LARGE)
+
+
+def open_base(model: str, folder: Path, *, device: str = "cpu") -> Base:
+    """The base of one of MODELS in memory; what it needs on disk is made once, below `folder`."""
+    if model in LARGE:
+        return load_snapshot(repeated_base(model, LARGE[model], folder), device=device)
+    return load_base(base_source(model, folder), cache_dir=folder / "bases", device=device)
+
 
 def base_source(model: str, folder: Path) -> str:
-    """What to give `load_base` for one of MODELS; a random-weight model is written to `folder` once."""
+    """What to give `load_base` for the embedded base or one of SHAPES, which is written to `folder` once."""
     if model == "embedded":
         return EMBEDDED
     source = folder / f"random-{model}"
