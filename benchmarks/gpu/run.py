@@ -29,6 +29,12 @@ from rich.table import Table
 PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes")
 MODEL = "8b"
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+KERNEL_TESTS = (
+    "tests/basemodel/test_cuda_lora.py",
+    "tests/basemodel/test_cuda_attention.py",
+    "tests/basemodel/test_joined_linear.py",
+    "tests/engine/test_gpu_path.py",
+)
 SHOWN_LINES = 15
 
 
@@ -53,7 +59,7 @@ class Outcome:
 
 
 STEPS = (
-    Step("Triton kernels", (*PYTEST, *(f"tests/basemodel/test_cuda_{part}.py" for part in ("lora", "attention"))), 300),
+    Step("kernels and engine", (*PYTEST, *KERNEL_TESTS), 300),
     Step("tests on CUDA", (*PYTEST, "-m", "cuda", "tests"), 600),
     Step("different adapters", ("-m", "benchmarks.serve_mixed", "--rows", "1,8,32"), 600, writes_json=True),
     Step("step and floor", ("-m", "benchmarks.step_floor", "--rows", "1,8"), 300, writes_json=True),

@@ -42,3 +42,17 @@ def test_rows_with_different_adapters_equal_peft(gpu_path: str, llama: Snapshot,
         expected = peft_logits(llama, adapters[name], tokens[:-1])[len(prompt) - 1 :]
         served = torch.stack(engine.logits[name]).cpu()
         torch.testing.assert_close(served, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.cuda
+def test_a_row_alone_has_the_bits_that_it_has_in_the_batch(llama: Snapshot, llama_adapters: list[Path]) -> None:
+    """Not yet run on a GPU: what is promised of the CPU kernels is wanted of these."""
+    together = make_engine(load_snapshot(llama, device="cuda"), device="cuda", step_budget_tokens=11)
+    for index, prompt in enumerate(PROMPTS.values()):
+        together.ask(f"r{index}", prompt, llama_adapters[index], max_tokens=4)
+    together.run()
+    for index, prompt in enumerate(PROMPTS.values()):
+        alone = make_engine(load_snapshot(llama, device="cuda"), device="cuda")
+        alone.ask(f"r{index}", prompt, llama_adapters[index], max_tokens=4)
+        alone.run()
+        assert torch.equal(torch.stack(alone.logits[f"r{index}"]), torch.stack(together.logits[f"r{index}"]))
