@@ -171,6 +171,7 @@ def test_tokenizer_training_is_deterministic() -> None:
     assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
 
 
+@pytest.mark.long
 def test_training_is_deterministic_and_goes_on_where_it_stopped(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
