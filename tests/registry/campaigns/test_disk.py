@@ -35,7 +35,7 @@ FAULTS = {
     "an operation that reads fails once": {"kind": "reads", "error": "EIO", "is_lasting": False},
 }
 OPERATIONS = ["publish", "hub_commit", "promote", "delete_version", "delete_adapter", "collect_garbage"]
-SAMPLED = 2
+SAMPLED = 3
 """The normal suite tries about so many values of N for each operation and fault; the long one tries every N."""
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="faults.c needs a C compiler")
