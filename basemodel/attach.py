@@ -164,6 +164,7 @@ class AdaptedLinear(nn.Module):
         self._owner = [sites]  # in a list, so that torch does not look for modules in it
         self._a: torch.Tensor | None = None
         self._b: torch.Tensor | None = None
+        self._ends: torch.Tensor | None = None  # as the GPU kernels read where this layer's outputs end
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base's output, with every token's adapters added; [..., O' > O] where one has more outputs."""
@@ -192,8 +193,8 @@ class AdaptedLinear(nn.Module):
         assert self._a is not None
         assert self._b is not None
         if plan.tiles is not None:
-            ends = torch.tensor([self.out_features], dtype=torch.int32, device=x.device)
-            add_lora_tiles(out, x, self._a[None], self._b[0], ends, plan.tiles)
+            assert self._ends is not None
+            add_lora_tiles(out, x, self._a[None], self._b[0], self._ends, plan.tiles)
         else:
             add_lora(out, x, self._a.T, self._b[0], plan)
 
@@ -203,6 +204,7 @@ class AdaptedLinear(nn.Module):
             return
         if self._a is None or self._b is None:
             self._a, self._b = self._new_arena()
+            self._ends = torch.tensor([self.out_features], dtype=torch.int32, device=self._a.device)
         filled = 0
         self.used.discard(start)
         if pair is not None:

@@ -11,12 +11,10 @@ is 1.29 times the base (arXiv 2405.17741).
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from basemodel.mixture_gate import Mixture, write_mixture
+from benchmarks.decode_command import run_decode_benchmark
 from benchmarks.serve_mixed import PROMPT_TOKENS, RANK, decode_uses_seconds
-from benchmarks.workload import MODELS, open_base, random_adapters
+from benchmarks.workload import open_base, random_adapters
 from serving.engine.build import engine_for
 from serving.engine.engine import Engine
 from serving.messages import AdapterUse, EngineSettings
@@ -48,23 +47,7 @@ class Result:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse `arguments` (None: those of the command line), measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="embedded")
-    parser.add_argument("--rows", default="1,4,8", help="numbers of concurrent requests")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens generated per request")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--folder", type=Path, default=Path.home() / ".loraplex" / "benchmarks")
-    parser.add_argument("--quick", action="store_true", help="8 rows, 16 tokens, 2 repeats")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.rows, options.tokens, options.repeats = "8", 16, 2
-    rows = [int(number) for number in options.rows.split(",")]
-    results = measure(options.model, rows, options.tokens, options.repeats, options.device, options.folder)
-    _print(options.model, results)
-    if options.json:
-        options.json.write_text(json.dumps({"model": options.model, "rows": [asdict(result) for result in results]}))
+    run_decode_benchmark(__doc__, arguments, rows="1,4,8", tokens=64, measure=measure, show=_print)
 
 
 def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path) -> list[Result]:

@@ -1,4 +1,4 @@
-"""A base of 8 billion weights in a minute: one quantized layer, written as often as the shape has layers.
+"""A base of billions of weights for a benchmark: one quantized layer, written as often as the shape has layers.
 
 It does: quantize a model of one layer as any base is, and write a snapshot whose layers are copies of it.
 It does not: make a model that says anything. The time of a step does not depend on the values of the weights.

@@ -11,12 +11,10 @@ process, engine and PEFT without HTTP. Reported are medians, and the ratios with
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,7 +24,9 @@ from rich.table import Table
 
 from basemodel.four_bit import Linear4bit
 from basemodel.load import Base
-from benchmarks.workload import MODELS, open_base, random_adapters
+from benchmarks.decode_command import run_decode_benchmark
+from benchmarks.engine_in_process import prompt_of
+from benchmarks.workload import open_base, random_adapters
 from serving.engine.build import engine_for
 from serving.engine.engine import Engine
 from serving.messages import AdapterUse, EngineSettings, Generate, Sampling
@@ -50,23 +50,7 @@ class Result:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse `arguments` (None: those of the command line), measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="embedded")
-    parser.add_argument("--rows", default="1,4,8,16,32", help="numbers of concurrent requests")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens generated per request")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--folder", type=Path, default=Path.home() / ".loraplex" / "benchmarks")
-    parser.add_argument("--quick", action="store_true", help="8 rows, 16 tokens, 2 repeats")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.rows, options.tokens, options.repeats = "8", 16, 2
-    rows = [int(number) for number in options.rows.split(",")]
-    results = measure(options.model, rows, options.tokens, options.repeats, options.device, options.folder)
-    _print(options.model, results)
-    if options.json:
-        options.json.write_text(json.dumps({"model": options.model, "rows": [asdict(result) for result in results]}))
+    run_decode_benchmark(__doc__, arguments, rows="1,4,8,16,32", tokens=64, measure=measure, show=_print)
 
 
 def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path) -> list[Result]:
@@ -121,10 +105,6 @@ def _measure_rows(
     )
 
 
-def _prompt(row: int) -> list[int]:
-    return [64 + (row * 37 + position * 11) % 900 for position in range(PROMPT_TOKENS)]
-
-
 def decode_seconds(engine: Engine, adapters: list[Path | None], tokens: int) -> float:
     """Seconds in which the engine generates `tokens` tokens for each row, after every row has its first."""
     uses = [() if folder is None else (AdapterUse(digest=folder.name, folder=str(folder)),) for folder in adapters]
@@ -136,7 +116,13 @@ def decode_uses_seconds(engine: Engine, rows: Sequence[tuple[AdapterUse, ...]], 
     for row, uses in enumerate(rows):
         sampling = Sampling(max_tokens=tokens + 1, temperature=0, ignore_eos=True)
         engine.add(
-            Generate(request_id=f"{row}", tenant="t", prompt_token_ids=_prompt(row), sampling=sampling, adapters=uses)
+            Generate(
+                request_id=f"{row}",
+                tenant="t",
+                prompt_token_ids=prompt_of(row, PROMPT_TOKENS),
+                sampling=sampling,
+                adapters=uses,
+            )
         )
     started: set[str] = set()
     while len(started) < len(rows):
@@ -160,7 +146,7 @@ def _peft(base: Base, adapters: list[Path]) -> PeftModel:
 
 def _peft_seconds(model: PeftModel, adapters: list[Path], tokens: int) -> float:
     """Seconds of PEFT's mixed batch for the same tokens, without its first one."""
-    ids = torch.tensor([_prompt(row) for row in range(len(adapters))], device=model.device)
+    ids = torch.tensor([prompt_of(row, PROMPT_TOKENS) for row in range(len(adapters))], device=model.device)
     names = [folder.name for folder in adapters]
     seconds = []
     for length in (1, tokens + 1):

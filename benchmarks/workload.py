@@ -52,7 +52,7 @@ LARGE = {
         max_position_embeddings=8192,
     ),
 }
-"""For GPUs: on a CPU it takes tens of minutes to make one."""
+"""Shapes for GPUs, made by `repeated_base`."""
 MODELS = ("embedded", *SHAPES, *LARGE)
 
 

@@ -2,7 +2,7 @@
 
 It does: put the quantized rows of several layers one below the other. NF4 blocks lie within rows, so nothing is
 quantized again; scales are un-nested, because each layer's own offset is in them (4.5 bits a weight, not 4.127).
-It does not: find layers (`siblings`), or add adapters (`lora_kernels`).
+It does not: find layers, or add adapters (`lora_kernels`). No model uses it yet: that waits for a GPU to measure on.
 
 Letters: T tokens, K input features, O output features of all layers.
 """

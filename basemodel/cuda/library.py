@@ -15,7 +15,7 @@ import torch
 
 def has_gpu_kernels(device: torch.device) -> bool:
     """Whether tensors on this device can be given to the kernels."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    return device.type == "cuda" and _has_triton()
 
 
 def add_lora_tiles(*operands: Any) -> None:
@@ -27,6 +27,11 @@ def paged_attention(*operands: Any, **options: Any) -> torch.Tensor:
     """`attention_kernel.paged_attention`."""
     out: torch.Tensor = _module("attention_kernel").paged_attention(*operands, **options)
     return out
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 @cache

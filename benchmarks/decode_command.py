@@ -1,0 +1,48 @@
+"""The command line that the benchmarks of decoding share: options, the quick form, a table, and JSON.
+
+It does not: measure, or know what a result holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workload import MODELS
+
+
+def run_decode_benchmark(
+    description: str | None,
+    arguments: Sequence[str] | None,
+    *,
+    rows: str,
+    tokens: int,
+    measure: Callable[[str, list[int], int, int, str, Path], list[Any]],
+    show: Callable[[str, list[Any]], None],
+) -> None:
+    """Parse `arguments` (None: those of the command line), `measure`, `show`, and write JSON where it is asked for.
+
+    `measure` is given model, numbers of rows, tokens, repeats, device and folder, and returns one dataclass for each
+    number of rows. `rows` and `tokens` are what holds without an option.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="embedded")
+    parser.add_argument("--rows", default=rows, help="numbers of concurrent requests")
+    parser.add_argument("--tokens", type=int, default=tokens, help="tokens generated per request")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--folder", type=Path, default=Path.home() / ".loraplex" / "benchmarks")
+    parser.add_argument("--quick", action="store_true", help="8 rows, 16 tokens, 2 repeats")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.rows, options.tokens, options.repeats = "8", 16, 2
+    counts = [int(number) for number in options.rows.split(",")]
+    results = measure(options.model, counts, options.tokens, options.repeats, options.device, options.folder)
+    show(options.model, results)
+    if options.json:
+        options.json.write_text(json.dumps({"model": options.model, "rows": [asdict(result) for result in results]}))
