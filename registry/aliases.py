@@ -1,8 +1,7 @@
 """Aliases in the database: where each points, and every move there ever was. One method is one transaction.
 
 A move reads the alias, compares it with what the caller expected, and writes, with no other writer in between.
-Rolling back undoes promotions one by one, as a stack: promote 1, promote 2, promote 3, roll back (to 2), roll back
-(to 1); what was rolled back is not returned to.
+Rolling back undoes promotions one by one, as a stack (`rollback.py`).
 
 Where the alias has a policy, a promotion passes its gate in the same transaction (`gates.py`); a rollback is never held
 up. Both end the alias's canary.
@@ -29,6 +28,7 @@ from registry.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
 from registry.names import AdapterName, AdapterRef
 from registry.policies import GateVerdict, read_gate, write_gate
 from registry.principal import Principal
+from registry.rollback import numbers_moved_to, promotions_in_force, rollback_target
 from registry.trees import kind_of_ref
 from registry.version import AliasMove, MoveKind, Visibility
 
@@ -117,26 +117,21 @@ class Aliases:
     def roll_back(
         self, name: AdapterName, alias: str, *, expected: Expected, evidence: str, principal: Principal
     ) -> AliasMove:
-        """Point the alias back to where it was before its last promotion. Raises NotFoundError, ConflictError."""
+        """Point the alias back to where it was before its last promotion, or, past what was deleted, before that one.
+
+        Raises NotFoundError, ConflictError.
+        """
         with self._database.writing() as session:
             adapter = find_adapter(session, name, principal, lock=True)
             moves = _moves(session, adapter, alias)
             if not moves:
                 raise _missing_alias(name, alias)
             _compare(name, alias, moves, expected)
-            stack = _promotions_in_force(moves)
-            if len(stack) < 2:
-                raise ConflictError(
-                    f"Alias {alias!r} of {str(name)!r} points at version {moves[-1].to_number}, with none before it. "
-                    f"Promote the version that you want: `loraplex promote {name}@NUMBER --alias {alias}`."
-                )
-            query = select(VersionRow).where(VersionRow.adapter_id == adapter.id, VersionRow.number == stack[-2])
-            version = session.scalar(query)
-            if version is None:
-                raise ConflictError(
-                    f"Alias {alias!r} of {str(name)!r} pointed before at version {stack[-2]}, which was deleted. "
-                    f"Promote the version that you want: `loraplex promote {name}@NUMBER --alias {alias}`."
-                )
+            number = rollback_target(moves, numbers_moved_to(session, adapter.id))
+            if number is None:
+                raise _nothing_before(name, alias, moves)
+            query = select(VersionRow).where(VersionRow.adapter_id == adapter.id, VersionRow.number == number)
+            version = session.scalars(query).one()
             return _move(session, name, adapter, alias, MoveKind.ROLLBACK, moves, version, evidence, principal, None)
 
     def _pass_gate(
@@ -219,17 +214,6 @@ def _moves(session: Session, adapter: AdapterRow, alias: str) -> list[AliasMoveR
     """The alias's history, oldest first; the last one says where it points."""
     query = select(AliasMoveRow).where(AliasMoveRow.adapter_id == adapter.id, AliasMoveRow.alias == alias)
     return list(session.scalars(query.order_by(AliasMoveRow.sequence)))
-
-
-def _promotions_in_force(moves: list[AliasMoveRow]) -> list[int]:
-    """Version numbers, the present one last, without those that were rolled back."""
-    stack: list[int] = []
-    for move in moves:
-        if move.kind == MoveKind.PROMOTE.value:
-            stack.append(move.to_number)
-        else:
-            stack.pop()
-    return stack
 
 
 def _compare(name: AdapterName, alias: str, moves: list[AliasMoveRow], expected: Expected) -> None:
@@ -318,3 +302,12 @@ def _to_move(name: AdapterName, row: AliasMoveRow) -> AliasMove:
 
 def _missing_alias(name: AdapterName, alias: str) -> NotFoundError:
     return NotFoundError("alias", f"{name}@{alias}", f"See its versions and aliases with `loraplex show {name}`.")
+
+
+def _nothing_before(name: AdapterName, alias: str, moves: list[AliasMoveRow]) -> ConflictError:
+    is_deleted = len(promotions_in_force(moves)) > 1
+    before = "and what it pointed at before was deleted" if is_deleted else "with none before it"
+    return ConflictError(
+        f"Alias {alias!r} of {str(name)!r} points at version {moves[-1].to_number}, {before}. "
+        f"Promote the version that you want: `loraplex promote {name}@NUMBER --alias {alias}`."
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +26,8 @@ from registry.names import AdapterName, parse_alias
 from registry.principal import Principal
 from registry.publish import Publication
 from registry.registry import Registry
-from registry.version import AliasMove, MoveKind, Version, Visibility
+from registry.rollback import promotions_in_force
+from registry.version import AliasMove, Version, Visibility
 
 SCHEMA = 1
 VERSIONS_LIMIT = 10_000
@@ -220,23 +221,13 @@ class Importer:
         numbers = {done.number: done.publication.version.number for done in self._done}
         aliases: dict[str, int] = {}
         for alias in sorted({move.alias for move in self._index.moves}) if with_aliases else ():
-            for move in _moves_in_force(self._index.moves, parse_alias(alias)):
+            parse_alias(alias)
+            for move in promotions_in_force(move for move in self._index.moves if move.alias == alias):
                 if move.to_number in numbers:
                     ref = f"{self.adapter}@{numbers[move.to_number]}"
                     self._reg.promote(ref, alias, principal=self._principal, evidence=_provenance(self._index, move))
                     aliases[alias] = numbers[move.to_number]
         return Imported(self.adapter, tuple(self._done), aliases)
-
-
-def _moves_in_force(moves: Sequence[ArchivedMove], alias: str) -> list[ArchivedMove]:
-    """The promotions that were not rolled back, oldest first: what a rollback goes back through."""
-    stack: list[ArchivedMove] = []
-    for move in moves:
-        if move.alias == alias and move.kind == MoveKind.PROMOTE.value:
-            stack.append(move)
-        elif move.alias == alias:
-            del stack[-1:]
-    return stack
 
 
 def _provenance(index: ArchiveIndex, move: ArchivedMove) -> str:

@@ -1,4 +1,4 @@
-"""Deleting and renaming: what is in use is refused with the reason, and what is gone leaves a tombstone.
+"""Deleting and renaming: what is needed (`version_needs.py`) is refused, and what is gone leaves a tombstone.
 
 One method is one transaction. Bytes are not touched here: garbage collection frees them when nothing refers to them any
 more (`gc.py`). A request that has its files already finishes; the next one finds nothing. Commits whose tree was a
@@ -42,9 +42,10 @@ from registry.models import (
 )
 from registry.names import AdapterName, AdapterRef
 from registry.principal import Principal, Role
-from registry.trees import BRANCH, DEFAULT_BRANCH, FORMER_TAG, TAG, insert_commit, point
+from registry.trees import BRANCH, DEFAULT_BRANCH, FORMER_TAG, insert_commit, point
 from registry.usage import blob_rows, locked_tenant
 from registry.version import Visibility
+from registry.version_needs import refuse_needed
 
 OF_VERSION = (AttestationRow, LeaseRow, PinRow, VersionExpertRow, VersionFileRow)
 """What is a version's own and goes with it."""
@@ -62,9 +63,10 @@ class Deletion:
         self._database = database
 
     def delete_version(self, ref: AdapterRef, principal: Principal, *, force: bool) -> None:
-        """Delete a version. Raises NotFoundError, PermissionDeniedError, and ConflictError while it is in use.
+        """Delete a version. Raises NotFoundError, PermissionDeniedError, and ConflictError while it is needed.
 
-        `force` deletes one that a server has loaded; what an alias points at or somebody pinned stays anyway.
+        `force` deletes one that a server has loaded or a rollback would go back to; what an alias points at or somebody
+        pinned stays anyway.
         """
         name = ref.adapter
         if name is None or ref.is_bare:
@@ -73,7 +75,7 @@ class Deletion:
         with self._database.writing() as session:
             tenant, adapter = _locked(session, name, principal, now, action="delete a version of")
             version, _, _ = find_version(session, ref, principal)
-            _refuse_in_use(session, name, tenant, adapter, version, now, force=force)
+            refuse_needed(session, name, tenant, adapter, version, now, force=force)
             remove_version(session, tenant, adapter, name, version, actor=principal.actor, now=now)
             reach("delete.before_commit")
         reach("delete.after_commit")
@@ -181,43 +183,6 @@ def _locked(
     principal.require(Role.ADMIN, name, action=action)
     tenant = locked_tenant(session, name.tenant, principal, now)
     return tenant, find_adapter(session, name, principal, lock=True)
-
-
-def _refuse_in_use(
-    session: Session,
-    name: AdapterName,
-    tenant: TenantRow,
-    adapter: AdapterRow,
-    version: VersionRow,
-    now: datetime,
-    *,
-    force: bool,
-) -> None:
-    def refuse(why: str, next_step: str) -> None:
-        raise ConflictError(f"Version {version.number} of {str(name)!r} cannot be deleted: {why}. {next_step}")
-
-    alias = session.scalar(select(AliasRow.name).where(AliasRow.version_id == version.id).limit(1))
-    if alias is not None:
-        refuse(f"the alias {alias!r} points at it", "Promote another version first.")
-    canary = session.scalar(select(CanaryRow.alias).where(CanaryRow.version_id == version.id).limit(1))
-    if canary is not None:
-        refuse(f"it is the canary of the alias {canary!r}", "End the canary first.")
-    if (mixture := mixture_in_need(session, tenant, [version.id])) is not None:
-        refuse(f"the mixture {mixture} uses it as an expert", "Delete the mixture first.")
-    pin = session.get(PinRow, version.id)
-    if pin is not None:
-        refuse(f"{pin.actor} pinned it ({pin.reason})", f"Unpin it first: `loraplex unpin {name}@{version.number}`.")
-    lease = select(LeaseRow).where(LeaseRow.version_id == version.id, LeaseRow.expires_at > now)
-    holder = session.scalars(lease.order_by(LeaseRow.expires_at.desc()).limit(1)).first()
-    if holder is not None and not force:
-        until = f"{holder.expires_at:%Y-%m-%d %H:%M UTC}"
-        refuse(f"{holder.holder} uses it until {until}, or longer", "Wait, or delete it with --force.")
-    at_commits = select(CommitRow.id).where(CommitRow.version_id == version.id)
-    tag = session.scalar(
-        select(RefRow.name).where(RefRow.adapter_id == adapter.id, RefRow.kind == TAG, RefRow.commit_id.in_(at_commits))
-    )
-    if tag is not None:
-        refuse(f"the tag {tag!r} points at it", "Delete the tag first.")
 
 
 def _linger(session: Session, tenant: TenantRow, version_ids: Sequence[int], now: datetime) -> None:

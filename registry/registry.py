@@ -600,7 +600,7 @@ class Registry:
         return Caretaker(self.upkeep, on_run, settings or CaretakerSettings())
 
     def delete_version(self, ref: str, principal: Principal, *, force: bool = False) -> None:
-        """Delete a version that no alias points at, nobody pinned and (unless `force`) no server has loaded."""
+        """Delete a version that nothing needs; `force` overrules a server that has it loaded, and a rollback's need."""
         self._deletion.delete_version(AdapterRef.parse(ref), principal, force=force)
 
     def delete_adapter(self, name: str, principal: Principal) -> None:

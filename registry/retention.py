@@ -1,9 +1,9 @@
 """Retention: how long the versions of an adapter are kept. What is in use or may be needed at once is always kept.
 
 A rule keeps the last N versions, and those of the last D days; with both, a version that either of them keeps. Without
-a rule everything is kept. Always kept are the newest version, versions that an alias points at or pointed at before,
-canaries, what is tagged, pinned or leased, and experts of mixtures. The rules take effect when garbage is collected
-(`gc.py`).
+a rule everything is kept. Always kept are the newest version, and what is needed (`version_needs.py`): what an alias
+points at or pointed at before, canaries, what is tagged, pinned or leased, and experts of mixtures. The rules take
+effect when garbage is collected (`gc.py`).
 """
 
 from __future__ import annotations
@@ -20,24 +20,11 @@ from registry import audit
 from registry.database import Database
 from registry.decoding import decode
 from registry.errors import InvalidValueError
-from registry.expert_use import expert_ids
 from registry.lookup import find_adapter
-from registry.models import (
-    AdapterRow,
-    AliasMoveRow,
-    AliasRow,
-    CanaryRow,
-    CommitRow,
-    LeaseRow,
-    PinRow,
-    RefRow,
-    RetentionRow,
-    VersionRow,
-)
+from registry.models import AdapterRow, RetentionRow, VersionRow
 from registry.names import AdapterName
 from registry.principal import Principal, Role
-from registry.trees import TAG
-from registry.version import MoveKind
+from registry.version_needs import needed_ids
 
 VERSIONS_LIMIT = 1_000_000
 DAYS_LIMIT = 36_500
@@ -102,47 +89,14 @@ def unneeded_versions(session: Session, adapter: AdapterRow, rule: RetentionRule
     versions = session.scalars(
         select(VersionRow).where(VersionRow.adapter_id == adapter.id).order_by(VersionRow.number.desc())
     ).all()
-    needed = _needed_ids(session, adapter, now) | expert_ids(session, adapter)
-    previous = _previous_numbers(session, adapter)
+    needed = needed_ids(session, adapter, now)
     unneeded = []
     for position, version in enumerate(versions):
         is_recent = position < (rule.keep_last or 1)
         is_young = rule.keep_days is not None and version.created_at > now - timedelta(days=rule.keep_days)
-        is_needed = version.id in needed or version.number in previous
-        if not (is_recent or is_young or is_needed):
+        if not (is_recent or is_young or version.id in needed):
             unneeded.append(version)
     return unneeded[::-1]
-
-
-def _needed_ids(session: Session, adapter: AdapterRow, now: datetime) -> set[int]:
-    """Versions that are aliased, a canary, tagged, pinned or leased."""
-    own = select(VersionRow.id).where(VersionRow.adapter_id == adapter.id)
-    queries = (
-        select(AliasRow.version_id).where(AliasRow.adapter_id == adapter.id),
-        select(CanaryRow.version_id).where(CanaryRow.adapter_id == adapter.id),
-        select(PinRow.version_id).where(PinRow.version_id.in_(own)),
-        select(LeaseRow.version_id).where(LeaseRow.version_id.in_(own), LeaseRow.expires_at > now),
-        select(CommitRow.version_id)
-        .join(RefRow, RefRow.commit_id == CommitRow.id)
-        .where(RefRow.adapter_id == adapter.id, RefRow.kind == TAG),
-    )
-    return {version_id for query in queries for version_id in session.scalars(query) if version_id is not None}
-
-
-def _previous_numbers(session: Session, adapter: AdapterRow) -> set[int]:
-    """Where each alias was before: before its last move, and where a rollback would take it."""
-    stacks: dict[str, list[int]] = {}
-    last_from: dict[str, int | None] = {}
-    query = select(AliasMoveRow).where(AliasMoveRow.adapter_id == adapter.id)
-    for move in session.scalars(query.order_by(AliasMoveRow.alias, AliasMoveRow.sequence)):
-        stack = stacks.setdefault(move.alias, [])
-        if move.kind == MoveKind.PROMOTE.value:
-            stack.append(move.to_number)
-        else:
-            stack.pop()
-        last_from[move.alias] = move.from_number
-    before = {number for number in last_from.values() if number is not None}
-    return before | {stack[-2] for stack in stacks.values() if len(stack) > 1}
 
 
 def _check(rule: RetentionRule) -> None:

@@ -20,15 +20,15 @@ from registry.retention import DAYS_LIMIT, VERSIONS_LIMIT, RetentionRule
 
 @click.command(cls=RegistryCommand)
 @click.argument("ref", metavar="TENANT/NAME[@VERSION]")
-@click.option("--force", is_flag=True, help="Delete the version even while a server has it loaded.")
+@click.option("--force", is_flag=True, help="Even while a server has it loaded, or a rollback goes back to it.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @place_options
 @json_option
 def delete(ref: str, *, force: bool, yes: bool, home: Path, registry: Place | None, as_json: bool) -> None:
     """Delete a version, or an adapter with all its versions.
 
-    A version stays while an alias or a tag points at it, or somebody pinned it. Its number is never used again, and an
-    adapter's name for a year. `loraplex gc` frees the bytes.
+    A version stays while an alias or a tag points at it, a rollback would go back to it, or somebody pinned it. Its
+    number is never used again, and an adapter's name for a year. `loraplex gc` frees the bytes.
     """
     is_adapter = AdapterRef.parse(ref).is_bare
     if not yes and not as_json:

@@ -20,7 +20,7 @@ class RemoteUpkeep:
     _http: Transport
 
     def delete_version(self, ref: str, principal: Principal, *, force: bool = False) -> None:
-        """Delete a version that no alias points at, nobody pinned and (unless `force`) no server has loaded."""
+        """Delete a version that nothing needs; `force` overrules a server that has it loaded, and a rollback's need."""
         if reference_of(ref).is_bare:
             raise InvalidNameError("a version to delete", ref, "name the adapter and the version: acme/text2sql@3")
         params = {"force": "true"} if force else None

@@ -13,6 +13,7 @@ import registry
 from registry.deletion import OF_ADAPTER, OF_VERSION
 from registry.errors import ConflictError, InvalidNameError, InvalidValueError, NotFoundError, PermissionDeniedError
 from registry.models import CommitRow, LeaseRow, PinRow, RefRow, Row, TombstoneRow, VersionRow
+from registry.retention import RetentionRule
 
 Publish = Callable[..., registry.Version]
 OPERATOR = registry.Principal.operator()
@@ -120,6 +121,60 @@ def test_what_is_in_use_stays(reg: registry.Registry, publish: Publish) -> None:
     assert len(reg.list_versions(A, OPERATOR)) == 2
     reg.delete_version(f"{A}@2", OPERATOR, force=True)
     assert len(reg.list_versions(A, OPERATOR)) == 1
+
+
+def test_what_a_rollback_goes_back_to_stays(reg: registry.Registry, publish: Publish) -> None:
+    for number in (1, 2, 3, 4):
+        publish()
+        reg.promote(f"{A}@{number}", "prod", principal=OPERATOR)
+    reg.promote(f"{A}@1", "next", principal=OPERATOR)
+    why = r"Version 3 .* cannot be deleted: a rollback of the alias 'prod' goes back to it\."
+    with pytest.raises(ConflictError, match=rf"{why} .* --force: 'prod' would go back to version 2 then\.$"):
+        reg.delete_version(f"{A}@3", OPERATOR)
+    assert reg.rollback(A, "prod", principal=OPERATOR).to_number == 3, "the command that promotion printed"
+    reg.delete_version(f"{A}@4", OPERATOR)
+    with pytest.raises(ConflictError, match="goes back to it"):
+        reg.delete_version(f"{A}@2", OPERATOR)
+    with pytest.raises(ConflictError, match="the alias 'next' points at it"):
+        reg.delete_version(f"{A}@1", OPERATOR, force=True)
+    assert reg.promote(f"{A}@1", "prod", principal=OPERATOR).to_number == 1
+    reg.delete_version(f"{A}@2", OPERATOR)
+    assert reg.rollback(A, "prod", principal=OPERATOR).to_number == 3
+    reg.check_integrity()
+
+
+def test_a_rollback_passes_over_what_was_deleted_all_the_same(reg: registry.Registry, publish: Publish) -> None:
+    for number in (1, 2, 3, 4):
+        publish()
+        reg.promote(f"{A}@{number}", "prod", principal=OPERATOR)
+    for number in (3, 2):
+        reg.delete_version(f"{A}@{number}", OPERATOR, force=True)
+    with pytest.raises(ConflictError, match=r"--force: 'prod' could not be rolled back then\.$"):
+        reg.delete_version(f"{A}@1", OPERATOR)
+    reg.set_retention(A, RetentionRule(keep_last=1), OPERATOR)
+    assert reg.collect_garbage().versions == [], "a rule keeps what a rollback goes back to"
+    move = reg.rollback(A, "prod", principal=OPERATOR)
+    assert (move.from_number, move.to_number) == (4, 1)
+    with pytest.raises(ConflictError, match="with none before it"):
+        reg.rollback(A, "prod", principal=OPERATOR)
+    reg.promote(f"{A}@4", "prod", principal=OPERATOR)
+    reg.delete_version(f"{A}@1", OPERATOR, force=True)
+    with pytest.raises(ConflictError, match="points at version 4, and what it pointed at before was deleted"):
+        reg.rollback(A, "prod", principal=OPERATOR)
+    assert reg.aliases(A, OPERATOR) == {"prod": 4}
+    reg.check_integrity()
+
+
+@pytest.mark.sqlite_only
+def test_a_rollback_never_stays_where_it_is(reg: registry.Registry, publish: Publish) -> None:
+    for _ in range(3):
+        publish()
+    for number in (3, 1, 2, 1):
+        reg.promote(f"{A}@{number}", "prod", principal=OPERATOR)
+    reg.delete_version(f"{A}@2", OPERATOR, force=True)
+    assert reg.rollback(A, "prod", principal=OPERATOR).to_number == 3
+    with pytest.raises(ConflictError, match="with none before it"):
+        reg.rollback(A, "prod", principal=OPERATOR)
 
 
 @pytest.mark.sqlite_only

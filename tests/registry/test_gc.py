@@ -12,7 +12,6 @@ import pytest
 import registry
 from registry import failpoints
 from registry.errors import (
-    ConflictError,
     InvalidNameError,
     InvalidValueError,
     NotFoundError,
@@ -159,18 +158,6 @@ def test_retention_by_days(reg: registry.Registry, publish: Publish) -> None:
     assert collect(reg, days=60).versions_deleted == 0, "either keeps"
     reg.set_retention(A, None, OPERATOR)
     assert reg.retention(A, OPERATOR) is None
-
-
-@pytest.mark.sqlite_only
-def test_a_rollback_to_a_version_that_was_deleted_says_so(reg: registry.Registry, publish: Publish) -> None:
-    publish()
-    publish()
-    for number in (1, 2):
-        reg.promote(f"{A}@{number}", "prod", principal=OPERATOR)
-    reg.delete_version(f"{A}@1", OPERATOR)
-    with pytest.raises(ConflictError, match="version 1, which was deleted"):
-        reg.rollback(A, "prod", principal=OPERATOR)
-    assert reg.aliases(A, OPERATOR) == {"prod": 2}
 
 
 def test_leases(reg: registry.Registry, publish: Publish) -> None:

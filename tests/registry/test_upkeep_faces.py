@@ -54,7 +54,13 @@ def test_what_is_kept_and_what_goes(faces: tuple[Registry, Registry], make_adapt
     with pytest.raises(ConflictError, match="server 1/a uses it"):
         reg.delete_version(f"{A}@1", OPERATOR)
     assert reg.release_leases("server 1/a") == 1
-    reg.delete_version(f"{A}@1", OPERATOR)
+    reg.promote(f"{A}@1", "prod", principal=OPERATOR)
+    reg.promote(f"{A}@3", "prod", principal=OPERATOR)
+    with pytest.raises(ConflictError, match="a rollback of the alias 'prod' goes back to it"):
+        reg.delete_version(f"{A}@1", OPERATOR)
+    reg.delete_version(f"{A}@1", OPERATOR, force=True)
+    with pytest.raises(ConflictError, match="what it pointed at before was deleted"):
+        reg.rollback(A, "prod", principal=OPERATOR)
     assert reg.unpin(f"{A}@2", principal=OPERATOR) == pin
     with pytest.raises(InvalidNameError):
         reg.delete_version(A, OPERATOR)

@@ -19,7 +19,10 @@ from registry.retention import DAYS_LIMIT, VERSIONS_LIMIT, RetentionRule
 HolderQuery = Annotated[
     str, QueryParameter(name="holder", min_length=1, max_length=HOLDER_CHARACTERS, description="Who holds leases.")
 ]
-ForceQuery = Annotated[bool, QueryParameter(name="force", description="Even while a server has it loaded.")]
+ForceQuery = Annotated[
+    bool,
+    QueryParameter(name="force", description="Even while a server has it loaded, or a rollback goes back to it."),
+]
 
 
 class NewName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +89,11 @@ class UpkeepController(Controller):
         version: VersionPart,
         force: ForceQuery = False,
     ) -> dict[str, str]:
-        """Delete a version that no alias or tag points at, nobody pinned and no server has loaded. For admins."""
+        """Delete a version that no alias, canary, tag or pin needs, no server, and no rollback. For admins.
+
+        The answer to what is needed is 409, with the reason and what to do. `force` overrules servers and
+        rollbacks only.
+        """
         ref = f"{tenant}/{name}@{version}"
         registry_of(request).delete_version(ref, caller_of(request), force=force)
         return {"deleted": ref}

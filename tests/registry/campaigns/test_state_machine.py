@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,13 @@ class ModelAlias:
 
     stack: list[int] = field(default_factory=list)
     moves: int = 0
+
+    def before(self, versions: Iterable[int]) -> list[int]:
+        """The stack after a rollback; empty where there is nothing to go back to."""
+        left = list(self.stack[:-1])
+        while left and (left[-1] not in versions or left[-1] == self.stack[-1]):
+            left.pop()
+        return left
 
 
 @dataclass
@@ -100,26 +107,32 @@ class RegistryMachine(RuleBasedStateMachine):
         if known is None:
             with pytest.raises(NotFoundError):
                 self.reg.rollback(name, alias, principal=OPERATOR)
-        elif len(known.stack) < 2 or known.stack[-2] not in self.model[name].versions:
+        elif not (left := known.before(self.model[name].versions)):
             with pytest.raises(ConflictError):
                 self.reg.rollback(name, alias, principal=OPERATOR)
         else:
-            known.stack.pop()
+            known.stack = left
             known.moves += 1
             move = self.reg.rollback(name, alias, principal=OPERATOR)
             assert (move.to_number, move.sequence) == (known.stack[-1], known.moves)
 
-    @rule(name=NAMES, number=NUMBERS)
-    def delete_version(self, name: str, number: int) -> None:
+    @rule(name=NAMES, number=NUMBERS, force=st.booleans())
+    def delete_version(self, name: str, number: int, force: bool) -> None:
+        def act() -> None:
+            self.reg.delete_version(f"{name}@{number}", OPERATOR, force=force)
+
         adapter = self.model.get(name)
         if adapter is None or number not in adapter.versions:
             with pytest.raises(NotFoundError):
-                self.reg.delete_version(f"{name}@{number}", OPERATOR)
-        elif any(known.stack[-1] == number for known in adapter.aliases.values()):
+                act()
+            return
+        pointing = {known.stack[-1] for known in adapter.aliases.values()}
+        previous = {known.before(adapter.versions)[-1:] == [number] for known in adapter.aliases.values()}
+        if number in pointing or (True in previous and not force):
             with pytest.raises(ConflictError):
-                self.reg.delete_version(f"{name}@{number}", OPERATOR)
+                act()
         else:
-            self.reg.delete_version(f"{name}@{number}", OPERATOR)
+            act()
             del adapter.versions[number]
 
     @rule(name=NAMES, alias=ALIASES, number=NUMBERS)
