@@ -14,6 +14,7 @@ import registry
 from registry import Principal, Version
 from registry.errors import ConflictError, StorageError
 from serving.version_leases import VersionLeases
+from tests.registry.adapter_folders import manifest_document, write_adapter
 from tests.registry.http.server import serving
 from tests.serving.conftest import Stocked, stock
 from tests.serving.server import RunningServer, running_server, wait_until
@@ -51,10 +52,13 @@ def test_an_adapter_that_is_deleted_while_it_is_used(
             wait_until(lambda: reg.leases("acme/sql", OPERATOR), GENEROUS_SECONDS)
             (lease,) = reg.leases("acme/sql", OPERATOR)
             assert lease.number == 1
-            reg.promote("acme/sql@2", "prod", principal=OPERATOR)
+            third = write_adapter(tmp_path / "third", seed=3, manifest=manifest_document())
+            reg.publish(third, "acme/sql", principal=OPERATOR)
+            for number in (2, 3):
+                reg.promote(f"acme/sql@{number}", "prod", principal=OPERATOR)
             with pytest.raises(ConflictError, match="uses it until"):
                 reg.delete_version("acme/sql@1", OPERATOR)
-            reg.rollback("acme/sql", "prod", principal=OPERATOR)
+            reg.promote("acme/sql@1", "prod", principal=OPERATOR)
             wait_until(lambda: ask(server) == (200, stocked.first.digest), GENEROUS_SECONDS)
             slow: list[tuple[int, str]] = []
             running = threading.Thread(target=lambda: slow.append(ask(server, "!slow " + "x" * 60, max_tokens=60)))
