@@ -81,8 +81,15 @@ class ObjectClient:
         self._store = _open_store(address, patience)
 
     def put(self, key: str, path: Path, size: int) -> ObjectState:
-        """Write a local file to a key, all at once: nobody sees a part of it."""
-        return self._put(key, path, size, {"chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE})
+        """Write a local file to a key, all at once: nobody sees a part of it.
+
+        What is there is asked for: no store promises that an object of parts has the ETag that it was announced with.
+        """
+        self._put(key, path, size, {"chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE})
+        state = self.head(key)
+        if state is None:
+            raise self._failed(FileNotFoundError(f"{key} was written and is not there"))
+        return state
 
     def create(self, key: str, path: Path, size: int) -> ObjectState | None:
         """As `put` of a small file, if nothing is there; None where something is, or the store cannot do this."""

@@ -30,6 +30,7 @@ from registry.errors import IntegrityError, InvalidValueError, StorageError, Upl
 from registry.file_entry import Blob, FileEntry
 from tests.registry.azure_server import AzureServer, azure_server
 from tests.registry.backends import S3Server
+from tests.registry.google_server import GoogleServer, google_server
 
 MANY_BYTES = (9 << 20) + 17
 """More than one range, one part, and one chunk."""
@@ -55,7 +56,7 @@ def local(folder: Path) -> Kept:
     return Kept(LocalBlobs(folder), lambda: LocalBlobs(folder), write, names)
 
 
-def objects(s3: S3Server | AzureServer, scratch: Path, **options: str) -> Kept:
+def objects(s3: S3Server | AzureServer | GoogleServer, scratch: Path, **options: str) -> Kept:
     prefix, bucket = secrets.token_hex(8), s3.bucket()
 
     def again() -> BlobStore:
@@ -77,7 +78,14 @@ def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
         yield server
 
 
-@pytest.fixture(params=["local", "s3", pytest.param("azure", marks=pytest.mark.long)])
+@pytest.fixture(scope="module")
+def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GoogleServer]:
+    with pytest.MonkeyPatch.context() as patch, google_server(tmp_path_factory.mktemp("google")) as server:
+        patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(server.account))
+        yield server
+
+
+@pytest.fixture(params=["local", "s3", *(pytest.param(name, marks=pytest.mark.long) for name in ("azure", "google"))])
 def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
     if request.param == "local":
         return local(tmp_path / "blobs")
@@ -261,9 +269,9 @@ def test_a_blob_that_is_deleted_while_it_is_read(tmp_path: Path) -> None:
         assert b"".join(reader) == raw, "whoever reads, reads on"
 
 
-@pytest.fixture
-def direct(s3: S3Server, tmp_path: Path) -> Kept:
-    return objects(s3, tmp_path / "scratch", direct="true")
+@pytest.fixture(params=["s3", pytest.param("google", marks=pytest.mark.long)])
+def direct(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+    return objects(request.getfixturevalue(request.param), tmp_path / "scratch", direct="true")
 
 
 def put(url: str, raw: bytes) -> None:
@@ -324,6 +332,26 @@ def test_what_a_crash_left_in_the_store_is_removed_after_a_day(s3: S3Server, tmp
 def test_a_store_that_is_not_there(s3: S3Server, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="bucket exists"):
         ObjectBlobs(f"s3://no-such-bucket/x?endpoint={s3.endpoint}", tmp_path)
+
+
+@pytest.mark.long
+def test_google_is_asked_in_the_name_of_the_service_account(google: GoogleServer, tmp_path: Path) -> None:
+    """What the other tests of Google rest on: who has another account's key, or none, gets nothing."""
+    blob = receive(objects(google, tmp_path / "scratch", direct="true").store, b"some bytes")
+    for request in (
+        urllib.request.Request(f"{google.endpoint}/adapters?list-type=2"),
+        urllib.request.Request(f"{google.endpoint}/adapters/x", b"x", {"Authorization": "Bearer x.y.z"}, method="PUT"),
+    ):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=30)
+    (tmp_path / "other").mkdir()
+    with google_server(tmp_path / "other") as other, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(other.account))
+        with pytest.raises(StorageError, match="credentials"):
+            objects(google, tmp_path / "scratch")
+        signed = ObjectClient(ObjectAddress.parse(google.url("x")), Patience()).sign("GET", f"blobs/{blob.sha256}", 60)
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(signed, timeout=30)
 
 
 @pytest.mark.long
