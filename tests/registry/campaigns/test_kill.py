@@ -151,7 +151,7 @@ class Campaign:
         """Delete what was published long ago: each look reads all there is, and finds out no more by reading more."""
         for version in self.reg.list_versions(NAME, OPERATOR)[KEPT_VERSIONS:]:
             if version.number not in self.reg.aliases(NAME, OPERATOR).values():
-                self.reg.delete_version(f"{NAME}@{version.number}", OPERATOR)
+                self.reg.delete_version(f"{NAME}@{version.number}", OPERATOR, force=True)
 
     def _check_garbage(self) -> None:
         """What the dead have left is collected, and nothing else."""
