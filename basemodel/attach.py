@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from basemodel.adapter_changes import Changes
@@ -25,7 +24,7 @@ from basemodel.description import BaseDescription
 from basemodel.linear_changes import LinearChanges
 from basemodel.linear_parts import LoraPair
 from basemodel.lora_ops import ChangedTokens, LoraPlan, add_lora
-from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, can_multiply, can_pack
+from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, adapter_rows, can_multiply, can_pack
 from basemodel.site_weights import SiteWeights
 
 
@@ -145,8 +144,8 @@ class AdaptedLinear(nn.Module):
     The arena is made when the first adapter needs it, so a layer that none touches costs nothing. `used` names the
     adapters (by first row) that have factors here: a step whose adapters do not touch this layer skips it; `changes` is
     what adapters do here besides. Where our CPU kernel can stand in for the base layer it takes over its weights, and
-    adapters are kept in bfloat16 as it reads them: a [R, H] and b [strips, R, 16]. Elsewhere b is [1, R, O], in the
-    type of the sites.
+    adapters are kept in bfloat16 as it reads them: a [R, H] and b [R, strips * 16] (`packed_linear.adapter_rows`).
+    Elsewhere b is [R, O], in the type of the sites.
     """
 
     def __init__(
@@ -194,9 +193,9 @@ class AdaptedLinear(nn.Module):
         assert self._b is not None
         if plan.tiles is not None:
             assert self._ends is not None
-            add_lora_tiles(out, x, self._a[None], self._b[0], self._ends, plan.tiles)
+            add_lora_tiles(out, x, self._a[None], self._b, self._ends, plan.tiles)
         else:
-            add_lora(out, x, self._a.T, self._b[0], plan)
+            add_lora(out, x, self._a.T, self._b, plan)
 
     def place(self, start: int, rank: int, pair: LoraPair | None) -> None:
         """Write one adapter's factors; None, or a pair of a smaller rank, leaves zeros in the rest of its rows."""
@@ -205,15 +204,20 @@ class AdaptedLinear(nn.Module):
         if self._a is None or self._b is None:
             self._a, self._b = self._new_arena()
             self._ends = torch.tensor([self.out_features], dtype=torch.int32, device=self._a.device)
-        filled = 0
+        a, b = self._a[start : start + rank], self._b[start : start + rank]
         self.used.discard(start)
-        if pair is not None:
-            filled = pair.rank
-            self._a[start : start + filled].copy_(pair.a.T, non_blocking=True)
-            self._b[:, start : start + filled].copy_(self._in_strips(pair.b), non_blocking=True)
-            self.used.add(start)
-        self._a[start + filled : start + rank].zero_()
-        self._b[:, start + filled : start + rank].zero_()
+        if pair is None:
+            a.zero_()
+            b.zero_()
+            return
+        a[: pair.rank].copy_(pair.a.T, non_blocking=True)
+        a[pair.rank :].zero_()
+        if self._kernel is None:
+            b[: pair.rank].copy_(pair.b, non_blocking=True)
+            b[pair.rank :].zero_()
+        else:
+            b.copy_(adapter_rows(pair.b, rank))
+        self.used.add(start)
 
     @property
     def is_packed(self) -> bool:
@@ -262,13 +266,7 @@ class AdaptedLinear(nn.Module):
     def _new_arena(self) -> tuple[torch.Tensor, torch.Tensor]:
         sites, device = self._owner[0], self.weight.device
         dtype = sites.dtype if self._kernel is None else torch.bfloat16
-        strips, width = (1, self.out_features) if self._kernel is None else (self._kernel.strips, STRIP)
+        width = self.out_features if self._kernel is None else self._kernel.strips * STRIP
         a = torch.zeros(sites.rows, self.in_features, dtype=dtype, device=device)
-        b = torch.zeros(strips, sites.rows, width, dtype=dtype, device=device)
+        b = torch.zeros(sites.rows, width, dtype=dtype, device=device)
         return a, b
-
-    def _in_strips(self, b: torch.Tensor) -> torch.Tensor:
-        """b [r, O] as it lies in the arena: [strips, r, width]; outputs that do not exist are zeros."""
-        assert self._b is not None
-        strips, _, width = self._b.shape
-        return pad(b, (0, strips * width - self.out_features)).view(-1, strips, width).transpose(0, 1)

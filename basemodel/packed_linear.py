@@ -6,7 +6,7 @@ It does not: change a number. A weight is code x scale in float, rounded to bflo
 and sums run in float; results differ by the order of sums alone (tests/basemodel/test_packed_linear.py).
 
     strip of 16 output features, block of 64 input features: 16 scales (float), then 16 x 32 bytes of codes;
-    word j of a row holds the codes of features j, j + 32, j + 16 and j + 48, from its low bits up
+    word j of a row holds the codes of features j, j + 48, j + 16 and j + 32, from its low bits up
 
 Letters: T tokens, K input features, O output features, R rank rows.
 """
@@ -62,7 +62,7 @@ class PackedLinear:
         b: torch.Tensor | None = None,
         changed: OutputRows | None = None,
     ) -> torch.Tensor:
-        """The layer's output; with a plan, every token's adapters added: a [R, K], b [strips, R, 16], bfloat16."""
+        """The layer's output; with a plan, every token's adapters added: a [R, K], b [R, strips * 16], bfloat16."""
         besides = _besides(plan, a, b, changed)
         y: torch.Tensor = torch.ops.loraplex.nf4_linear(x, self.weight, self.bias, self.out_features, *besides)
         return y
@@ -115,6 +115,16 @@ def _besides(
     return adapters if changed is None else (*adapters, changed.index, changed.scale, changed.shift)
 
 
+def adapter_rows(b: torch.Tensor, rank: int) -> torch.Tensor:
+    """B [r, O] of one adapter as its `rank` rows of the kernel's arena hold it: [rank, strips * 16].
+
+    In memory these are [strips, rank, 16], one strip's part after the other; ranks and outputs that it lacks are zeros.
+    """
+    strips = -(-b.shape[1] // STRIP)
+    padded = pad(b, (0, strips * STRIP - b.shape[1], 0, rank - b.shape[0]))
+    return padded.view(rank, strips, STRIP).transpose(0, 1).reshape(rank, strips * STRIP)
+
+
 def can_multiply(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the kernel can stand in for this bf16 layer, here and on this machine."""
     return type(layer) is nn.Linear and suits_kernel(layer.weight)
@@ -157,8 +167,8 @@ def _packed(layer: Any) -> torch.Tensor:
     scales = scales.float().view(out_features, blocks)
     raw = layer.weight.data.view(torch.uint8).reshape(-1)
     codes = torch.stack([raw >> 4, raw & 15], dim=1).view(out_features, blocks, BLOCK)  # the first one is high
-    pairs = codes[..., :HALF] | (codes[..., HALF:] << 4)
-    pairs = pairs.view(out_features, blocks, 2, STRIP).transpose(2, 3).reshape(out_features, blocks, HALF)
+    first, second, third, fourth = codes.view(out_features, blocks, 4, STRIP).unbind(2)  # features j, j + 16, ...
+    pairs = torch.stack([first | fourth << 4, second | third << 4], dim=3).view(out_features, blocks, HALF)
     missing = strips * STRIP - out_features
     pairs, scales = pad(pairs, (0, 0, 0, 0, 0, missing)), pad(scales, (0, 0, 0, missing))
     pairs = pairs.view(strips, STRIP, blocks, HALF).permute(0, 2, 1, 3).reshape(strips, blocks, STRIP * HALF)

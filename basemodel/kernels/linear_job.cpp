@@ -54,7 +54,7 @@ Runs::Runs(at::TensorList given, int64_t hidden_values, int64_t rows) : parts(gi
 Adapters Runs::over(const Tensor &a, const Tensor &b, float *hidden) const {
     return {static_cast<const uint16_t *>(a.data_ptr()),
             static_cast<const uint16_t *>(b.data_ptr()),
-            a.size(0),
+            b.size(1) / STRIP,
             parts[0].const_data_ptr<int64_t>(),
             reinterpret_cast<const Use *>(parts[1].const_data_ptr<int64_t>()),
             parts[2].const_data_ptr<float>(),
@@ -77,9 +77,9 @@ Layer::Layer(const OptionalTensor &weight, const OptionalTensor &offsets, const 
     if (runs.parts.empty() || !a || !b)
         return;
     TORCH_CHECK(a->scalar_type() == at::kBFloat16 && b->scalar_type() == at::kBFloat16 && a->is_contiguous() &&
-                    b->is_contiguous() && a->size(1) == in_features && b->size(0) == strips &&
-                    b->size(1) == a->size(0),
-                "a must be bfloat16 [R, K] and b [strips, R, 16]");
+                    b->is_contiguous() && a->size(1) == in_features && b->size(1) == strips * STRIP &&
+                    b->size(0) == a->size(0),
+                "a must be bfloat16 [R, K] and b [R, strips * 16]");
     hidden = bytes(runs.hidden_size * sizeof(float));
     adapters = runs.over(*a, *b, static_cast<float *>(hidden.data_ptr()));
 }

@@ -33,7 +33,7 @@ struct Runs {
 };
 
 // One layer as an operator was given it: weight [strips * blocks * UNIT_BYTES] uint8 (or [O, K] bf16: then it has no
-// codes), bias [O] bf16, a [R, K] and b [strips, R, 16] bf16 (both none: no adapter of this step touches it).
+// codes), bias [O] bf16, a [R, K] and b [R, strips * 16] bf16 (both none: no adapter of this step touches it).
 struct Layer {
     Layer(const OptionalTensor &weight, const OptionalTensor &bias, const OptionalTensor &a, const OptionalTensor &b,
           int64_t in_features, int64_t out_features, const Runs &runs);

@@ -1,4 +1,4 @@
-// Compiled for processors with AVX512-BF16, AVX512-VBMI and AMX-BF16; called only where `is_supported` says so.
+// Compiled for processors with AVX512-BF16, AVX512-VBMI2 and AMX-BF16; called only where `is_supported` says so.
 //
 // A strip of 16 output features is dequantized once (code x scale in float, rounded to bfloat16: the very bits that
 // bitsandbytes' dequantization gives) and multiplied with all rows of x by the tile unit, which adds up in float. Each
@@ -20,7 +20,7 @@ alignas(64) const float CODES[16] = {
     -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 constexpr int64_t TILE_VALUES = 16 * 32; // bf16 values of one tile
-constexpr int PREFETCH_UNITS = 8;        // how far ahead of its use a unit of weights is asked for
+constexpr int PREFETCH_UNITS = 16;       // how far ahead of its use a unit of weights is asked for
 constexpr long ARCH_REQ_XCOMP_PERM = 0x1023;
 constexpr long XFEATURE_XTILEDATA = 18;
 
@@ -42,41 +42,38 @@ void configure_tiles() {
     _tile_loadconfig(&config);
 }
 
-// Rows [first, last) of one strip and one block: 64 codes each, to two tiles of [16 outputs, 32 k].
+// Rows [first, last) of one strip and one block: 64 codes each, to two tiles of [16 outputs, 32 k]. Two rows share a
+// table of 32 values, the second row's behind the first's: bit 4 of an index says whose code it is.
 template <int first, int last> inline void dequantize_rows(const uint8_t *unit, uint16_t *tiles) {
     const __m512 codes = _mm512_load_ps(CODES);
-    const __m512i to_first = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(8), 1);
-    const __m512i to_second = _mm512_add_epi16(to_first, _mm512_set1_epi16(4));
+    const __m512i upper_turns = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(8), 1);
+    const __m512i code_bits = _mm512_set1_epi16(15), second_row = _mm512_set1_epi16(16), one = _mm512_set1_epi16(1);
     const float *scales = reinterpret_cast<const float *>(unit);
     const uint8_t *packed = unit + STRIP * 4;
-#pragma GCC unroll 16
-    for (int row = first; row < last; row++) {
-        const __m256i values = narrow(_mm512_mul_ps(codes, _mm512_set1_ps(scales[row])));
-        const __m512i table = _mm512_broadcast_i64x4(values); // twice, so that bit 4 of an index does not matter
-        const __m512i words =
-            _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(packed + 32 * row)));
-        _mm512_store_si512(tiles + row * 32, _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, to_first), table));
-        _mm512_store_si512(tiles + TILE_VALUES + row * 32,
-                           _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, to_second), table));
+#pragma GCC unroll 8
+    for (int row = first; row < last; row += 2) {
+        const __m512i table = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(codes, _mm512_set1_ps(scales[row + 1])),
+                                                           _mm512_mul_ps(codes, _mm512_set1_ps(scales[row])));
+        const auto *words = reinterpret_cast<const __m256i *>(packed + 32 * row);
+        // the lower half holds a row's words, the upper half the same with their bytes exchanged
+        __m512i own = _mm512_broadcast_i64x4(_mm256_loadu_si256(words));
+        __m512i next = _mm512_broadcast_i64x4(_mm256_loadu_si256(words + 1));
+        own = _mm512_shldv_epi16(own, own, upper_turns);
+        next = _mm512_shldv_epi16(next, next, upper_turns);
+        const __m512i index[] = {_mm512_and_si512(own, code_bits), _mm512_srli_epi16(own, 12),
+                                 _mm512_ternarylogic_epi64(next, code_bits, second_row, 0xEA), // (a & b) | c
+                                 _mm512_shldi_epi16(one, next, 4)};                            // a << 4 | b >> 12
+        uint16_t *tile_row = tiles + row * 32;
+        _mm512_store_si512(tile_row, _mm512_permutexvar_epi16(index[0], table));
+        _mm512_store_si512(tile_row + TILE_VALUES, _mm512_permutexvar_epi16(index[1], table));
+        _mm512_store_si512(tile_row + 32, _mm512_permutexvar_epi16(index[2], table));
+        _mm512_store_si512(tile_row + 32 + TILE_VALUES, _mm512_permutexvar_epi16(index[3], table));
     }
 }
 
 inline void prefetch_unit(const uint8_t *unit) {
     for (int64_t byte = 0; byte < UNIT_BYTES; byte += 64)
-        _mm_prefetch(reinterpret_cast<const char *>(unit + byte), _MM_HINT_T0);
-}
-
-// Ask for what a strip needs of its adapters' B, some of it with each block of its weights.
-inline void prefetch_adapters(const Strip &strip, int64_t block, int64_t blocks) {
-    if (!strip.adapters)
-        return;
-    const Adapters &adapters = *strip.adapters;
-    for (int64_t index = block; index < adapters.group_count; index += blocks) {
-        const Group &group = adapters.groups[index];
-        const uint16_t *b = adapters.b + (strip.index * adapters.rank_rows + group.start) * STRIP;
-        for (int64_t rank = 0; rank < group.rank; rank += 2)
-            _mm_prefetch(reinterpret_cast<const char *>(b + rank * STRIP), _MM_HINT_T0);
-    }
+        _mm_prefetch(reinterpret_cast<const char *>(unit + byte), _MM_HINT_T1);
 }
 
 void dequantize_strip(const uint8_t *strip, int64_t blocks, uint16_t *tiles) {
@@ -86,44 +83,39 @@ void dequantize_strip(const uint8_t *strip, int64_t blocks, uint16_t *tiles) {
     }
 }
 
-// Sums of one strip or two for up to 16 rows, straight from the codes: the next block is dequantized, a few rows at a
-// time, between the products of the one before, so that both units have work. sums [count][16 outputs][16 rows].
+// One strip's part of a block: its products, and between them its next block is dequantized, so that both units have work.
+template <int strip> inline void multiply_block(const uint8_t *next, const uint16_t *now, uint16_t *then) {
+    prefetch_unit(next + PREFETCH_UNITS * UNIT_BYTES);
+    _tile_loadd(4, now, 64);
+    if constexpr (strip == 0)
+        _tile_dpbf16ps(0, 4, 6);
+    else
+        _tile_dpbf16ps(1, 4, 6);
+    dequantize_rows<0, 8>(next, then);
+    _tile_loadd(5, now + TILE_VALUES, 64);
+    if constexpr (strip == 0)
+        _tile_dpbf16ps(0, 5, 7);
+    else
+        _tile_dpbf16ps(1, 5, 7);
+    dequantize_rows<8, 16>(next, then);
+}
+
+// Sums of one strip or two for up to 16 rows, straight from the codes: sums [count][16 outputs][16 rows].
 template <int count> void multiply_few(const Strip *strips, const uint16_t *packed, int64_t blocks, float *sums) {
-    alignas(64) uint16_t ring[4][2][2 * TILE_VALUES];
-    const uint8_t *first = strips[0].codes, *second = strips[count - 1].codes;
+    alignas(64) uint16_t tiles[2][count][2 * TILE_VALUES]; // of this block and of the next
     _tile_zero(0);
     _tile_zero(1);
-    dequantize_rows<0, 16>(first, ring[0][0]);
-    if constexpr (count == 2)
-        dequantize_rows<0, 16>(second, ring[0][1]);
+    for (int strip = 0; strip < count; strip++)
+        dequantize_rows<0, 16>(strips[strip].codes, tiles[0][strip]);
     for (int64_t block = 0; block < blocks; block++) {
-        const int64_t next = std::min(block + 1, blocks - 1); // the last one once more, for nobody
-        const uint8_t *next_first = first + next * UNIT_BYTES, *next_second = second + next * UNIT_BYTES;
-        uint16_t *tiles[] = {ring[(block + 1) & 3][0], ring[(block + 1) & 3][1]};
-        const auto &now = ring[block & 3];
-        const uint16_t *x = packed + block * 2 * TILE_VALUES;
-        prefetch_unit(next_first + PREFETCH_UNITS * UNIT_BYTES);
-        prefetch_adapters(strips[0], block, blocks);
-        _tile_loadd(6, x, 64);
-        _tile_loadd(4, now[0], 64);
-        _tile_dpbf16ps(0, 4, 6);
-        dequantize_rows<0, 8>(next_first, tiles[0]);
-        if constexpr (count == 2) {
-            prefetch_unit(next_second + PREFETCH_UNITS * UNIT_BYTES);
-            prefetch_adapters(strips[1], block, blocks);
-            _tile_loadd(5, now[1], 64);
-            _tile_dpbf16ps(1, 5, 6);
-        }
-        dequantize_rows<8, 16>(next_first, tiles[0]);
-        _tile_loadd(7, x + TILE_VALUES, 64);
-        _tile_loadd(4, now[0] + TILE_VALUES, 64);
-        _tile_dpbf16ps(0, 4, 7);
-        if constexpr (count == 2) {
-            dequantize_rows<0, 8>(next_second, tiles[1]);
-            _tile_loadd(5, now[1] + TILE_VALUES, 64);
-            _tile_dpbf16ps(1, 5, 7);
-            dequantize_rows<8, 16>(next_second, tiles[1]);
-        }
+        const int64_t next = std::min(block + 1, blocks - 1) * UNIT_BYTES; // the last one once more, for nobody
+        const auto &now = tiles[block & 1];
+        auto &then = tiles[(block + 1) & 1];
+        _tile_loadd(6, packed + block * 2 * TILE_VALUES, 64);
+        _tile_loadd(7, packed + (block * 2 + 1) * TILE_VALUES, 64);
+        multiply_block<0>(strips[0].codes + next, now[0], then[0]);
+        if constexpr (count == 2)
+            multiply_block<1>(strips[1].codes + next, now[1], then[1]);
     }
     _tile_stored(0, sums, 64);
     if constexpr (count == 2)
@@ -193,11 +185,16 @@ inline __m512 expand(const Adapters &adapters, int64_t row, int64_t strip, __m51
     for (int64_t index = adapters.first_use[row]; index < adapters.first_use[row + 1]; index++) {
         const Use &use = adapters.uses[index];
         const float *hidden = adapters.hidden + use.hidden;
-        const uint16_t *b = adapters.b + (strip * adapters.rank_rows + use.start) * STRIP;
-        __m512 delta = _mm512_setzero_ps();
-        for (int64_t rank = 0; rank < use.rank; rank++)
-            delta = _mm512_fmadd_ps(_mm512_set1_ps(hidden[rank]), widen(b + rank * STRIP), delta);
-        value = _mm512_fmadd_ps(_mm512_set1_ps(adapters.weights[index]), delta, value);
+        const uint16_t *b = adapters.b + (use.start * adapters.strips + strip * use.rank) * STRIP;
+        __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps(); // two sums, so that none waits for the other
+        int64_t rank = 0;
+        for (; rank + 2 <= use.rank; rank += 2) {
+            even = _mm512_fmadd_ps(_mm512_set1_ps(hidden[rank]), widen(b + rank * STRIP), even);
+            odd = _mm512_fmadd_ps(_mm512_set1_ps(hidden[rank + 1]), widen(b + (rank + 1) * STRIP), odd);
+        }
+        if (rank < use.rank)
+            even = _mm512_fmadd_ps(_mm512_set1_ps(hidden[rank]), widen(b + rank * STRIP), even);
+        value = _mm512_fmadd_ps(_mm512_set1_ps(adapters.weights[index]), _mm512_add_ps(even, odd), value);
     }
     return value;
 }
@@ -294,7 +291,7 @@ void shrink_group(const uint16_t *x, int64_t in_features, const Adapters &adapte
 bool is_supported() {
     static const bool supported = [] {
         __builtin_cpu_init();
-        if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi") ||
+        if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi2") ||
             !__builtin_cpu_supports("amx-bf16"))
             return false;
         return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;

@@ -34,8 +34,8 @@ struct Group {
 // of its own that no other row changes: what is added to a row, and in which order, does not depend on its neighbours.
 struct Adapters {
     const uint16_t *a; // [R, K] bf16
-    const uint16_t *b; // [strips, R, 16] bf16: what a strip needs of an adapter lies together
-    int64_t rank_rows; // R
+    const uint16_t *b; // [R, strips * 16] bf16; the rows of one adapter hold its [strips, rank, 16], strip after strip
+    int64_t strips;
     const int64_t *first_use; // [T + 1]
     const Use *uses;
     const float *weights; // of each use

@@ -14,7 +14,7 @@ from basemodel.four_bit import Linear4bit
 from basemodel.kernels import build
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.lora_ops import Choice, RankRows, Segment, add_lora_reference, plan_lora
-from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, can_multiply, can_pack
+from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, adapter_rows, can_multiply, can_pack
 
 needs_kernels = pytest.mark.skipif(
     not has_cpu_kernels(), reason="the kernels need a C++ compiler and a processor with AVX512-BF16 and AMX"
@@ -65,10 +65,13 @@ def dense(layer: Linear4bit) -> torch.Tensor:
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(torch.bfloat16)
 
 
-def in_strips(b: torch.Tensor) -> torch.Tensor:
-    """b [R, O] as the kernel reads it."""
-    padded = torch.nn.functional.pad(b, (0, -b.shape[1] % STRIP))
-    return padded.view(b.shape[0], -1, STRIP).transpose(0, 1).contiguous()
+def in_arena(b: torch.Tensor) -> torch.Tensor:
+    """B of A, B and C, which is b [R, O] in their rank rows, as the kernel reads it."""
+    arena = torch.full((len(b), b.shape[1] + -b.shape[1] % STRIP), torch.inf, dtype=b.dtype)  # rows of nobody: anything
+    for adapter in (A, B, C):
+        rows = slice(adapter.start, adapter.start + adapter.rank)
+        arena[rows] = adapter_rows(b[rows], adapter.rank)
+    return arena
 
 
 @needs_kernels
@@ -108,7 +111,7 @@ def test_adapters_are_added_as_the_reference_does(name: str) -> None:
     expected = x.double() @ weight.double().T
     add_lora_reference(expected, x.double(), a.double().T, b.double(), segments)
     plan = plan_lora(segments, device=torch.device("cpu"), dtype=torch.float32)
-    ours = PackedLinear(layer)(x, plan, a, in_strips(b)).double()
+    ours = PackedLinear(layer)(x, plan, a, in_arena(b)).double()
     rounding = expected.abs() * 2**-8 + 1e-3
     assert ((ours - expected).abs() <= rounding).all()
     if name != "nobody":
@@ -122,7 +125,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     packed = PackedLinear(make_layer(128, 256))
     torch.manual_seed(2)
     a = torch.randn(RANK_ROWS, 256).to(torch.bfloat16)
-    b = in_strips(torch.randn(RANK_ROWS, 128).to(torch.bfloat16))
+    b = in_arena(torch.randn(RANK_ROWS, 128).to(torch.bfloat16))
     x = torch.randn(90, 256).to(torch.bfloat16)
     alone = plan_lora([Segment(1, (B,))], device=torch.device("cpu"), dtype=torch.float32)
     for rows in (1, 2, 9, 16, 17, 40, 64, 65, 90):
@@ -138,7 +141,7 @@ def test_what_a_token_chose_does_not_depend_on_how_the_prompt_was_cut() -> None:
     packed = PackedLinear(make_layer(128, 256))
     torch.manual_seed(4)
     a = torch.randn(RANK_ROWS, 256).to(torch.bfloat16)
-    b = in_strips(torch.randn(RANK_ROWS, 128).to(torch.bfloat16))
+    b = in_arena(torch.randn(RANK_ROWS, 128).to(torch.bfloat16))
     x = torch.randn(70, 256).to(torch.bfloat16)
     whole = routed(70, (A, B, C), 2)
     assert whole.choice is not None
