@@ -301,8 +301,7 @@ def kernel_plan(plan: LoraPlan | None) -> tuple[list[torch.Tensor], int]:
     """The plan as a block gives it to the kernel: its tensors (none: no adapter), and the size of the scratch."""
     if plan is None or plan.runs is None:
         return [], 0
-    runs = plan.runs
-    return [runs.first_use, runs.uses, runs.weights, runs.groups, runs.members], runs.hidden_size
+    return plan.runs.tensors, plan.runs.hidden_size
 
 
 def trial_rows(features: int) -> torch.Tensor:

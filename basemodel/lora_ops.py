@@ -5,109 +5,25 @@ output (`add_lora`), tested against a slow obvious reference (`add_lora_referenc
 It does not: know models, files, names or slots. Source of the formula: LoRA (arXiv 2106.09685); of deciding once per
 token for all layers: LoRA-Switch (arXiv 2405.17741).
 
-Letters: T tokens, H input features, O output features, R rank rows of the arena, U uses of an adapter by a token, k
-adapters that a router chose for each token.
+Letters: T tokens, H input features, O output features, R rank rows of the arena, U uses of an adapter by a token.
 
 Every layer has an arena of rank rows: A [H, R] and B [R, O], scale folded into B. An adapter of rank r owns r
 consecutive rows, the same ones in every layer. A token's hidden value h = x A [T, R] is then kept on its own rows and
-cleared elsewhere, and h B adds up its adapters. So a step with 8 adapters is two products and one mask, each adapter
-is read once however many rows share it, and which rows belong to whom is computed once for all layers:
-
-    rank rows      0 .... 15 | 16 ... 31 | 32 .. 39 |        tokens with few neighbours form one dense group;
-    token 0 (a)    h    h    |  0     0  |  0    0  |        a long run of tokens with one adapter (a prefill)
-    token 1 (b)    0    0    |  h     h  |  0    0  |        is a group of its own that reads its rows only
-    token 2 (a+c)  h    h    |  0     0  |  h    h  |
+cleared elsewhere, and h B adds up its adapters. So a step with 8 adapters is two products and one mask (`lora_groups`),
+each adapter is read once however many rows share it, and which rows belong to whom is computed once for all layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import overload
+from functools import cached_property
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-Integers = NDArray[np.int64]
-
-# A run of this many tokens with one adapter is worth its own product; shorter runs share a dense one.
-OWN_GROUP_TOKENS = 32
-# A window of rows may be this many times wider than the rows in it that are used: a wider one is split in two.
-MOST_WASTE = 4
-
-
-@dataclass(frozen=True)
-class RankRows:
-    """The rank rows [start, start + rank) of one adapter, and the weight with which a token uses them.
-
-    `slot` is there where the adapter changes more than linear layers (`basemodel.adapter_changes`); such an adapter is
-    used alone, with weight 1.
-    """
-
-    start: int
-    rank: int
-    weight: float = 1.0
-    slot: int | None = None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which of a list of adapters each token uses: `chosen` [T, k] are places in the list, each at most once a token;
-    `weights` [T, k] multiply the list's own. The order within a token is that in which they are added.
-    """
-
-    chosen: Integers
-    weights: NDArray[np.float32]
-
-    def part(self, span: slice) -> Choice:
-        """The same for some of the tokens."""
-        return Choice(self.chosen[span], self.weights[span])
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The next `tokens` tokens of a batch and the adapters that they use: none, one, or a weighted list.
-
-    Without a choice every token uses them all; with one (T is `tokens`), those that were chosen for it.
-    """
-
-    tokens: int
-    adapters: tuple[RankRows, ...]
-    choice: Choice | None = None
-
-
-@dataclass(frozen=True)
-class LoraGroup:
-    """Consecutive tokens and a window of rank rows that are computed together.
-
-    `off` [t, r] is True where a token must not use a row (None: all are used); `weight` [t, r] scales (None: by 1).
-    """
-
-    tokens: slice
-    rows: slice
-    off: torch.Tensor | None
-    weight: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class LoraRuns:
-    """The same plan as the CPU kernel reads it (kernels/nf4_linear.h: Adapters, Use, Group).
-
-    Seen from a token: `first_use` [T + 1] int64, token t has the uses first_use[t] to first_use[t + 1]; `uses` [U, 3]
-    int64: first rank row, rank, and where x A begins in a scratch of `hidden_size` floats; `weights` [U] float32.
-    Seen from an adapter: `groups` [G, 5] int64: first rank row, rank, first member, members, and where their x A
-    begins; `members` [U] int64 are token numbers. So each adapter's rows are read once for all tokens that use it,
-    wherever they stand, and a token's uses are added in its own order, whatever else is in the batch.
-    """
-
-    first_use: torch.Tensor
-    uses: torch.Tensor
-    weights: torch.Tensor
-    groups: torch.Tensor
-    members: torch.Tensor
-    hidden_size: int
+from basemodel.lora_groups import LoraGroup, LoraGroups
+from basemodel.lora_runs import LoraRuns, runs_of
+from basemodel.lora_segment import Segment
 
 
 @dataclass(frozen=True)
@@ -155,11 +71,7 @@ class LoraPlan:
     @cached_property
     def runs(self) -> LoraRuns | None:
         """The plan for the CPU kernel, made when the first layer asks for it."""
-        if self.segments is None:
-            return None
-        if any(segment.choice is not None for segment in self.segments):
-            return _runs(self.segments)
-        return _remembered_runs(tuple(self.segments))  # rows that go on decoding: the same in every step
+        return None if self.segments is None else runs_of(self.segments)
 
 
 def plan_lora(segments: Sequence[Segment], *, device: torch.device, dtype: torch.dtype) -> LoraPlan:
@@ -167,42 +79,7 @@ def plan_lora(segments: Sequence[Segment], *, device: torch.device, dtype: torch
     starts = frozenset(use.start for segment in segments for use in segment.adapters)
     is_for_kernel = device.type == "cpu" and dtype == torch.float32
     own_segments = segments if is_for_kernel else None
-    return LoraPlan(_Groups(segments, device, dtype), starts, own_segments, changed=changed_tokens(segments, device))
-
-
-class _Groups(Sequence[LoraGroup]):
-    """The groups of a plan, made when the first layer without a kernel asks for them."""
-
-    def __init__(self, segments: Sequence[Segment], device: torch.device, dtype: torch.dtype) -> None:
-        self._segments, self._device, self._dtype = segments, device, dtype
-
-    @cached_property
-    def _made(self) -> list[LoraGroup]:
-        return _groups(self._segments, self._device, self._dtype)
-
-    def __len__(self) -> int:
-        return len(self._made)
-
-    @overload
-    def __getitem__(self, index: int) -> LoraGroup: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[LoraGroup]: ...
-    def __getitem__(self, index: int | slice) -> LoraGroup | list[LoraGroup]:
-        return self._made[index]
-
-
-def _groups(segments: Sequence[Segment], device: torch.device, dtype: torch.dtype) -> list[LoraGroup]:
-    groups: list[LoraGroup] = []
-    shared: list[tuple[int, Segment]] = []
-    position = 0
-    for segment in segments:
-        if segment.tokens >= OWN_GROUP_TOKENS:
-            groups += _group(shared, device, dtype) + _group([(position, segment)], device, dtype)
-            shared = []
-        elif segment.tokens:
-            shared.append((position, segment))
-        position += segment.tokens
-    return groups + _group(shared, device, dtype)
+    return LoraPlan(LoraGroups(segments, device, dtype), starts, own_segments, changed=changed_tokens(segments, device))
 
 
 def add_lora(out: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, plan: LoraPlan) -> None:
@@ -227,68 +104,10 @@ def add_lora_reference(
     token = 0
     for segment in segments:
         for index in range(segment.tokens):
-            for use in _uses_of(segment, index):
+            for use in segment.uses_of(index):
                 rows = slice(use.start, use.start + use.rank)
                 out[token] += use.weight * (b[rows].T @ (a[:, rows].T @ x[token]))
             token += 1
-
-
-def _uses_of(segment: Segment, index: int) -> list[RankRows]:
-    """What one token of a segment uses."""
-    if segment.choice is None:
-        return list(segment.adapters)
-    pairs = zip(segment.choice.chosen[index].tolist(), segment.choice.weights[index].tolist(), strict=True)
-    listed = [(segment.adapters[place], weight) for place, weight in pairs]
-    return [RankRows(use.start, use.rank, use.weight * weight) for use, weight in listed]
-
-
-@lru_cache(maxsize=4)
-def _remembered_runs(segments: tuple[Segment, ...]) -> LoraRuns | None:
-    """The runs of segments without choices. Nobody changes their tensors."""
-    return _runs(segments)
-
-
-def _runs(segments: Sequence[Segment]) -> LoraRuns | None:
-    counts: list[int] = []  # uses of each token
-    starts: list[int] = []  # of each use, in the order of tokens
-    ranks: list[int] = []
-    weights: list[float] = []
-    for segment in segments:
-        adapters, choice = segment.adapters, segment.choice
-        if choice is None:
-            counts += [len(adapters)] * segment.tokens
-            starts += [use.start for use in adapters] * segment.tokens
-            ranks += [use.rank for use in adapters] * segment.tokens
-            weights += [use.weight for use in adapters] * segment.tokens
-        else:
-            chosen = [adapters[place] for place in choice.chosen.ravel().tolist()]
-            counts += [choice.chosen.shape[1]] * segment.tokens
-            starts += [use.start for use in chosen]
-            ranks += [use.rank for use in chosen]
-            factors = choice.weights.ravel().tolist()
-            weights += [use.weight * factor for use, factor in zip(chosen, factors, strict=True)]
-    return _grouped(np.array(counts), np.array(starts), np.array(ranks), weights) if starts else None
-
-
-def _grouped(counts: Integers, starts: Integers, ranks: Integers, weights: list[float]) -> LoraRuns:
-    """The runs of these uses, which are in the order of tokens: sorted by adapter, each adapter is one group."""
-    order = np.argsort(starts, kind="stable")
-    tokens = np.repeat(np.arange(len(counts)), counts)
-    ends = np.cumsum(ranks[order])
-    hidden = np.empty_like(ends)
-    hidden[order] = ends - ranks[order]
-    first = np.flatnonzero(np.diff(starts[order], prepend=-1))
-    leaders = order[first]
-    sizes = np.diff(first, append=len(order))
-    groups = np.stack([starts[leaders], ranks[leaders], first, sizes, hidden[leaders]], axis=1)
-    return LoraRuns(
-        first_use=torch.from_numpy(np.concatenate([[0], np.cumsum(counts)])),
-        uses=torch.from_numpy(np.stack([starts, ranks, hidden], axis=1)),
-        weights=torch.tensor(weights, dtype=torch.float32),
-        groups=torch.from_numpy(groups),
-        members=torch.from_numpy(tokens[order]),
-        hidden_size=int(ends[-1]),
-    )
 
 
 def changed_tokens(segments: Sequence[Segment], device: torch.device) -> ChangedTokens | None:
@@ -310,56 +129,3 @@ def changed_tokens(segments: Sequence[Segment], device: torch.device) -> Changed
     for span, slot in spans:
         rows[span] = slot
     return ChangedTokens(tuple(spans), frozenset(slot for _, slot in spans), rows.to(device))
-
-
-def _group(members: list[tuple[int, Segment]], device: torch.device, dtype: torch.dtype) -> list[LoraGroup]:
-    """The groups of consecutive segments: one for each window of rank rows, none if no token uses an adapter."""
-    ranks = {use.start: use.rank for _, segment in members for use in segment.adapters}
-    return [_window_group(members, window, device, dtype) for window in _windows(ranks)]
-
-
-def _window_group(
-    members: list[tuple[int, Segment]], rows: slice, device: torch.device, dtype: torch.dtype
-) -> LoraGroup:
-    first = members[0][0]
-    last = members[-1][0] + members[-1][1].tokens
-    used = torch.zeros(last - first, rows.stop - rows.start, dtype=dtype)
-    for position, segment in members:
-        span = slice(position - first, position - first + segment.tokens)
-        shares = shares_of(segment).to(dtype)
-        for place, use in enumerate(segment.adapters):
-            if rows.start <= use.start < rows.stop:
-                column = use.start - rows.start
-                used[span, column : column + use.rank] += shares[:, place : place + 1]
-    off = used == 0
-    weighted = bool(((used != 0) & (used != 1)).any())
-    return LoraGroup(
-        tokens=slice(first, last),
-        rows=rows,
-        off=off.to(device) if bool(off.any()) else None,
-        weight=used.to(device) if weighted else None,
-    )
-
-
-def shares_of(segment: Segment) -> torch.Tensor:
-    """The weight of each adapter of a segment's list for each of its tokens, or for all of them: [T or 1, adapters]."""
-    listed = torch.tensor([[use.weight for use in segment.adapters]], dtype=torch.float32)
-    if segment.choice is None:
-        return listed
-    shares = np.zeros((segment.tokens, len(segment.adapters)), dtype=np.float32)
-    np.put_along_axis(shares, segment.choice.chosen, segment.choice.weights, axis=1)
-    return torch.from_numpy(shares) * listed
-
-
-def _windows(ranks: dict[int, int]) -> list[slice]:
-    """Windows over the rank rows in use, given as rank by first row: few, and none that reads mostly idle rows."""
-    windows: list[slice] = []
-    used = 0
-    for start, rank in sorted(ranks.items()):
-        used += rank
-        if windows and start + rank - windows[-1].start <= MOST_WASTE * used:
-            windows[-1] = slice(windows[-1].start, start + rank)
-        else:
-            windows.append(slice(start, start + rank))
-            used = rank
-    return windows

@@ -1,7 +1,7 @@
 """The gate of a LoRA-Switch mixture: which experts a token uses, and with which weights.
 
-It does: read and write a mixture's two files, score every token of the vocabulary once, and route tokens.
-It does not: attach experts, train a gate (`trainer`), or decide who may use one (`registry`).
+It does: read and write a mixture's two files, and say what a gate's score of a token is.
+It does not: route (`score_table`), attach experts, train a gate (`trainer`), or decide who may use one (`registry`).
 
 The router reads the input of the first adapted layer, which depends on the token id alone: its scores are a table. What
 context it has is a running mean of the scores, so a choice depends on the request's own tokens up to there and nothing
@@ -16,15 +16,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -38,7 +34,6 @@ FEWEST_EXPERTS, MOST_EXPERTS = 2, 16
 MOST_HIDDEN = 65_536
 MOST_DOCUMENT_BYTES = 65_536
 NORM_EPS = 1e-6
-TABLE_ROWS_AT_ONCE = 4096
 
 Context = Literal["token", "running_mean"]
 DOCUMENT_KEYS = {"schema", "method", "base_fingerprint", "top_k", "experts", "gate"}
@@ -61,95 +56,6 @@ class Mixture:
     decay: float | None
     weight: torch.Tensor
     bias: torch.Tensor
-
-
-@dataclass(frozen=True)
-class RouterState:
-    """What a request's earlier tokens leave to the next one: sums of their scores, and of their own weights (tokens).
-
-    With a decay, both shrink by it at every token. A context of "token" needs neither and keeps both empty.
-    """
-
-    sums: tuple[float, ...] = ()
-    mass: float = 0.0
-
-
-class ScoreTable:
-    """The scores of every token under one mixture's gate. It does not change after it is made.
-
-    embedding [V, H] is the base's input embedding, in any type. Raises MixtureFormatError where the gate does not fit.
-    """
-
-    def __init__(self, mixture: Mixture, embedding: torch.Tensor) -> None:
-        width, wanted = embedding.shape[1], mixture.weight.shape[1]
-        if width != wanted:
-            raise MixtureFormatError(f"its gate is for a hidden size of {wanted}; this base has {width}")
-        self.experts = len(mixture.experts)
-        self.top_k = mixture.top_k
-        self.context = mixture.context
-        self.decay = mixture.decay
-        with torch.no_grad():
-            parts = [token_scores(rows, mixture.weight, mixture.bias) for rows in embedding.split(TABLE_ROWS_AT_ONCE)]
-        self._scores: NDArray[np.float32] = torch.cat(parts).numpy()
-        if not np.isfinite(self._scores).all():
-            raise MixtureFormatError("its gate is so large that scores are not finite")
-
-    @property
-    def table_bytes(self) -> int:
-        """Host memory that the table takes."""
-        return self._scores.nbytes
-
-    def route(
-        self, token_ids: Sequence[int] | NDArray[np.int64], state: RouterState
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], RouterState]:
-        """Experts [T, k] and weights [T, k] of the next tokens of a request, and the state after them.
-
-        A request's tokens may come in any chunks: the result is the same, bit for bit.
-        """
-        scores, state = self.scores(token_ids, state)
-        experts, weights = choose_experts(scores, self.top_k)
-        return experts, weights, state
-
-    def scores(
-        self, token_ids: Sequence[int] | NDArray[np.int64], state: RouterState
-    ) -> tuple[NDArray[np.float64], RouterState]:
-        """What `route` chooses by, [T, E], and the state after these tokens.
-
-        For who has many requests: `choose_experts` works row by row, so it can take the scores of all of them at once.
-        """
-        own = self._scores[np.asarray(token_ids, dtype=np.int64)].astype(np.float64)
-        if self.context == "token" or not len(own):
-            return own, state
-        sums = np.array(state.sums or (0.0,) * self.experts)
-        return self._running_mean(own, sums, state.mass)
-
-    def _running_mean(
-        self, own: NDArray[np.float64], sums: NDArray[np.float64], mass: float
-    ) -> tuple[NDArray[np.float64], RouterState]:
-        """Sums in the order of the tokens, each from the one before: where a chunk ends leaves no trace."""
-        if self.decay is None:
-            running = np.cumsum(np.concatenate([sums[None], own]), axis=0)[1:]
-            masses = mass + np.arange(1.0, len(own) + 1)
-        else:
-            columns = [_decayed(start, column, self.decay) for start, column in zip(sums, own.T, strict=True)]
-            running = np.array(columns).T
-            masses = np.array(_decayed(mass, np.ones(len(own)), self.decay))
-        return running / masses[:, None], RouterState(tuple(running[-1].tolist()), float(masses[-1]))
-
-
-def choose_experts(scores: NDArray[np.float64], top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The `top_k` best experts of each row of scores [T, E] and their weights, best first; of equals the lower index.
-
-    The weights are a softmax over all experts, kept for the best and scaled to sum to 1. Each row is computed for
-    itself, in an order that does not depend on the others.
-    """
-    experts = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-    kept = np.take_along_axis(scores, experts, axis=1)
-    shares = np.exp(kept - kept[:, :1])
-    total = np.zeros(len(shares))
-    for column in range(top_k):
-        total += shares[:, column]
-    return experts, (shares / total[:, None]).astype(np.float32)
 
 
 def token_scores(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -196,12 +102,6 @@ def write_mixture(mixture: Mixture, folder: Path) -> None:
     }
     (folder / MIXTURE_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     save_file({"gate.weight": mixture.weight.contiguous(), "gate.bias": mixture.bias.contiguous()}, folder / GATE_FILE)
-
-
-def _decayed(start: float, column: NDArray[np.float64], decay: float) -> list[float]:
-    """The running sums of `column` after `start`, each the one before times `decay` plus the next value."""
-    sums = list(accumulate(column.tolist(), lambda before, value: before * decay + value, initial=float(start)))
-    return sums[1:]
 
 
 def _read_document(file: Path) -> dict[str, Any]:

@@ -109,9 +109,7 @@ def _besides(
     adapters: tuple[object, ...] = (None,) * 7 + (0,)
     assert plan is None or plan.runs is not None or not plan.starts, "adapters would be left out in silence"
     if plan is not None and plan.runs is not None:
-        runs = plan.runs
-        seen = (runs.first_use, runs.uses, runs.weights, runs.groups, runs.members, runs.hidden_size)
-        adapters = (a, b, *seen)
+        adapters = (a, b, *plan.runs.tensors, plan.runs.hidden_size)
     return adapters if changed is None else (*adapters, changed.index, changed.scale, changed.shift)
 
 

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from basemodel.mixture_gate import Mixture, RouterState, ScoreTable, token_scores
+from basemodel.mixture_gate import Mixture, token_scores
+from basemodel.score_table import RouterState, ScoreTable
 from trainer.job_sections import MixtureSection
 
 START_SPREAD = 0.5  # standard deviation of a token's scores before the first step: nearly even, and no ties

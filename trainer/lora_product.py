@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basemodel.lora_ops import LoraGroup, LoraPlan, add_lora
+from basemodel.lora_groups import LoraGroup
+from basemodel.lora_ops import LoraPlan, add_lora
 from trainer.tuners import LoraLayer, LoraVariant, PeftModel
 
 

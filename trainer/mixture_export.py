@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from basemodel.mixture_gate import RouterState, write_mixture
+from basemodel.mixture_gate import write_mixture
+from basemodel.score_table import RouterState
 from trainer.card import render_mixture_card
 from trainer.export import CARD_FILE, MANIFEST_FILE, export_adapter, refuse_private
 from trainer.manifest import build_manifest

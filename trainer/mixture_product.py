@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basemodel.lora_ops import LoraGroup, LoraPlan, add_lora
+from basemodel.lora_groups import LoraGroup
+from basemodel.lora_ops import LoraPlan, add_lora
 from trainer.gate import Gate
 from trainer.tuners import LoraLayer, LoraVariant, PeftModel
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from basemodel.lora_ops import LoraPlan, Segment, TileTable, changed_tokens, shares_of
+from basemodel.lora_ops import LoraPlan, TileTable, changed_tokens
+from basemodel.lora_segment import Segment, shares_of
 
 TILE_TOKENS = 16
 """The fewest rows that a tensor core multiplies at once."""

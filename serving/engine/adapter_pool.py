@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from basemodel.adapter_weights import AdapterWeights
-from basemodel.lora_ops import RankRows
+from basemodel.lora_segment import RankRows
 from serving.engine.adapter_reader import AdapterReader
 from serving.engine.errors import AdapterRefusedError
 from serving.engine.host_adapter import AdapterNature, HostAdapter, HostMixture

@@ -9,8 +9,7 @@ The batch is one row of T tokens: first N tokens that decode (one each), then th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from basemodel.cuda.library import paged_attention
+from serving.engine.attention_step import AttentionStep, PromptSpan, TileTable
 from serving.engine.errors import UnsupportedModelError
 
 NAME = "loraplex_paged"
@@ -25,91 +25,6 @@ NAME = "loraplex_paged"
 HARMLESS = frozenset(
     {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position", "output_router_logits"}
 )
-
-
-@dataclass(frozen=True)
-class StepRow:
-    """One request's tokens of a step. `slots` [past + tokens] are its positions (None: nothing is kept, past is 0)."""
-
-    tokens: int
-    past: int
-    slots: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class PromptSpan:
-    """A chunk of one prompt. `slots` [past + t] are all its positions so far (None: nothing is kept, and past is 0)."""
-
-    tokens: slice
-    past: int
-    slots: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class TokenTable:
-    """What the CPU kernel reads: all int64. `slots` are the cached positions of all requests, one after the other;
-    `starts` [T] is where each token's request begins there, `lengths` [T] how many positions the token sees.
-    """
-
-    slots: torch.Tensor
-    starts: torch.Tensor
-    lengths: torch.Tensor
-
-
-@dataclass(frozen=True)
-class TileTable:
-    """What the GPU kernel reads (basemodel/cuda/attention_kernel.py), int32: `slots` as above, and `tiles` [M, 4]."""
-
-    slots: torch.Tensor
-    tiles: torch.Tensor
-
-    def to(self, device: torch.device) -> TileTable:
-        """The same on a device."""
-        return TileTable(self.slots.to(device, non_blocking=True), self.tiles.to(device, non_blocking=True))
-
-
-@dataclass
-class AttentionStep:
-    """One step's layout, made by `batch` and shared by all layers; what only some need is made when it is asked for.
-
-    `write_slots` [T] is where each token's key and value go (None: nowhere). `rows` are in the order of the tokens,
-    those that decode first. `table` says the same to the CPU kernel and `tiles` to the GPU kernel (None: there is none,
-    or nothing is kept in the cache).
-    """
-
-    write_slots: torch.Tensor | None
-    rows: tuple[StepRow, ...]
-    device: torch.device
-    table: TokenTable | None = None
-    tiles: TileTable | None = None
-    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
-
-    @cached_property
-    def decode_slots(self) -> torch.Tensor | None:
-        """The cached positions [N, L] of each decoding row, of which the first `decode_lengths` count."""
-        slots = self._decoding
-        return torch.nn.utils.rnn.pad_sequence(slots, batch_first=True).to(self.device) if slots else None
-
-    @cached_property
-    def decode_lengths(self) -> torch.Tensor:
-        """[N]."""
-        return torch.tensor([len(slots) for slots in self._decoding], device=self.device)
-
-    @cached_property
-    def spans(self) -> tuple[PromptSpan, ...]:
-        """The chunks of prompts."""
-        spans = []
-        first = 0
-        for row in self.rows:
-            if row.tokens > 1 or row.slots is None:
-                slots = None if row.slots is None else row.slots.to(self.device)
-                spans.append(PromptSpan(slice(first, first + row.tokens), row.past, slots))
-            first += row.tokens
-        return tuple(spans)
-
-    @property
-    def _decoding(self) -> list[torch.Tensor]:
-        return [row.slots for row in self.rows if row.tokens == 1 and row.slots is not None]
 
 
 class PagedAttention:

@@ -15,7 +15,8 @@ import torch
 from basemodel.adapter_parts import BaseWeights
 from basemodel.adapter_weights import AdapterWeights, read_adapter
 from basemodel.description import BaseDescription
-from basemodel.mixture_gate import ScoreTable, read_mixture
+from basemodel.mixture_gate import read_mixture
+from basemodel.score_table import ScoreTable
 from serving.engine.errors import AdapterRefusedError
 from serving.engine.probe import Probe, read_probes
 from serving.messages import AdapterUse

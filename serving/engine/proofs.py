@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from basemodel.lora_ops import RankRows
+from basemodel.lora_segment import RankRows
 from serving.engine.adapter_pool import AdapterPool
 from serving.engine.errors import AdapterRefusedError
 from serving.engine.probe import Probe, probe_difference

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from basemodel.lora_ops import RankRows
+from basemodel.lora_segment import RankRows
 from serving.engine.constraint import Constraint
 from serving.engine.drafts import Drafts
 from serving.engine.prefix_chain import PrefixChain

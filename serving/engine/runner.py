@@ -14,6 +14,7 @@ from basemodel.load import Base
 from serving.engine.attention import PagedAttention
 from serving.engine.batch import Batch, build_batch, probe_batch
 from serving.engine.request import Request, Row
+from serving.engine.step_plans import StepPlans
 from serving.engine.trial import own_logits, trial_blocks, try_model
 from serving.messages import Sampling
 
@@ -32,17 +33,18 @@ class Runner:
         fusion.attend = self.attention.attend_rows
         self._block_tokens = block_tokens
         self._device = base.model.device
+        self._plans = StepPlans(self._device, sites.dtype)
 
     @torch.inference_mode()
     def run(self, rows: list[Row]) -> tuple[Batch, torch.Tensor]:
         """One forward. Returns the batch and the logits [S, V] of its sampled rows."""
-        batch = build_batch(rows, self._block_tokens, device=self._device, dtype=self.sites.dtype)
+        batch = build_batch(rows, self._plans, self._block_tokens, device=self._device)
         return batch, self._forward(batch)
 
     @torch.inference_mode()
     def run_alone(self, request: Request) -> torch.Tensor:
         """The logits [V] after a prompt, leaving nothing in the KV cache."""
-        return self._forward(probe_batch(request, device=self._device, dtype=self.sites.dtype))[0]
+        return self._forward(probe_batch(request, self._plans, device=self._device))[0]
 
     @torch.inference_mode()
     def warm_up(self) -> None:

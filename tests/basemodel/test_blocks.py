@@ -16,7 +16,8 @@ from basemodel.fused_layer import FusedLayer
 from basemodel.fusion import fuse
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.load import load_snapshot
-from basemodel.lora_ops import RankRows, Segment, plan_lora
+from basemodel.lora_ops import plan_lora
+from basemodel.lora_segment import RankRows, Segment
 from basemodel.snapshot import Snapshot
 from tests.engine.workbench import FAMILIES, SMALL, make_snapshot
 

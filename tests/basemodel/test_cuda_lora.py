@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from basemodel.cuda.tiles import TILE_TOKENS, tile_table
-from basemodel.lora_ops import Segment, add_lora_reference
+from basemodel.lora_ops import add_lora_reference
+from basemodel.lora_segment import Segment
 from tests.basemodel.test_lora_ops import CASES, A, B, C
 
 HAS_GPU = torch.cuda.is_available()

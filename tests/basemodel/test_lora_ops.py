@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from basemodel.lora_ops import OWN_GROUP_TOKENS, Choice, RankRows, Segment, add_lora, add_lora_reference, plan_lora
+from basemodel.lora_groups import OWN_GROUP_TOKENS
+from basemodel.lora_ops import add_lora, add_lora_reference, plan_lora
+from basemodel.lora_segment import Choice, RankRows, Segment
 
 A, B, C = RankRows(0, 4), RankRows(4, 16), RankRows(40, 1)
 LONG = OWN_GROUP_TOKENS + 5

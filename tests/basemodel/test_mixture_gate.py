@@ -14,16 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from basemodel.errors import MixtureFormatError
-from basemodel.mixture_gate import (
-    GATE_FILE,
-    MIXTURE_FILE,
-    Mixture,
-    RouterState,
-    ScoreTable,
-    choose_experts,
-    read_mixture,
-    write_mixture,
-)
+from basemodel.mixture_gate import GATE_FILE, MIXTURE_FILE, Mixture, read_mixture, write_mixture
+from basemodel.score_table import RouterState, ScoreTable, choose_experts
 
 EXPERTS, HIDDEN, VOCABULARY = 5, 32, 200
 DIGESTS = tuple(f"sha256:{number:064x}" for number in range(EXPERTS))
@@ -105,6 +97,22 @@ def test_chunks_leave_no_trace(changes: dict[str, Any]) -> None:
         assert np.array_equal(np.concatenate(experts), whole_experts)
         assert np.concatenate(weights).tobytes() == whole_weights.tobytes()
         assert state == whole_state
+
+
+@pytest.mark.parametrize("changes", CONTEXTS)
+@pytest.mark.parametrize("lengths", [(1,), (1, 1, 1, 1, 1), (1, 40, 1, 3)])
+def test_routing_many_requests_at_once_is_each_request_alone(changes: dict[str, Any], lengths: tuple[int, ...]) -> None:
+    """Bit for bit, with what each leaves behind: requests that decode, some from their first token, and prompts."""
+    table = ScoreTable(make_mixture(**changes), embedding())
+    ids = token_ids(200)
+    states = [table.route(ids[number:][: 9 * number], RouterState())[2] for number in range(len(lengths))]
+    asked = [(ids[50 + number :][:length], states[number]) for number, length in enumerate(lengths)]
+    together = table.route_each(asked)
+    for (experts, weights, state), (tokens, before) in zip(together, asked, strict=True):
+        own_experts, own_weights, own_state = table.route(tokens, before)
+        assert np.array_equal(experts, own_experts)
+        assert weights.tobytes() == own_weights.tobytes()
+        assert state == own_state
 
 
 def test_choices_of_many_requests_at_once_are_each_requests_own() -> None:

@@ -13,7 +13,8 @@ from bitsandbytes.nn import Params4bit
 from basemodel.four_bit import Linear4bit
 from basemodel.kernels import build
 from basemodel.kernels.library import has_cpu_kernels
-from basemodel.lora_ops import Choice, RankRows, Segment, add_lora_reference, plan_lora
+from basemodel.lora_ops import add_lora_reference, plan_lora
+from basemodel.lora_segment import Choice, RankRows, Segment
 from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, adapter_rows, can_multiply, can_pack
 
 needs_kernels = pytest.mark.skipif(

@@ -11,8 +11,9 @@ import torch
 
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.load import load_snapshot
-from basemodel.lora_ops import Choice
-from basemodel.mixture_gate import Mixture, RouterState, ScoreTable, write_mixture
+from basemodel.lora_segment import Choice
+from basemodel.mixture_gate import Mixture, write_mixture
+from basemodel.score_table import RouterState, ScoreTable
 from basemodel.snapshot import Snapshot
 from serving.engine.router import Router
 from serving.messages import AdapterUse

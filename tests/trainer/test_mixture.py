@@ -13,7 +13,8 @@ import torch
 from basemodel import mixture_gate
 from basemodel.errors import AdapterFormatError
 from basemodel.load import load_base
-from basemodel.mixture_gate import RouterState, ScoreTable, read_mixture
+from basemodel.mixture_gate import read_mixture
+from basemodel.score_table import RouterState, ScoreTable
 from registry.manifest import parse_manifest
 from registry.opening import open_registry
 from registry.principal import Principal
