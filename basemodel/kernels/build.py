@@ -24,17 +24,7 @@ KERNELS = ("nf4_linear", "paged_attention", "row_math")
 OPERATORS = ("team", "linear_job", "operators", "block_operators")
 COMMON_FLAGS = ("-std=c++20", "-fPIC", "-DNDEBUG", "-pthread")
 # The kernels' own files alone are compiled for the newer processors; whoever loads them asks the processor first.
-KERNEL_FLAGS = (
-    "-O3",
-    "-mavx512f",
-    "-mavx512bw",
-    "-mavx512dq",
-    "-mavx512vl",
-    "-mavx512vbmi",
-    "-mavx512vbmi2",
-    "-mavx512bf16",
-    "-mfma",
-)
+KERNEL_FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi2", "-mavx512bf16", "-mfma")
 TILE_FLAGS = ("-mamx-tile", "-mamx-bf16", "-Wno-maybe-uninitialized")  # gcc 12 warns about its own header
 COMPILE_SECONDS = 300
 
@@ -76,16 +66,8 @@ def _compile(compiler: str, folder: Path) -> Path:
     includes = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
     library = folder / "library.so"
     for name in KERNELS:
-        _run(
-            compiler,
-            *COMMON_FLAGS,
-            *KERNEL_FLAGS,
-            *TILE_FLAGS,
-            "-c",
-            FOLDER / f"{name}.cpp",
-            "-o",
-            folder / f"{name}.o",
-        )
+        flags = (*COMMON_FLAGS, *KERNEL_FLAGS, *TILE_FLAGS)
+        _run(compiler, *flags, "-c", FOLDER / f"{name}.cpp", "-o", folder / f"{name}.o")
     for name in OPERATORS:
         _run(compiler, *COMMON_FLAGS, "-O2", *includes, "-c", FOLDER / f"{name}.cpp", "-o", folder / f"{name}.o")
     objects = [folder / f"{name}.o" for name in (*KERNELS, *OPERATORS)]

@@ -54,9 +54,12 @@ void take_part(Job &job) {
                 progress.done.notify_all();
         }
         const auto is_over = [&] { return progress.done.load(std::memory_order_acquire) >= items; };
-        if (!spin(WAITING_CYCLES, is_over))
-            while (!is_over())
-                progress.done.wait(progress.done.load(std::memory_order_acquire), std::memory_order_acquire);
+        if (spin(WAITING_CYCLES, is_over))
+            continue;
+        // Waits for a change of the very value that was found too small: a second load might find the last one, which
+        // nobody changes again.
+        for (int32_t seen; (seen = progress.done.load(std::memory_order_acquire)) < items;)
+            progress.done.wait(seen, std::memory_order_acquire);
     }
 }
 

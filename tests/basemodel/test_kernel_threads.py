@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
+from basemodel.kernels import build
 from basemodel.kernels.library import has_cpu_kernels
 
 pytestmark = pytest.mark.skipif(
@@ -61,3 +64,18 @@ def test_callers_at_the_same_time_do_not_disturb_each_other() -> None:
 def test_a_forked_child_has_threads_of_its_own() -> None:
     done = subprocess.run([sys.executable, "-c", FORKED], check=True, capture_output=True, text=True, timeout=100)
     assert done.stdout.strip() == "0"
+
+
+def test_nobody_sleeps_through_the_end_of_a_stage(tmp_path: Path) -> None:
+    """With threads that sleep at once, where they otherwise look for a while: a lost wake-up hangs here."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    assert compiler is not None
+    patience = "WAITING_CYCLES = 50'000"
+    source = (build.FOLDER / "team.cpp").read_text()
+    assert source.count(patience) == 1
+    (tmp_path / "team.cpp").write_text(source.replace(patience, "WAITING_CYCLES = 0"))
+    storm = tmp_path / "storm"
+    files = [tmp_path / "team.cpp", Path(__file__).with_name("team_storm.cpp")]
+    flags = [*build.COMMON_FLAGS, "-O2", f"-I{build.FOLDER}"]
+    subprocess.run([compiler, *flags, *files, "-o", storm], check=True, timeout=100)
+    subprocess.run([storm], check=True, timeout=60)
