@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loraplex.home import home_option
+from registry.cli.options import RegistryGroup
 from registry.cli.place import REGISTRY_FOLDER, Place, open_place, place_options
 
 MODES = ("nf4", "bf16", "fp32")
@@ -27,7 +28,7 @@ mode_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group()
+@click.group(cls=RegistryGroup)
 def base() -> None:
     """Prepare and inspect quantized bases."""
 

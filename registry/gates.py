@@ -128,7 +128,7 @@ def _checks(case: _Case, signers: Signers) -> Iterator[GateCheck]:
 def _metric(case: _Case, rule: MetricRule) -> Iterator[GateCheck]:
     name = f"metric {rule.metric}" + (f" of evaluation {rule.evaluation}" if rule.evaluation else "")
     figure = _figure(case, case.candidate, rule)
-    step = "Train or choose a better version."
+    step = "Train or choose a better version." + _what_does_not_count(case, rule)
     if figure is None:
         step = _how_to_evaluate(case, case.candidate, rule)
     if rule.bound is not None:
@@ -222,6 +222,17 @@ def _is_valid(session: Session, row: AttestationRow) -> bool:
         return True
     token = session.get(TokenRow, holder)
     return token is None or token.revoked_at is None
+
+
+def _what_does_not_count(case: _Case, rule: MetricRule) -> str:
+    """Of a rule about the trainer's figure: that the same metric was attested, which is another figure."""
+    if rule.evaluation is not None:
+        return ""
+    rows = case.attested(case.candidate, EVALUATION)
+    names = sorted({row.subject for row in rows if rule.metric in json.loads(row.document).get("metrics", {})})
+    if not names:
+        return ""
+    return f" This rule reads the trainer's figure; that of evaluation {names[0]!r} counts for rules that name it."
 
 
 def _how_to_evaluate(case: _Case, version: VersionRow, rule: MetricRule) -> str:

@@ -7,6 +7,8 @@ and exit code 1. `loraplex/cli.py` composes them; only what is printed is made e
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -28,6 +30,7 @@ from registry.cli.options import (
 )
 from registry.names import AdapterRef
 from registry.principal import Principal
+from registry.version import Canary
 
 
 @click.command(cls=RegistryCommand)
@@ -86,11 +89,12 @@ def ls(adapter: str | None, *, home: Path, registry: Place | None, as_json: bool
     operator = Principal.operator()
     with open_place(home, registry) as reg:
         if adapter is not None:
-            versions, aliases = reg.list_versions(adapter, operator), reg.aliases(adapter, operator)
+            versions = reg.list_versions(adapter, operator)
             if as_json:
                 report.print_json([report.version_document(version, with_manifest=False) for version in versions])
             else:
-                report.print_versions(versions, aliases)
+                pointing = _pointing(reg.aliases(adapter, operator), reg.canaries(adapter, operator))
+                report.print_versions(versions, pointing)
             return
         summaries = reg.list_adapters(operator)
         if as_json:
@@ -112,6 +116,7 @@ def show(ref: str, *, home: Path, registry: Place | None, as_json: bool) -> None
     with open_place(home, registry) as reg:
         version = reg.resolve(ref, principal=operator)
         versions, aliases = reg.list_versions(version.adapter, operator), reg.aliases(version.adapter, operator)
+        canaries = reg.canaries(version.adapter, operator)
         histories = {alias: reg.alias_history(version.adapter, alias, operator) for alias in aliases}
         base = reg.base(version.base_fingerprint)
     if as_json:
@@ -121,15 +126,16 @@ def show(ref: str, *, home: Path, registry: Place | None, as_json: bool) -> None
                 "visibility": version.visibility,
                 "aliases": aliases,
                 "alias_history": histories,
+                "canaries": canaries,
                 "versions": [report.version_document(listed, with_manifest=False) for listed in versions],
                 "version": report.version_document(version),
             }
         )
         return
     if AdapterRef.parse(ref).is_bare:
-        report.print_versions(versions, aliases)
+        report.print_versions(versions, _pointing(aliases, canaries))
         report.print_histories(histories)
-    report.print_version(version, base, aliases)
+    report.print_version(version, base, _pointing(aliases, canaries))
 
 
 @click.command(cls=RegistryCommand)
@@ -181,3 +187,13 @@ def rollback(
     with open_place(home, registry) as reg:
         move = reg.rollback(adapter, alias, principal=Principal.operator(), expected=expect, evidence=evidence)
     report.show(move, report.print_move, as_json=as_json)
+
+
+def _pointing(aliases: Mapping[str, int], canaries: Sequence[Canary]) -> dict[int, list[str]]:
+    """What points at each version, by number: aliases, and the parts of them that canaries have."""
+    pointing: defaultdict[int, list[str]] = defaultdict(list)
+    for alias, number in aliases.items():
+        pointing[number].append(alias)
+    for canary in canaries:
+        pointing[canary.number].append(f"{canary.permille / 10:g}% of {canary.alias}")
+    return dict(pointing)

@@ -8,10 +8,10 @@ import click
 
 from registry.audit_log import ENTRIES_LIMIT
 from registry.cli import report, report_upkeep
-from registry.cli.options import Place, RegistryCommand, json_option, open_place, place_options
+from registry.cli.options import Place, RegistryCommand, RegistryGroup, json_option, open_place, place_options
 
 
-@click.group()
+@click.group(cls=RegistryGroup)
 def audit() -> None:
     """Read and verify the audit log."""
 

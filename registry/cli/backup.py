@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,8 @@ def restore(source: Path, *, home: Path, registry: Place | None, as_json: bool) 
         return
     size = report.size_text(manifest.blob_bytes)
     click.echo(f"The registry of {manifest.made_at} is restored: {manifest.blobs} blobs, {size}, verified")
-    click.echo("Next: loraplex ls")
+    where = "" if registry is None else f" --registry {shlex.quote(str(registry))}"
+    click.echo(f"Next: loraplex ls{where}")
 
 
 def _local(reg: Registry) -> Registry:

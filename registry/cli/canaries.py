@@ -12,6 +12,7 @@ from registry.cli import report, report_promotion
 from registry.cli.options import (
     Place,
     RegistryCommand,
+    RegistryGroup,
     alias_option,
     evidence_option,
     expect_option,
@@ -29,7 +30,7 @@ percent_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=RegistryGroup)
 def canary() -> None:
     """Give a part of an alias's requests to a second version."""
 

@@ -12,7 +12,7 @@ import click
 
 from registry.blobs import hash_file
 from registry.cli import report, report_upkeep
-from registry.cli.options import HomePath, Place, RegistryCommand, json_option, open_place, place_options
+from registry.cli.options import HomePath, Place, RegistryCommand, RegistryGroup, json_option, open_place, place_options
 from registry.errors import InvalidValueError
 from registry.model_signature import (
     ALGORITHMS,
@@ -31,7 +31,7 @@ from registry.principal import Principal
 from registry.version import Version
 
 
-@click.group()
+@click.group(cls=RegistryGroup)
 def key() -> None:
     """Make keys, and say whose signatures a tenant trusts."""
 

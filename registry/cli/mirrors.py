@@ -10,7 +10,7 @@ import click
 
 from registry import local_bases
 from registry.cli import report, report_feed
-from registry.cli.options import Place, RegistryCommand, json_option, open_place, place_options
+from registry.cli.options import Place, RegistryCommand, RegistryGroup, json_option, open_place, place_options
 from registry.cli.quantities import Duration
 from registry.errors import RegistryError
 from registry.mirror import DEFAULT_REVISION
@@ -26,7 +26,7 @@ upstream_token_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=RegistryGroup)
 def mirror() -> None:
     """Pull adapters in from another Hub."""
 

@@ -19,6 +19,7 @@ __all__ = [
     "HomePath",
     "Place",
     "RegistryCommand",
+    "RegistryGroup",
     "alias_option",
     "evidence_option",
     "expect_option",
@@ -27,6 +28,9 @@ __all__ = [
     "open_place",
     "place_options",
 ]
+
+
+SENTENCE_CHARACTERS = 1_000
 
 
 class RegistryCommand(click.Command):
@@ -38,6 +42,18 @@ class RegistryCommand(click.Command):
             return super().invoke(ctx)
         except RegistryError as error:
             raise click.ClickException(error.message) from error
+
+
+class RegistryGroup(click.Group):
+    """A group whose list says of each command its whole first sentence, on as many lines as that needs."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands."""
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, found.get_short_help_str(SENTENCE_CHARACTERS)) for name, found in commands.items() if found]
+            )
 
 
 class ExpectedVersion(click.ParamType[Expected]):

@@ -11,6 +11,7 @@ from registry.cli.options import (
     HomePath,
     Place,
     RegistryCommand,
+    RegistryGroup,
     alias_option,
     json_option,
     open_place,
@@ -24,7 +25,7 @@ note_option = click.option("--note", default="", help="Kept with the attestation
 verdict_option = click.option("--passed/--failed", "passed", required=True, help="What came out.")
 
 
-@click.group()
+@click.group(cls=RegistryGroup)
 def policy() -> None:
     """Set, show and try what a version must show before an alias may point at it."""
 
@@ -113,7 +114,7 @@ def approve(ref: str, *, alias: str, note: str, home: Path, registry: Place | No
     report.show(attestation, report_promotion.print_attestation, as_json=as_json)
 
 
-@click.group()
+@click.group(cls=RegistryGroup)
 def attest() -> None:
     """Record what was found out about a version: evaluations, probe runs, scans. Nothing of it is ever changed."""
 

@@ -6,10 +6,11 @@ import click
 
 from registry.cli.backup import backup, restore
 from registry.cli.caretaker import upkeep
+from registry.cli.options import RegistryGroup
 from registry.cli.serve import serve
 
 
-@click.group()
+@click.group(cls=RegistryGroup)
 def registry() -> None:
     """Run a registry, and look after it."""
 

@@ -92,19 +92,18 @@ def print_adapters(summaries: Sequence[AdapterSummary], bases: Mapping[str, Base
     console().print(table)
 
 
-def print_versions(versions: Sequence[Version], aliases: Mapping[str, int]) -> None:
-    """The versions of one adapter, newest first."""
+def print_versions(versions: Sequence[Version], pointing: Mapping[int, Sequence[str]]) -> None:
+    """The versions of one adapter, newest first, with the names of what points at each."""
     newest = versions[0]
     click.echo(f"{newest.adapter} ({newest.visibility.value}), {len(versions)} version{'s' * (len(versions) > 1)}")
     columns = ("VERSION", "DIGEST", "ALIASES", "RANK", "SIZE", "EXACT MATCH", "LOSS", "PUBLISHED", "BY", "MESSAGE")
     table = table_of(*columns)
     for version in versions:
         metrics = _metrics(version).get("adapter", {})
-        pointing = [alias for alias, number in aliases.items() if number == version.number]
         table.add_row(
             str(version.number),
             _short(version.digest),
-            ", ".join(pointing) or "-",
+            ", ".join(pointing.get(version.number, ())) or "-",
             str(version.rank),
             size_text(version.adapter_bytes),
             _figure("exact_match", metrics.get("exact_match")),
@@ -130,11 +129,10 @@ def print_histories(histories: Mapping[str, Sequence[AliasMove]]) -> None:
     console().print(table)
 
 
-def print_version(version: Version, base: BaseRecord, aliases: Mapping[str, int]) -> None:
-    """One version: identity, base, metrics, lineage, files."""
+def print_version(version: Version, base: BaseRecord, pointing: Mapping[int, Sequence[str]]) -> None:
+    """One version: identity, base, metrics, lineage, files, and the names of what points at it."""
     click.echo(f"\n{version.adapter}@{version.number}")
-    pointing = [alias for alias, number in aliases.items() if number == version.number]
-    facts = _facts_of(version, base) | {"aliases": ", ".join(pointing) or "none"}
+    facts = _facts_of(version, base) | {"aliases": ", ".join(pointing.get(version.number, ())) or "none"}
     facts["published"] = f"{time_text(version.created_at)} by {version.created_by}"
     if version.message:
         facts["message"] = version.message

@@ -9,14 +9,14 @@ import click
 
 from registry.cli import report, report_upkeep
 from registry.cli.completion import complete_tenant
-from registry.cli.options import Place, RegistryCommand, json_option, open_place, place_options
+from registry.cli.options import Place, RegistryCommand, RegistryGroup, json_option, open_place, place_options
 from registry.cli.quantities import Count, Duration, Size, limit_of
 from registry.principal import Role
 
 DAYS_LIMIT = 3650
 
 
-@click.group()
+@click.group(cls=RegistryGroup)
 def tenant() -> None:
     """Create and list tenants, and set their quotas."""
 
@@ -115,7 +115,7 @@ def tenant_policy(
         report_upkeep.print_tenant_policy(name, policy)
 
 
-@click.group()
+@click.group(cls=RegistryGroup)
 def token() -> None:
     """Create, list, rotate and revoke access tokens."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from registry.cli import report, report_feed
-from registry.cli.options import Place, RegistryCommand, json_option, open_place, place_options
+from registry.cli.options import Place, RegistryCommand, RegistryGroup, json_option, open_place, place_options
 from registry.events import EventKind
 from registry.outbound import OutboundPolicy
 from registry.principal import Principal
@@ -15,7 +15,7 @@ from registry.principal import Principal
 OPERATOR = Principal.operator()
 
 
-@click.group()
+@click.group(cls=RegistryGroup)
 def webhook() -> None:
     """Tell other servers of what happens."""
 

@@ -57,6 +57,15 @@ def test_each_option_of_each_command_is_explained() -> None:
     assert silent == []
 
 
+def test_lists_of_commands_are_not_cut_short() -> None:
+    groups = [(name, found) for name, entry in COMMANDS.items() if isinstance(found := entry.load(), click.Group)]
+    assert len(groups) > 8
+    for name, group in groups:
+        listed = CliRunner().invoke(main, [name, "--help"]).output
+        assert "..." not in listed.split("Commands:")[1], name
+        assert all(f"\n  {command} " in listed for command in group.commands), name
+
+
 def test_unknown_command_is_refused() -> None:
     result = CliRunner().invoke(main, ["srve"])
     assert result.exit_code == 2

@@ -215,7 +215,8 @@ def test_the_commands(busy: Registry, tmp_path: Path, monkeypatch: pytest.Monkey
     assert restored["blobs"] > 3
     elsewhere = str(tmp_path / "elsewhere")
     monkeypatch.setenv("LORAPLEX_BLOBS", elsewhere)
-    run("restore", str(tmp_path / "backup"), "--registry", str(tmp_path / "second"))
+    said = run("restore", str(tmp_path / "backup"), "--registry", str(tmp_path / "second"))
+    assert said.endswith(f"Next: loraplex ls --registry {tmp_path / 'second'}\n")
     assert not (tmp_path / "elsewhere").exists(), "the variable is for a registry in PostgreSQL"
     run("restore", str(tmp_path / "backup"), "--registry", str(tmp_path / "third"), "--blobs", elsewhere)
     assert (tmp_path / "elsewhere").is_dir()

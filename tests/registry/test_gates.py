@@ -191,6 +191,17 @@ def test_the_newest_evaluation_of_a_name_counts(reg: registry.Registry, put: Cal
     assert promote(reg, 1).to_number == 1
 
 
+@pytest.mark.sqlite_only
+def test_an_attested_figure_is_not_the_trainers(reg: registry.Registry, put: Callable[..., Any]) -> None:
+    put(0.5)
+    policy(reg, metrics=[{"metric": "exact_match", "better": "higher", "bound": 0.9}])
+    assert refused(reg, 1)["metric exact_match"]["next_step"] == "Train or choose a better version."
+    reg.attest_evaluation(f"{NAME}@1", "golden", {"exact_match": 0.99}, principal=OPERATOR)
+    assert refused(reg, 1)["metric exact_match"]["next_step"].endswith(
+        "This rule reads the trainer's figure; that of evaluation 'golden' counts for rules that name it."
+    )
+
+
 def test_a_margin_of_an_evaluation_is_taken_from_the_evaluations_of_both(
     reg: registry.Registry, put: Callable[..., Any]
 ) -> None:

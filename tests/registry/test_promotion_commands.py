@@ -94,6 +94,9 @@ def test_attestations(shell: Shell) -> None:
 def test_a_canary(shell: Shell) -> None:
     started = shell.ok("canary", "start", f"{NAME}@2", "--alias", "prod", "--percent", "2.5")
     assert started.startswith("acme/sql@prod gives 2.5% of its requests to version 2\n")
+    for command in ("show", "ls"):
+        assert "2.5% of prod" in shell.ok(command, NAME)
+    assert shell.json("show", NAME)["canaries"][0]["permille"] == 25
     assert shell.json("canary", "weight", NAME, "--alias", "prod", "--percent", 50)["permille"] == 500
     assert "50%" in shell.ok("canary", "show", NAME)
     for percent in ("0", "100.1", "0.05", "2.55"):
