@@ -49,6 +49,7 @@ class AdapterSites:
         self._stand_ins: dict[str, ChangedEmbedding | ChangedVectors] = {}
         self._slots: dict[int, int] = {}  # by first rank row
         self._changes: dict[int, Changes] = {}  # by slot
+        self.placements = 0  # times that an adapter was placed or cleared: who remembers operands compares it
         for path, shape in base.modules.items():
             if shape.kind != "linear":
                 continue
@@ -65,6 +66,7 @@ class AdapterSites:
         Returns the slot of an adapter that changes more than linear layers.
         """
         assert start + adapter.rank <= self.rows
+        self.placements += 1
         for path, site in self._sites.items():
             site.place(start, adapter.rank, adapter.modules.get(path))
         if adapter.changes is None:
@@ -82,6 +84,7 @@ class AdapterSites:
 
     def clear(self, start: int) -> None:
         """Forget the adapter whose rows begin at `start`."""
+        self.placements += 1
         slot = self._slots.pop(start, None)
         for site in self._sites.values():
             site.used.discard(start)

@@ -14,9 +14,13 @@ import torch
 from torch import nn
 
 from basemodel.attach import AdapterSites
-from basemodel.blocks import FusedAttention, FusedMLP, FusedNorm, kernel_plan, trial_rows, trial_turn
+from basemodel.block_operands import BlockOperands, kernel_plan
 from basemodel.changed_modules import has_own
+from basemodel.fused_attention import FusedAttention
+from basemodel.fused_mlp import FusedMLP
+from basemodel.fused_norm import FusedNorm
 from basemodel.lora_ops import LoraPlan
+from basemodel.trials import trial_rows, trial_turn
 
 Turn = tuple[torch.Tensor, torch.Tensor]
 PLAIN_NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -75,7 +79,7 @@ class FusedLayer:
         self._index = int(self._attention.module.layer_idx)
         options = self._attention.options
         self._options: dict[str, Any] = {name: options.get(name) for name in KNOWN_OPTIONS - {"dropout"}}
-        self._bare = [operand for layer in self._layers for operand in layer.operands(None)]
+        self._operands = BlockOperands(self._layers, sites)
         self._sites = sites
         self._fusion = fusion
 
@@ -95,21 +99,17 @@ class FusedLayer:
             or position_embeddings is None
             or past_key_values is not None
             or hidden_states.dtype != torch.bfloat16
-            or (plan is not None and not all(layer.joins(plan) for layer in self._layers))
-            or self._has_own_norms(plan)
+            or (plan is not None and plan.changed is not None and not self._joins(plan))
         ):
             given = {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
             return self._general(hidden_states, *arguments, **given, **options)
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         query, key, value = self._attention.inputs(rows, *position_embeddings, norm=self._first)
         attended = attend(self._index, query, key, value, **self._options)
-        operands = self._bare
-        if plan is not None:
-            operands = [operand for layer in self._layers for operand in layer.operands(plan)]
         out: torch.Tensor = torch.ops.loraplex.after_attention(
             rows,
             attended.view(rows.shape[0], -1),
-            operands,
+            self._operands.of(plan),
             self._features,
             *self._norms,
             self._first.epsilon,
@@ -119,17 +119,16 @@ class FusedLayer:
         )
         return out.view(hidden_states.shape)
 
-    def _has_own_norms(self, plan: LoraPlan | None) -> bool:
-        """Whether an adapter of this step has a norm of its own here."""
-        if plan is None or plan.changed is None:
-            return False
-        return any(has_own(getattr(self._module, name), plan.changed) for name in self._norm_names)
+    def _joins(self, plan: LoraPlan) -> bool:
+        """Whether the kernel adds all that this step's adapters change here besides; norms of their own it does not."""
+        own_norms = any(has_own(getattr(self._module, name), plan.changed) for name in self._norm_names)
+        return not own_norms and all(layer.joins(plan) for layer in self._layers)
 
 
 def fused_layer(module: nn.Module, sites: AdapterSites, fusion: Fusion) -> FusedLayer | None:
     """What can stand in for this decoder layer, whose blocks are fused; None: it runs as it is.
 
-    The model's attention function must be a trial's (`blocks.listen`), which answers with the query.
+    The model's attention function must be a trial's (`trials.listen`), which answers with the query.
     """
     if not type(module).__name__.endswith("DecoderLayer"):
         return None

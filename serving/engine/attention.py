@@ -27,6 +27,10 @@ HARMLESS = frozenset(
 )
 
 
+# A layer's keys and values [slots, G, D], and whether the CPU kernel takes them.
+Cache = tuple[torch.Tensor, torch.Tensor, bool]
+
+
 class PagedAttention:
     """Keys and values of one model, and the step that its layers now work on. Only the runner sets `step`."""
 
@@ -34,8 +38,7 @@ class PagedAttention:
         self.step: AttentionStep | None = None
         self._slots = slots
         self._model_name = type(model).__name__
-        self._keys: dict[int, torch.Tensor] = {}
-        self._values: dict[int, torch.Tensor] = {}
+        self._caches: dict[int, Cache] = {}
         for module in model.modules():
             if hasattr(module, "layer_idx"):
                 module.paged_attention = self  # type: ignore[assignment]  # nn.Module takes any attribute
@@ -45,7 +48,7 @@ class PagedAttention:
     @property
     def kv_bytes(self) -> int:
         """Memory taken by keys and values; 0 before the first step, which learns their shapes."""
-        return sum(tensor.nbytes for tensor in (*self._keys.values(), *self._values.values()))
+        return sum(keys.nbytes + values.nbytes for keys, values, _ in self._caches.values())
 
     def attend(
         self,
@@ -79,10 +82,22 @@ class PagedAttention:
         """The same for rows: query [T, A, D], key, value [T, G, D] -> [T, A, D]."""
         step = self.step
         assert step is not None, "PagedAttention.step must be set before a forward"
-        keys, values = self._cache(layer, key, value)
+        keys, values, is_for_kernel = self._caches.get(layer) or self._new_cache(layer, query, key, value)
+        if is_for_kernel and step.table is not None:  # all tokens at once, each over its positions in their order
+            out: torch.Tensor = torch.ops.loraplex.paged_attention(
+                query,
+                keys,
+                values,
+                *step.table,
+                query.shape[-1] ** -0.5 if scaling is None else scaling,
+                sliding_window or 0,
+                softcap or 0.0,
+                key.contiguous(),
+                value.contiguous(),
+                step.write_slots,  # where these two go first
+            )
+            return out
         options = _Options(scaling, sliding_window, softcap)
-        if step.table is not None and step.write_slots is not None and _suits_kernel(query, keys, values):
-            return _on_kernel(query, keys, values, step, options, (key.contiguous(), value.contiguous()))
         if step.write_slots is not None:
             keys.index_copy_(0, step.write_slots, key)
             values.index_copy_(0, step.write_slots, value)
@@ -98,12 +113,11 @@ class PagedAttention:
             out[span.tokens] = _prefill(span, query[span.tokens], past_key, past_value, options)
         return out
 
-    def _cache(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's keys and values [slots, G, D], made when the first step shows their shapes."""
-        if layer not in self._keys:
-            self._keys[layer] = key.new_zeros(self._slots, *key.shape[1:])
-            self._values[layer] = value.new_zeros(self._slots, *value.shape[1:])
-        return self._keys[layer], self._values[layer]
+    def _new_cache(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Cache:
+        """The layer's keys and values, made when the first step shows their shapes and types."""
+        keys, values = (each.new_zeros(self._slots, *each.shape[1:]) for each in (key, value))
+        self._caches[layer] = keys, values, _suits_kernel(query, keys, values)
+        return self._caches[layer]
 
     def unsupported(self, names: list[str]) -> UnsupportedModelError:
         """The error for arguments that would change the result and are not known here."""
@@ -139,36 +153,6 @@ def _paged_attention(
 
 def _suits_kernel(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
     return query.dtype == keys.dtype == torch.bfloat16 and query.shape[-1] % 32 == 0 and keys.shape == values.shape
-
-
-def _on_kernel(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    step: AttentionStep,
-    options: _Options,
-    new: tuple[torch.Tensor, torch.Tensor],
-) -> torch.Tensor:
-    """All tokens of the step at once, each over its positions in their order: query [T, A, D] -> [T, A, D].
-
-    `new` are the step's keys and values [T, G, D], which go to their slots first.
-    """
-    table = step.table
-    assert table is not None
-    out: torch.Tensor = torch.ops.loraplex.paged_attention(
-        query,
-        keys,
-        values,
-        table.slots,
-        table.starts,
-        table.lengths,
-        options.scaling if options.scaling is not None else query.shape[-1] ** -0.5,
-        options.window or 0,
-        options.softcap or 0.0,
-        *new,
-        step.write_slots,
-    )
-    return out
 
 
 def _on_gpu(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from msgspec import Struct
@@ -35,10 +36,9 @@ class PromptSpan:
     slots: torch.Tensor | None
 
 
-@dataclass(frozen=True)
-class TokenTable:
-    """What the CPU kernel reads: all int64. `slots` [S] as the step's; `starts` [T] is where each token's row begins
-    there, `lengths` [T] how many positions the token sees.
+class TokenTable(NamedTuple):
+    """What the CPU kernel reads, in its order: all int64. `slots` [S] as the step's; `starts` [T] is where each token's
+    row begins there, `lengths` [T] how many positions the token sees.
     """
 
     slots: torch.Tensor

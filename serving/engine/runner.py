@@ -27,7 +27,7 @@ class Runner:
         self.base = base
         self.sites = sites
         self._own_logits = own_logits(base.model)
-        fusion = fuse(base.model, sites)
+        fusion, self._fused = fuse(base.model, sites)
         self._kv_slots = kv_slots
         self.attention = PagedAttention(base.model, kv_slots)
         fusion.attend = self.attention.attend_rows
@@ -61,6 +61,8 @@ class Runner:
         self.sites.plan = batch.plan
         self.sites.head_plan = batch.head_plan
         try:
+            if self._fused is not None:
+                return self._fused(batch.input_ids, batch.positions, batch.logits_index)
             result = self.base.model(
                 input_ids=batch.input_ids,
                 position_ids=batch.positions,

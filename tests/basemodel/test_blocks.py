@@ -9,10 +9,13 @@ import torch
 from torch import nn
 from transformers import Gemma3TextConfig, PretrainedConfig
 
+from basemodel.adapter_changes import Changes
 from basemodel.adapter_weights import AdapterWeights, LoraPair
 from basemodel.attach import AdapterSites
-from basemodel.blocks import FusedAttention, FusedMLP, FusedNorm
+from basemodel.fused_attention import FusedAttention
 from basemodel.fused_layer import FusedLayer
+from basemodel.fused_mlp import FusedMLP
+from basemodel.fused_norm import FusedNorm
 from basemodel.fusion import fuse
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.load import load_snapshot
@@ -56,7 +59,7 @@ def fused_model(base: Snapshot) -> tuple[nn.Module, AdapterSites]:
         for module in model.modules():
             if type(module).__name__.endswith("RMSNorm"):
                 module.weight += 0.2 * torch.randn_like(module.weight)
-    fusion = fuse(model, sites)
+    fusion, _ = fuse(model, sites)
     fusion.attend = lambda layer, query, key, value, **options: query
     return model, sites
 
@@ -166,3 +169,60 @@ def test_a_module_that_computes_something_else_is_left_alone(base: Snapshot) -> 
     assert all(name.endswith(("q_norm", "k_norm")) for name in fused)
     for module, block in blocks(model, FusedAttention):
         assert block.options["scaling"] == module.scaling  # type: ignore[attr-defined]
+
+
+WALKED = {"llama", "mistral", "qwen2", "qwen3", "gemma"}
+
+
+@torch.inference_mode()
+def test_a_walk_over_the_model_gives_the_bits_of_its_own_forward(base: Snapshot) -> None:
+    """Adapters on some tokens, all tokens sampled or some, and a norm that an adapter replaced afterwards."""
+    model = load_snapshot(base).model
+    sites = AdapterSites(model, base.description, rows=RANK_ROWS, dtype=torch.float32)
+    fusion, walk = fuse(model, sites)
+    assert (walk is not None) == (model.config.model_type in WALKED)
+    if walk is None:
+        return
+    fusion.attend = lambda layer, query, key, value, **options: query
+    ids, positions = torch.tensor([[7, 100, 7, 31, 2]]), torch.tensor([[0, 1, 90, 4, 127]])
+    pair = {
+        path: LoraPair(0.1 * torch.randn(shape.in_features, A.rank), 0.1 * torch.randn(A.rank, shape.out_features))
+        for path, shape in base.description.modules.items()
+        if shape.quantized
+    }
+    vectors = {"model.norm": {"weight": torch.full((64,), 1.5, dtype=torch.bfloat16)}}
+    norm = Changes({}, {}, vectors, ("modules_to_save",), vocabulary_size=192, head_size=192)
+    seen = []
+    for placed in (None, AdapterWeights(rank=A.rank, modules=pair, adapter_bytes=0, changes=norm)):
+        slot = None if placed is None else sites.place(A.start, placed)
+        use = RankRows(A.start, A.rank, slot=slot)
+        for index in (torch.arange(5), torch.tensor([1, 4])):
+            sites.plan = sites.head_plan = None
+            if placed is not None:
+                segments = [Segment(2, ()), Segment(3, (use,))]
+                sites.plan = plan_lora(segments, device=ids.device, dtype=torch.float32)
+                last = [Segment(1, ()), Segment(1, (use,))] if len(index) == 2 else segments
+                sites.head_plan = plan_lora(last, device=ids.device, dtype=torch.float32)
+            theirs = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=index).logits[0]
+            ours = walk(ids, positions, index)
+            assert torch.equal(ours, theirs)
+            seen.append(ours[-1])
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[2], seen[3])
+    assert not torch.equal(seen[0], seen[2]), "the adapter made no difference"
+
+
+def test_a_model_that_does_more_between_its_modules_is_not_walked(base: Snapshot) -> None:
+    model = load_snapshot(base).model
+    sites = AdapterSites(model, base.description, rows=RANK_ROWS, dtype=torch.float32)
+    forward = model.base_model.forward
+
+    def doubled(*arguments: object, **options: object) -> object:
+        result = forward(*arguments, **options)
+        result.last_hidden_state = result.last_hidden_state * 2
+        return result
+
+    model.base_model.forward = doubled
+    fusion, walk = fuse(model, sites)
+    assert walk is None
+    assert fusion.layers
