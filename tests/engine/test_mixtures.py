@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,6 +222,28 @@ def test_a_router_goes_back_where_a_draft_was_thrown_away(exact: World) -> None:
     for choice in (again, whole):
         assert np.array_equal(choice.chosen[21:], found.chosen)
         assert np.array_equal(choice.weights[21:], found.weights)
+
+
+@needs_kernels
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "seed": 4}])
+def test_drafts_on_a_mixture_change_neither_its_text_nor_a_bit(fast: World, sampling: dict[str, Any]) -> None:
+    """Drafts that hold and drafts that do not, beside rows without: the router goes on from the text alone."""
+    few = dict.fromkeys((20, 31, 7), 60.0)  # they come again and again in other orders: some drafts are right
+    runs = []
+    for draft_tokens in (0, 6):
+        recorder = fast.engine()
+        settings = {"max_tokens": 40, "logprobs": 2, "logit_bias": few, "draft_tokens": draft_tokens} | sampling
+        recorder.ask_many("mixture", PROMPT, (fast.mixture,), **settings)
+        recorder.ask("plain", PROMPT[5:], fast.experts[1], **settings)
+        recorder.ask_many("other", PROMPT[::-1], (fast.mixture,), max_tokens=30)
+        recorder.run()
+        runs.append(recorder)
+    plain, drafted = runs
+    assert drafted.tokens == plain.tokens
+    assert drafted.logprobs == plain.logprobs
+    stats = drafted.engine.stats()
+    assert 0 < stats.accepted_tokens < stats.drafted_tokens
+    assert stats.steps < plain.engine.stats().steps
 
 
 def test_how_often_each_expert_was_chosen_is_counted(exact: World) -> None:
