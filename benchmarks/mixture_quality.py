@@ -3,11 +3,11 @@
     python -m benchmarks.mixture_quality --experts FOLDER FOLDER FOLDER [--steps 40] [--json FILE] [--quick]
 
 The demo's three tasks (questions to SQL, log lines to JSON, schedules to cron) and an adapter folder for each, in that
-order, as `loraplex demo` trains them. For each way to choose experts a gate is trained over the frozen adapters on rows
-of all three tasks, mixed and without labels; then greedy answers to held-out rows are counted that are right to the
-letter. Every specialist is measured on its own rows, and on all rows through a mixture's model.
+order, as `loraplex demo` trains them. For each way to choose experts a mixture is trained over the adapters on rows of
+all three tasks, mixed and without labels; then the engine answers held-out rows greedily, and answers are counted that
+are right to the letter. Every specialist is measured on its own rows, and on all rows through a mixture's model.
 
-It does: train gates, measure and print one table. It does not: train specialists (`loraplex demo` does).
+It does: train mixtures, measure and print one table. It does not: train specialists (`loraplex demo` does).
 """
 
 from __future__ import annotations
@@ -17,31 +17,33 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from basemodel.mixture_gate import read_mixture
-from loraplex.demo.tasks import TASKS, DemoTask, write_jsonl
-from trainer.data import read_data_file, read_job_data
-from trainer.encoding import Example, encode_rows
-from trainer.evaluate import exact_match
+from benchmarks.served_answers import ServedAnswers
+from loraplex.demo.tasks import TASKS, write_jsonl
+from serving.messages import AdapterUse
+from trainer.encoding import Example
 from trainer.job import Job
 from trainer.loop import run_job
-from trainer.origins import gathered_origins
-from trainer.preparation import PreparedRun, prepare_run
+from trainer.origins import digest_of_folder
 
 TRAIN_SEED, HELD_OUT_SEED = 11, 12  # the demo's own are 1 and 2
-EXPERTS_LEARNING_RATE = 3e-4
+FROZEN = {"train_experts": False}
 WAYS: dict[str, dict[str, Any]] = {
-    "token": {"gate_context": "token"},
-    "running mean": {},
-    "running mean, decay 0.99": {"gate_decay": 0.99},
-    "running mean, decay 0.9": {"gate_decay": 0.9},
-    "running mean, top 1": {"top_k": 1},
-    "experts train, top 1": {"top_k": 1, "train_experts": True},
-    "experts train, top 2": {"train_experts": True},
+    "top 1": {"top_k": 1},
+    "top 2": {"top_k": 2},
+    "top 1, decay 0.99": {"top_k": 1, "gate_decay": 0.99},
+    "top 2, decay 0.99": {"top_k": 2, "gate_decay": 0.99},
+    "top 1, decay 0.9": {"top_k": 1, "gate_decay": 0.9},
+    "top 1, token": {"top_k": 1, "gate_context": "token"},
+    "top 2, token": {"top_k": 2, "gate_context": "token"},
+    "frozen, top 1": {"top_k": 1, **FROZEN},
+    "frozen, top 2": {"top_k": 2, **FROZEN},
+    "frozen, top 2, decay 0.99": {"top_k": 2, "gate_decay": 0.99, **FROZEN},
+    "frozen, top 2, token": {"top_k": 2, "gate_context": "token", **FROZEN},
 }
 
 
@@ -50,8 +52,8 @@ class Measured:
     """One way to choose: right answers by task, seconds of training, and each expert's share of the tokens."""
 
     way: str
-    exact_match: dict[str, float]
-    gate_seconds: float
+    right: dict[str, float]
+    train_seconds: float
     shares: tuple[float | None, ...]
 
 
@@ -61,21 +63,28 @@ def main() -> None:
     parser.add_argument("--experts", nargs=len(TASKS), type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--home", type=Path, default=Path("~/.loraplex/benchmarks").expanduser())
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--learning-rate", type=float, help="of experts that train; unset: the trainer's own")
     parser.add_argument("--train-rows", type=int, default=1500, help="of each task")
     parser.add_argument("--rows", type=int, default=200, help="held-out rows of each task")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="one way, few rows")
     arguments = parser.parse_args()
-    rows, ways = (20, ["running mean"]) if arguments.quick else (arguments.rows, arguments.ways)
+    rows, ways = (20, ["top 1"]) if arguments.quick else (arguments.rows, arguments.ways)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         values = job_values(arguments.experts, place, steps=arguments.steps, train_rows=arguments.train_rows)
-        specialists = measure_specialists(values, arguments.home, place, rows)
+        answers = ServedAnswers(arguments.home / "bases")
+        asked = {task.name: answers.rows(task, rows, HELD_OUT_SEED, place) for task in TASKS}
+        specialists = {
+            name: answers.right(_plain(expert), asked[name])
+            for name, expert in zip(asked, arguments.experts, strict=True)
+        }
         print_specialists(specialists)
         measured = []
         for way in ways:
-            measured.append(measure_way(way, values, arguments.home, place, rows))
+            run = trained_values(way, values, place, arguments.learning_rate)
+            measured.append(measure_way(way, run, arguments.home, answers, asked))
             print_way(measured[-1], specialists)
     if arguments.json:
         document = {"steps": arguments.steps, "rows": rows, "specialists": specialists}
@@ -92,64 +101,37 @@ def job_values(experts: Sequence[Path], place: Path, *, steps: int, train_rows: 
         "adapter": {"method": "switch"},
         "mixture": {"experts": [str(folder.absolute()) for folder in experts]},
         "optimization": {"max_steps": steps, "batch_tokens": 1024},
-        "evaluation": {"exact_match": False, "validation_fraction": 0.05, "every_steps": max(1, steps // 2)},
+        "evaluation": {"exact_match": False, "validation_fraction": 0.02, "every_steps": max(1, steps // 2)},
     }
 
 
-def measure_specialists(values: dict[str, Any], home: Path, place: Path, rows: int) -> dict[str, float]:
-    """Each specialist on the rows of its own task."""
-    run = prepared({**values, "output": {"run": place / "unused"}}, home)
-    assert run.switch is not None
-    found = {}
-    for number, task in enumerate(TASKS):
-        with run.switch.gate.only(number):
-            found[task.name] = right_answers(run, held_out(run, task, place, rows))
-    return found
+def trained_values(way: str, values: dict[str, Any], place: Path, learning_rate: float | None) -> dict[str, Any]:
+    """The job of one way, in a run folder of its own."""
+    values = {**values, "mixture": {**values["mixture"], **WAYS[way]}}
+    if learning_rate is not None and WAYS[way].get("train_experts", True):
+        values["optimization"] = {**values["optimization"], "learning_rate": learning_rate}
+    return {**values, "output": {"run": place / way.replace(" ", "-")}}
 
 
-def measure_way(way: str, values: dict[str, Any], home: Path, place: Path, rows: int) -> Measured:
-    """Train a gate and measure the mixture on the rows of every task."""
-    run_folder = place / way.replace(" ", "-")
-    values = {**values, "mixture": {**values["mixture"], **WAYS[way]}, "output": {"run": run_folder}}
-    if "train_experts" in WAYS[way]:
-        values["optimization"] = {**values["optimization"], "learning_rate": EXPERTS_LEARNING_RATE}
+def measure_way(
+    way: str, values: dict[str, Any], home: Path, answers: ServedAnswers, asked: dict[str, tuple[Example, ...]]
+) -> Measured:
+    """Train a mixture and ask it the rows of every task."""
     began = time.perf_counter()
     result = run_job(Job.from_values(values), home=home)
     seconds = time.perf_counter() - began
-    run = prepared(with_experts(values, [expert.folder for expert in result.experts if expert.folder]), home)
-    assert run.switch is not None
-    run.switch.gate.take(read_mixture(result.adapter_folder))
-    found = {task.name: right_answers(run, held_out(run, task, place, rows)) for task in TASKS}
-    return Measured(way, found, round(seconds, 1), tuple(expert.share for expert in result.experts))
+    folders = [expert.folder for expert in result.experts]
+    mixture = AdapterUse(
+        digest=digest_of_folder(result.adapter_folder),
+        folder=str(result.adapter_folder),
+        experts=tuple(_plain(folder) for folder in folders if folder is not None),
+    )
+    right = {name: answers.right(mixture, examples) for name, examples in asked.items()}
+    return Measured(way, right, round(seconds, 1), tuple(expert.share for expert in result.experts))
 
 
-def with_experts(values: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
-    """The job over the experts that came of a training."""
-    mixture = {**values["mixture"], "experts": [str(folder) for folder in folders], "train_experts": False}
-    steps = {key: value for key, value in values["optimization"].items() if key != "learning_rate"}
-    return {**values, "mixture": mixture, "optimization": steps}
-
-
-def prepared(values: dict[str, Any], home: Path) -> PreparedRun:
-    """The experts in one model with a gate that has not learned."""
-    job = Job.from_values(values)
-    with gathered_origins(job, home / "registry") as origins:
-        return prepare_run(job, read_job_data(job), cache_dir=home / "bases", origins=origins)
-
-
-def held_out(run: PreparedRun, task: DemoTask, place: Path, rows: int) -> tuple[Example, ...]:
-    """Rows of one task that no training saw."""
-    file = place / f"{task.name}.jsonl"
-    write_jsonl(task.held_out(rows, HELD_OUT_SEED), file)
-    data = read_data_file(file, run.job.data)
-    limit_tokens = run.base.description.context_tokens
-    return encode_rows(data, data.rows, run.base.tokenizer, run.job.data, limit_tokens=limit_tokens).examples
-
-
-def right_answers(run: PreparedRun, examples: Sequence[Example]) -> float:
-    """The share of greedy answers that are right to the letter."""
-    ignore: Callable[[int], None] = lambda _done: None  # noqa: E731
-    return exact_match(run.model, run.base.tokenizer, examples, on_rows=ignore)
+def _plain(folder: Path) -> AdapterUse:
+    return AdapterUse(digest=digest_of_folder(folder), folder=str(folder))
 
 
 def print_specialists(specialists: dict[str, float]) -> None:
@@ -160,9 +142,9 @@ def print_specialists(specialists: dict[str, float]) -> None:
 
 def print_way(each: Measured, specialists: dict[str, float]) -> None:
     """One line: the shares, and the points by which the worst task is behind its specialist."""
-    worst = min(each.exact_match[name] - share for name, share in specialists.items())
-    cells = "".join(f"{each.exact_match[name]:>12.1%}" for name in specialists)
-    print(f"{each.way:28}{cells}{100 * worst:>+9.1f}{each.gate_seconds:>9.1f}", flush=True)
+    worst = min(each.right[name] - share for name, share in specialists.items())
+    cells = "".join(f"{each.right[name]:>12.1%}" for name in specialists)
+    print(f"{each.way:28}{cells}{100 * worst:>+9.1f}{each.train_seconds:>9.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from basemodel.mixture_gate import Mixture, token_scores
+from basemodel.mixture_gate import Mixture, normalized, token_scores
 from basemodel.score_table import RouterState, ScoreTable
 from trainer.job_sections import MixtureSection
 
@@ -53,6 +53,11 @@ class Gate(nn.Module):
         self._kept: Tensor | None = None
         self._table: ScoreTable | None = None
         self._states: list[RouterState] = []
+
+    @property
+    def experts(self) -> int:
+        """How many it chooses among."""
+        return len(self.bias)
 
     @property
     def weights(self) -> Tensor:
@@ -90,6 +95,20 @@ class Gate(nn.Module):
             weight=self.weight.detach().cpu().clone(),
             bias=self._served_bias().detach().cpu(),
         )
+
+    def inputs(self, token_ids: Tensor) -> Tensor:
+        """What the scores of a row's tokens [T] are linear in: [T, H], float32, with the context and the center."""
+        own = normalized(self._embedding[0][token_ids]) - self._center[0].double()
+        if self._section.gate_context == "running_mean":
+            own = running_mean(own[None], self._section.gate_decay)[0]
+        return own.float()
+
+    def begin_even(self) -> None:
+        """Forget everything: all experts have the same score for every token."""
+        self._table = None
+        with torch.no_grad():
+            self.weight.zero_()
+            self.bias.zero_()
 
     def take(self, mixture: Mixture) -> None:
         """Become the gate of a mixture that was exported from one over the same experts."""

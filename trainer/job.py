@@ -87,7 +87,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             )
         if mixture.top_k > count:
             raise ValueError(f"mixture.top_k is {mixture.top_k}, and there are {count} experts")
-        if mixture.train_experts and not mixture.experts:
+        if not mixture.train_experts and not mixture.experts:
             raise ValueError("mixture.train_experts is about mixture.experts, and none is named; new ones always train")
         unused = [] if mixture.new_experts else [f"adapter.{key}" for key in OF_NEW_ADAPTERS if self._is_set(key)]
         if not self.trains_experts:
@@ -172,6 +172,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         if self.adapter.init_from is not None:
             document["adapter"]["init_from"] = _without_folders(self.adapter.init_from)
         document["mixture"]["experts"] = [_without_folders(expert) for expert in document["mixture"]["experts"]]
+        document["mixture"]["gate_learning_rate"] = self.mixture.gate_rate
         if self.adapter.method != "switch":
             document.pop("mixture")
         return dict(document)

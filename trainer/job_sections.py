@@ -19,6 +19,7 @@ ALL_LINEAR = "all-linear"
 DEFAULT_EPOCHS = 3
 DEFAULT_BATCH_TOKENS = 2048
 FEWEST_EXPERTS, MOST_EXPERTS = 2, 16  # as in basemodel.mixture_gate, which needs torch; a test compares
+GATE_RATE_OF_GIVEN, GATE_RATE_OF_FRESH = 0.005, 0.05
 
 Text = Annotated[str, Meta(min_length=1, max_length=500)]
 ModuleName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{1,200}(?![\s\S])")]
@@ -121,8 +122,8 @@ class MixtureSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     train_experts: Annotated[
         bool,
         Meta(description="Train the given experts further, into versions of their own; else they stay as they are."),
-    ] = False
-    top_k: Annotated[Annotated[int, Meta(ge=1, le=MOST_EXPERTS)], Meta(description="Experts of each token.")] = 2
+    ] = True
+    top_k: Annotated[Annotated[int, Meta(ge=1, le=MOST_EXPERTS)], Meta(description="Experts of each token.")] = 1
     gate_context: Annotated[
         Literal["running_mean", "token"],
         Meta(description="What decides: the mean score of the row's tokens so far, or the token alone."),
@@ -132,12 +133,20 @@ class MixtureSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Meta(description="Older tokens count less in the mean, by this factor a token; unset: all count the same."),
     ] = None
     gate_learning_rate: Annotated[
-        Annotated[float, Meta(gt=0, le=1)], Meta(description="Highest learning rate of the gate.")
-    ] = 0.05
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        Meta(description="Highest learning rate of the gate; unset: 0.005, or 0.05 where experts begin fresh."),
+    ] = None
     balance: Annotated[
         Annotated[float, Meta(ge=0, le=100)],
         Meta(description="Weight of the term that spreads tokens over the experts."),
     ] = 0.01
+
+    @property
+    def gate_rate(self) -> float:
+        """The highest learning rate of the gate: what it knows of given experts before the first step must last."""
+        if self.gate_learning_rate is not None:
+            return self.gate_learning_rate
+        return GATE_RATE_OF_FRESH if self.new_experts else GATE_RATE_OF_GIVEN
 
     def __post_init__(self) -> None:
         """Refuse an expert twice, and a decay of nothing."""

@@ -33,6 +33,7 @@ from trainer.events import (
     ignore,
 )
 from trainer.forward import summed_loss
+from trainer.gate_start import begin_gate
 from trainer.job import Job
 from trainer.origins import gathered_origins
 from trainer.preparation import PreparedRun, prepare_run
@@ -73,9 +74,18 @@ def run_job(
         position = Position()
         if resume:
             position = load_checkpoint(folder.checkpoints, run.identity, run.model, run.optimizer) or position
+        if position.step == 0:
+            _begin(run, on_event)
         on_event(_started(run, folder, position))
         _train(run, folder, position, on_event, should_stop)
         return conclude_run(run, folder, position, on_event, should_stop)
+
+
+def _begin(run: PreparedRun, on_event: Listener) -> None:
+    """What a run does before its first step and never again: a gate over given experts learns who they are."""
+    if run.switch is not None and run.switch.begins_with_given:
+        on_event(PhaseStarted("Asking every expert which rows are its own"))
+        begin_gate(run.model, run.switch.gate, run.train.examples, run.plan.limit)
 
 
 def _train(

@@ -123,7 +123,7 @@ def _optimizer(job: Job, model: PeftModel) -> torch.optim.AdamW:
     tensors = adapter_tensors(model)
     gate = [tensor for name, tensor in tensors.items() if is_of_gate(name)]
     adapters = [tensor for name, tensor in tensors.items() if not is_of_gate(name)]
-    factor = job.mixture.gate_learning_rate / section.learning_rate
+    factor = job.mixture.gate_rate / section.learning_rate
     groups = [{"params": adapters, "rate_factor": 1.0}, {"params": gate, "rate_factor": factor}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

@@ -34,6 +34,11 @@ class Switch:
     experts: tuple[Origin, ...]
     trained: tuple[bool, ...]
 
+    @property
+    def begins_with_given(self) -> bool:
+        """Whether every expert is one that can something already."""
+        return all(expert.folder is not None for expert in self.experts)
+
     @staticmethod
     def name_of(place: int) -> str:
         """What PEFT calls the expert at this place."""

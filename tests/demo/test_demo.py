@@ -101,6 +101,25 @@ def test_no_token_is_shown_or_kept_in_a_log(run: FinishedRun) -> None:
         assert "lpx_" not in log.read_text()
 
 
+def test_the_documented_mixture_of_the_demos_adapters_is_made(run: FinishedRun) -> None:
+    """The commands of docs/training.md up to the server, with fewer rows and steps."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    section = page[page.index("### From the demo's three adapters") :]
+    commands = section.split("```")[1]
+    making = commands[commands.index("cat ") : commands.index("TOKEN=")]
+    assert making.count("--max-steps 40") == making.count("cat ") == 1
+    script = making.replace("cat ", "head -qn 60 ").replace("--max-steps 40", "--max-steps 2")
+    script = script.replace("loraplex ", f"{sys.executable} -m loraplex ")
+    done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=False, cwd=run.home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    operator = Principal.operator()
+    with registry.open(run.home / "registry") as opened:
+        mixture = opened.resolve("acme/assistant@prod", principal=operator)
+        experts = [opened.resolve(f"acme/assistant-{number}", principal=operator) for number in (1, 2, 3)]
+    assert mixture.experts == tuple(expert.digest for expert in experts)
+    assert [expert.parent_digest for expert in experts] == [task["digest"] for task in run.results["tasks"]]
+
+
 @pytest.mark.parametrize("plan", [full_plan(), quick_plan()], ids=["full", "quick"])
 def test_plans_have_more_adapters_than_slots_and_two_tenants(plan: Any) -> None:
     assert len(plan.adapters) > plan.adapter_slots

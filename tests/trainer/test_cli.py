@@ -83,7 +83,8 @@ def test_a_mixture_is_published_after_its_experts(bench: Bench, tmp_path: Path) 
     second = (bench.folder / "run" / "adapter").rename(bench.folder / "second")
     arguments = [
         *("--base", str(bench.base), "--train", str(bench.train), "--validation", str(bench.validation)),
-        *("--method", "switch", "--experts", f"acme/first@prod,{second}", "--new-experts", "1", "--r", "4"),
+        *("--method", "switch", "--experts", f"acme/first@prod,{second}", "--no-train-experts"),
+        *("--new-experts", "1", "--r", "4"),
         *("--run", str(bench.folder / "mixture"), "--max-steps", "3", "--no-exact-match", *place),
     ]
     outcome = call(bench, *arguments, "--publish", "acme/assistant", "--alias", "prod")

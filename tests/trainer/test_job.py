@@ -86,7 +86,7 @@ r = 4
 [mixture]
 experts = ["acme/sql@prod", "./log2json"]
 new_experts = 1
-train_experts = true
+train_experts = false
 top_k = 3
 gate_context = "running_mean"
 gate_decay = 0.9
@@ -94,8 +94,8 @@ gate_learning_rate = 0.1
 balance = 0.5
 """
 MIXTURE_FLAGS = """
---train train.jsonl --method switch --r 4 --experts acme/sql@prod,./log2json --new-experts 1 --train-experts --top-k 3
---gate-context running_mean --gate-decay 0.9 --gate-learning-rate 0.1 --balance 0.5
+--train train.jsonl --method switch --r 4 --experts acme/sql@prod,./log2json --new-experts 1 --no-train-experts
+--top-k 3 --gate-context running_mean --gate-decay 0.9 --gate-learning-rate 0.1 --balance 0.5
 """.split()
 
 
@@ -204,13 +204,17 @@ def switch(*, adapter: dict[str, Any] | None = None, optimization: Any = None, *
         (switch(top_k=3), None, "mixture.top_k is 3, and there are 2 experts"),
         (switch(gate_context="token", gate_decay=0.5), "mixture", "gate_decay has a meaning only"),
         (switch(gate_decay=1.0), "mixture.gate_decay", "< 1.0"),
-        (switch(experts=[], new_experts=2, train_experts=True), None, "none is named"),
+        (switch(experts=[], new_experts=2, train_experts=False), None, "none is named"),
         ({"adapter": {"init_from": "./a", "r": 4}}, None, "adapter.r: adapter.init_from names an adapter"),
         (switch(adapter={"init_from": "./a"}), None, "a mixture begins with mixture.experts"),
         (switch(adapter={"r": 4}), None, "adapter.r: of experts that train here"),
-        (switch(adapter={"dtype": "bfloat16"}), None, "adapter.dtype"),
-        (switch(optimization={"learning_rate": 0.1}), None, "optimization.learning_rate: of experts that train here"),
-        (switch(train_experts=True, adapter={"alpha": 4}), None, "adapter.alpha"),
+        (switch(train_experts=False, adapter={"dtype": "bfloat16"}), None, "adapter.dtype"),
+        (
+            switch(train_experts=False, optimization={"learning_rate": 0.1}),
+            None,
+            "optimization.learning_rate: of experts that train here",
+        ),
+        (switch(train_experts=False, adapter={"alpha": 4}), None, "adapter.alpha"),
         (switch(new_experts=1, adapter={"dropout": 0.1}), None, "adapter.dropout is not for mixtures"),
         ({"adapter": {"target_modules": []}}, "adapter", "at least one"),
         ({"adapter": {"target_modules": ["q_proj", "q_proj"]}}, "adapter", "each one once"),

@@ -27,9 +27,10 @@ from trainer.checkpoint import adapter_tensors
 from trainer.data import read_job_data
 from trainer.errors import CheckpointError, InterruptedRunError, JobError, MethodError
 from trainer.evaluate import answerable, completion_loss, exact_match
-from trainer.events import StepDone
+from trainer.events import Event, PhaseStarted, StepDone
 from trainer.forward import summed_loss
 from trainer.gate import Gate, running_mean
+from trainer.gate_start import begin_gate, best_experts
 from trainer.job import Job
 from trainer.job_sections import MixtureSection
 from trainer.loop import run_job
@@ -60,7 +61,8 @@ def _backwards(row: dict[str, Any]) -> dict[str, Any]:
 
 def mixture_values(bench: Bench, experts: tuple[Path, ...], **sections: dict[str, Any]) -> dict[str, Any]:
     values = bench.values(
-        adapter={"method": "switch"}, mixture={"experts": [str(folder) for folder in experts], "top_k": 1}
+        adapter={"method": "switch"},
+        mixture={"experts": [str(folder) for folder in experts], "train_experts": False},
     )
     values["base"]["quantization"] = "fp32"
     for key in ("r", "alpha"):
@@ -159,7 +161,9 @@ def test_a_gradient_reaches_the_expert_that_was_not_chosen() -> None:
 
 
 def test_the_spread_is_one_where_even_and_grows_with_preference() -> None:
-    gate = Gate(4, torch.randn(50, 16), MixtureSection(experts=("./a", "./b", "./c", "./d"), gate_context="token"))
+    gate = Gate(
+        4, torch.randn(50, 16), MixtureSection(experts=("./a", "./b", "./c", "./d"), gate_context="token", top_k=2)
+    )
     decoder = torch.nn.Identity()
     gate.watch(decoder)
     token_ids = torch.arange(20).view(2, 10)
@@ -272,6 +276,44 @@ def test_a_center_changes_what_is_learned_and_not_what_is_served() -> None:
     served = [gate.mixture("", ("a", "b")) for gate in (plain, centered)]
     torch.testing.assert_close(served[0].bias, served[1].bias, rtol=0, atol=1e-5)
     assert not torch.equal(plain.bias, centered.bias)
+
+
+def test_a_gate_begins_with_the_expert_that_is_best_at_a_row(bench: Bench, specialists: tuple[Path, Path]) -> None:
+    """The same questions, answered as the first expert answers and as the second does, which begins otherwise."""
+    rows = animal_rows(12, seed=8)
+    others = [_backwards({"messages": [{**turn} for turn in row["messages"]]}) for row in rows]
+    for row in others:
+        row["messages"][0]["content"] = "bzz bzz " + row["messages"][0]["content"]
+    write_rows(bench.validation, [*rows, *others])
+    run = prepared(bench, mixture_values(bench, specialists))
+    assert run.switch is not None
+    gate, examples = run.switch.gate, run.validation
+    best = best_experts(run.model, gate, examples, run.validation_limit)
+    assert (best[:12] == 0).all()
+    assert (best[12:] == 1).float().mean() > 0.8
+    begin_gate(run.model, gate, examples, run.validation_limit)
+    table = gate.table()
+    for example, expert in zip(examples, best.tolist(), strict=True):
+        chosen, _, _ = table.route(example.token_ids.astype(np.int64), RouterState())
+        assert (chosen[example.is_label, 0] == expert).all()
+
+
+def test_a_run_over_given_experts_begins_so_and_one_with_fresh_ones_does_not(
+    bench: Bench, specialists: tuple[Path, Path]
+) -> None:
+    once = {"max_steps": 1}
+    still = mixture_values(bench, specialists, mixture={"gate_learning_rate": 1e-9}, optimization=once)
+    shares = [expert.share for expert in trained_with(bench, still).experts]
+    assert shares[0] is not None
+    assert shares[0] > 0.99
+    fresh = {"new_experts": 1, "train_experts": False}
+    values = mixture_values(bench, specialists, mixture=fresh, output={"run": bench.folder / "fresh"})
+    events: list[Event] = []
+    values["optimization"] |= once
+    result = run_job(Job.from_values(values), home=bench.home, on_event=events.append)
+    assert not any(isinstance(event, PhaseStarted) and "Asking" in event.title for event in events)
+    document = json.loads((result.adapter_folder / "loraplex.json").read_text())
+    assert document["training"]["job"]["mixture"]["gate_learning_rate"] == 0.05
 
 
 def test_only_what_shall_train_changes(bench: Bench, specialists: tuple[Path, Path]) -> None:
