@@ -63,7 +63,7 @@ class Deletion:
         self._database = database
 
     def delete_version(self, ref: AdapterRef, principal: Principal, *, force: bool) -> None:
-        """Delete a version. Raises NotFoundError, PermissionDeniedError, and ConflictError while it is needed.
+        """Delete a version. Raises NotFoundError, PermissionDeniedError, and NeededVersionError.
 
         `force` deletes one that a server has loaded or a rollback would go back to; what an alias points at or somebody
         pinned stays anyway.

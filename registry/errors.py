@@ -17,6 +17,7 @@
     |-- ConflictError               the state does not allow the change
     |   |-- AliasMovedError         ... because somebody else moved the alias first
     |   |-- ParentMovedError        ... or the branch
+    |   |-- NeededVersionError      ... because an alias, a rollback or something else needs what is to be deleted
     |   `-- GateError               ... because the version does not pass the alias's policy
     |-- ArchiveError                a file to import that is damaged, or is no export
     |-- BusyError                   too many at once: later it will be possible
@@ -215,6 +216,22 @@ class ParentMovedError(ConflictError):
         self.branch = branch
         self.expected = expected
         self.actual = actual
+
+
+class NeededVersionError(ConflictError):
+    """A version that is not deleted because something needs it; nothing was changed.
+
+    `needed_by` is `alias`, `canary`, `mixture`, `pin`, `tag`, `rollback` or `lease`, and `needer` the alias, mixture or
+    tag that it is, or who pinned or leased the version. `can_force` says whether `force` overrules it.
+    """
+
+    def __init__(self, adapter: str, number: int, *, needed_by: str, needer: str, why: str, next_step: str) -> None:
+        super().__init__(f"Version {number} of {adapter!r} cannot be deleted: {why}. {next_step}")
+        self.adapter = adapter
+        self.number = number
+        self.needed_by = needed_by
+        self.needer = needer
+        self.can_force = needed_by in ("rollback", "lease")
 
 
 class GateError(ConflictError):

@@ -11,7 +11,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from registry.errors import ConflictError
+from registry.errors import NeededVersionError
 from registry.expert_use import expert_ids, mixture_in_need
 from registry.models import AdapterRow, AliasRow, CanaryRow, CommitRow, LeaseRow, PinRow, RefRow, TenantRow, VersionRow
 from registry.names import AdapterName
@@ -29,37 +29,40 @@ def refuse_needed(
     *,
     force: bool,
 ) -> None:
-    """Raises ConflictError while the version is needed. `force` is for what only a rollback or a server needs."""
+    """Raises NeededVersionError. `force` passes over what only a rollback or a server needs."""
 
-    def refuse(why: str, next_step: str) -> None:
-        raise ConflictError(f"Version {version.number} of {str(name)!r} cannot be deleted: {why}. {next_step}")
+    def refuse(needed_by: str, needer: str, why: str, next_step: str) -> None:
+        known = {"needed_by": needed_by, "needer": needer}
+        raise NeededVersionError(str(name), version.number, **known, why=why, next_step=next_step)
 
     alias = session.scalar(select(AliasRow.name).where(AliasRow.version_id == version.id).limit(1))
     if alias is not None:
-        refuse(f"the alias {alias!r} points at it", "Promote another version first.")
+        refuse("alias", alias, f"the alias {alias!r} points at it", "Promote another version first.")
     canary = session.scalar(select(CanaryRow.alias).where(CanaryRow.version_id == version.id).limit(1))
     if canary is not None:
-        refuse(f"it is the canary of the alias {canary!r}", "End the canary first.")
+        refuse("canary", canary, f"it is the canary of the alias {canary!r}", "End the canary first.")
     if (mixture := mixture_in_need(session, tenant, [version.id])) is not None:
-        refuse(f"the mixture {mixture} uses it as an expert", "Delete the mixture first.")
+        refuse("mixture", mixture, f"the mixture {mixture} uses it as an expert", "Delete the mixture first.")
     pin = session.get(PinRow, version.id)
     if pin is not None:
-        refuse(f"{pin.actor} pinned it ({pin.reason})", f"Unpin it first: `loraplex unpin {name}@{version.number}`.")
+        step = f"Unpin it first: `loraplex unpin {name}@{version.number}`."
+        refuse("pin", pin.actor, f"{pin.actor} pinned it ({pin.reason})", step)
     at_commits = select(CommitRow.id).where(CommitRow.version_id == version.id)
     tag = session.scalar(
         select(RefRow.name).where(RefRow.adapter_id == adapter.id, RefRow.kind == TAG, RefRow.commit_id.in_(at_commits))
     )
     if tag is not None:
-        refuse(f"the tag {tag!r} points at it", "Delete the tag first.")
+        refuse("tag", tag, f"the tag {tag!r} points at it", "Delete the tag first.")
     if force:
         return
     if (found := _rollback_to(session, adapter, version)) is not None:
-        refuse(*found)
+        refuse("rollback", *found)
     lease = select(LeaseRow).where(LeaseRow.version_id == version.id, LeaseRow.expires_at > now)
     holder = session.scalars(lease.order_by(LeaseRow.expires_at.desc()).limit(1)).first()
     if holder is not None:
         until = f"{holder.expires_at:%Y-%m-%d %H:%M UTC}"
-        refuse(f"{holder.holder} uses it until {until}, or longer", "Wait, or delete it with --force.")
+        step = "Wait, or delete it with --force."
+        refuse("lease", holder.holder, f"{holder.holder} uses it until {until}, or longer", step)
 
 
 def needed_ids(session: Session, adapter: AdapterRow, now: datetime) -> set[int]:
@@ -79,14 +82,15 @@ def needed_ids(session: Session, adapter: AdapterRow, now: datetime) -> set[int]
     return found | expert_ids(session, adapter)
 
 
-def _rollback_to(session: Session, adapter: AdapterRow, version: VersionRow) -> tuple[str, str] | None:
-    """Why the version is kept for a rollback, and what to do; None where no rollback goes to it."""
+def _rollback_to(session: Session, adapter: AdapterRow, version: VersionRow) -> tuple[str, str, str] | None:
+    """The alias whose rollback goes back to the version, why that keeps it, and what to do; None where none does."""
     present = numbers_moved_to(session, adapter.id)
     for alias, moves in moves_by_alias(session, adapter.id).items():
         if rollback_target(moves, present) == version.number:
             left = rollback_target(moves, present - {version.number})
             outcome = "could not be rolled back then" if left is None else f"would go back to version {left} then"
             return (
+                alias,
                 f"a rollback of the alias {alias!r} goes back to it",
                 f"Promote another version first, or delete it with --force: {alias!r} {outcome}.",
             )

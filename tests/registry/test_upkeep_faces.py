@@ -16,7 +16,14 @@ from click.testing import CliRunner, Result
 import registry
 from loraplex.cli import COMMANDS
 from registry import model_signature
-from registry.errors import ConflictError, InvalidNameError, InvalidValueError, NotFoundError, QuotaExceededError
+from registry.errors import (
+    ConflictError,
+    InvalidNameError,
+    InvalidValueError,
+    NeededVersionError,
+    NotFoundError,
+    QuotaExceededError,
+)
 from registry.principal import OPERATOR
 from registry.registry import Registry
 from registry.retention import RetentionRule
@@ -49,15 +56,18 @@ def test_what_is_kept_and_what_goes(faces: tuple[Registry, Registry], make_adapt
     assert reg.leases(A, OPERATOR) == inside.leases(A, OPERATOR)
     pin = reg.pin(f"{A}@2", reason="ümlaut", principal=OPERATOR)
     assert reg.pins(A, OPERATOR) == [pin] == inside.pins(A, OPERATOR)
-    with pytest.raises(ConflictError, match="pinned it"):
+    with pytest.raises(NeededVersionError, match="pinned it") as caught:
         reg.delete_version(f"{A}@2", OPERATOR, force=True)
+    assert (caught.value.needed_by, caught.value.needer, caught.value.can_force) == ("pin", "operator", False)
     with pytest.raises(ConflictError, match="server 1/a uses it"):
         reg.delete_version(f"{A}@1", OPERATOR)
     assert reg.release_leases("server 1/a") == 1
     reg.promote(f"{A}@1", "prod", principal=OPERATOR)
     reg.promote(f"{A}@3", "prod", principal=OPERATOR)
-    with pytest.raises(ConflictError, match="a rollback of the alias 'prod' goes back to it"):
+    with pytest.raises(NeededVersionError, match="a rollback of the alias 'prod' goes back to it") as caught:
         reg.delete_version(f"{A}@1", OPERATOR)
+    assert (caught.value.number, caught.value.needed_by, caught.value.needer) == (1, "rollback", "prod")
+    assert caught.value.can_force
     reg.delete_version(f"{A}@1", OPERATOR, force=True)
     with pytest.raises(ConflictError, match="what it pointed at before was deleted"):
         reg.rollback(A, "prod", principal=OPERATOR)
