@@ -25,8 +25,10 @@ from rich.table import Table
 
 import registry
 from benchmarks.registry_server import HOST, base_document, registry_server, write_adapter
+from registry.catalog import Catalog
 from registry.client import RemoteRegistry
 from registry.names import AdapterRef
+from registry.resolution import Resolution
 
 NAME = "acme/bench"
 SMALL_BYTES = 2 << 20
@@ -77,7 +79,8 @@ def measure(seconds: float, connections: int, publishes: int) -> Result:
             reg.promote(f"{NAME}@1", "prod", principal=operator)
             ref = AdapterRef.parse(f"{NAME}@prod")
             remembered = _microseconds(lambda: reg.resolve(str(ref), principal=operator), 20_000)
-            looked_up = _microseconds(lambda: reg._resolution.look_up(ref, operator), 1_000)
+            resolution = Resolution(reg._database, Catalog(reg._database))
+            looked_up = _microseconds(lambda: resolution.look_up(ref, operator), 1_000)
         with registry_server(folder / "data") as port:
             paths = ("/livez", f"/registry/v1/resolve?ref={NAME.replace('/', '%2F')}%40prod")
             asyncio.run(_ask(port, paths[1], 0.5, connections))

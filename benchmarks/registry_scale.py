@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 import registry
+from registry.catalog import Catalog
 from registry.names import AdapterRef
 from registry.principal import Role
+from registry.resolution import Resolution
 from tests.registry.adapter_folders import base_document
 from tests.registry.campaigns.filling import fill
 
@@ -63,14 +65,16 @@ def measure(reg: registry.Registry, names: list[str], asks: int) -> dict[str, tu
     reader = registry.Principal(tenant="tenant-007", role=Role.READER, token_id="tok_reader")  # noqa: S106 - a name
     own = [name for name in names if name.startswith("tenant-007/")]
 
+    resolution = Resolution(reg._database, Catalog(reg._database))
+
     def look_up(selector: str) -> Callable[[], object]:
-        return lambda: reg._resolution.look_up(AdapterRef.parse(chance.choice(names) + selector), operator)
+        return lambda: resolution.look_up(AdapterRef.parse(chance.choice(names) + selector), operator)
 
     actions: dict[str, Callable[[], object]] = {
         "resolve an alias": look_up("@prod"),
         "resolve a number": look_up("@2"),
         "resolve the newest": look_up(""),
-        "resolve as a reader": lambda: reg._resolution.look_up(AdapterRef.parse(chance.choice(own)), reader),
+        "resolve as a reader": lambda: resolution.look_up(AdapterRef.parse(chance.choice(own)), reader),
         "page of adapters": lambda: reg.page_adapters(operator, cursor=chance.choice(names)),
         "page as a reader": lambda: reg.page_adapters(reader, cursor=chance.choice(names)),
         "page of versions": lambda: reg.page_versions(chance.choice(names), operator),

@@ -24,7 +24,7 @@ from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.principal import Principal, Role
 from registry.version import AliasMove, Canary, Split
 
-SPLITS_LIMIT = 4_096
+SPLITS_LIMIT = 16_384
 
 
 class Canaries:

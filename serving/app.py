@@ -15,7 +15,6 @@ from litestar import Litestar
 from litestar.datastructures import State
 
 from registry import Registry
-from registry.client import RemoteRegistry
 from registry.http.app import AsgiApp, Message, Receive, RegistryApp, Scope, Send
 from registry.http.request_id import send_request_id
 from registry.http.service import RegistryService
@@ -65,7 +64,7 @@ def create_app(service: Service) -> Litestar:
 
 def create_server_app(service: Service) -> ServerApp:
     """Everything that answers on the server's port."""
-    if isinstance(service.registry, RemoteRegistry):
+    if service.is_remote:
         return ServerApp(create_app(service), None)
     settings = HttpSettings(
         is_loopback=service.settings.is_loopback,

@@ -1,4 +1,4 @@
-"""Aliases of a registry over HTTP."""
+"""Aliases and their canaries of a registry over HTTP."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from typing import Any
 
 from registry.aliases import ANY, AtSequence, Expectation, Expected
 from registry.errors import InvalidNameError
-from registry.names import AdapterName, AdapterRef, parse_alias
+from registry.names import AdapterRef
 from registry.principal import Principal
-from registry.remote.transport import Transport, part
-from registry.version import AliasMove
+from registry.remote.paths import adapter_path, alias_path, reference_of
+from registry.remote.transport import Transport
+from registry.version import AliasMove, Canary, Split
 
 
 class RemoteAliases:
-    """A part of `RemoteRegistry`; the contracts are those of `registry.registry.Registry`."""
+    """A part of `RemoteRegistry`; the contracts are those of `registry.local`."""
 
-    _http: Transport
+    def __init__(self, http: Transport) -> None:
+        self._http = http
 
     def aliases(self, name: str, principal: Principal) -> dict[str, int]:
         """Version numbers by alias."""
-        return self._http.get(_path_of(AdapterName.parse(name)), dict[str, int], principal=principal)
+        return self._http.get(adapter_path(name) + "/aliases", dict[str, int], principal=principal)
 
     def alias_history(self, name: str, alias: str, principal: Principal) -> list[AliasMove]:
         """Every move of an alias, newest first."""
-        path = f"{_path_of(AdapterName.parse(name))}/{part(parse_alias(alias))}/history"
-        return self._http.get(path, list[AliasMove], principal=principal)
+        return self._http.get(alias_path(name, alias) + "/history", list[AliasMove], principal=principal)
 
     def promote(
         self, ref: str, alias: str, *, principal: Principal, expected: Expected = ANY, evidence: str = ""
@@ -36,24 +37,55 @@ class RemoteAliases:
         body: dict[str, Any] = {"evidence": evidence}
         if not parsed.is_bare:
             body["version"] = ref.partition("@")[2]
-        path = f"{_path_of(parsed.adapter)}/{part(parse_alias(alias))}"
-        return self._move("PUT", path, principal, body, expected)
+        return self._move("PUT", alias_path(str(parsed.adapter), alias), principal, body, expected)
 
     def rollback(
         self, name: str, alias: str, *, principal: Principal, expected: Expected = ANY, evidence: str = ""
     ) -> AliasMove:
         """Undo an alias's last promotion."""
-        path = f"{_path_of(AdapterName.parse(name))}/{part(parse_alias(alias))}/rollback"
+        return self._move("POST", alias_path(name, alias) + "/rollback", principal, {"evidence": evidence}, expected)
+
+    def canaries(self, name: str, principal: Principal) -> list[Canary]:
+        """The canaries that run on an adapter's aliases."""
+        return self._http.get(adapter_path(name) + "/canaries", list[Canary], principal=principal)
+
+    def start_canary(self, ref: str, alias: str, *, permille: int, principal: Principal) -> Canary:
+        """Give so many thousandths of the alias's requests to this version."""
+        reference = reference_of(ref)
+        version = None if reference.is_bare else str(reference).partition("@")[2]
+        body = {"version": version, "permille": permille}
+        path = alias_path(str(reference.adapter), alias) + "/canary"
+        return self._http.ask("PUT", path, Canary, principal=principal, body=body)
+
+    def change_canary(self, name: str, alias: str, *, permille: int, principal: Principal) -> Canary:
+        """Give the alias's canary another weight."""
+        path = alias_path(name, alias) + "/canary"
+        return self._http.ask("PATCH", path, Canary, principal=principal, body={"permille": permille})
+
+    def stop_canary(self, name: str, alias: str, *, principal: Principal) -> Canary:
+        """Give every request of the alias to the version that it points at."""
+        return self._http.ask("DELETE", alias_path(name, alias) + "/canary", Canary, principal=principal)
+
+    def promote_canary(
+        self, name: str, alias: str, *, principal: Principal, expected: Expected = ANY, evidence: str = ""
+    ) -> AliasMove:
+        """Point an alias at its canary's candidate, through the alias's gate."""
+        path = alias_path(name, alias) + "/canary/promotion"
         return self._move("POST", path, principal, {"evidence": evidence}, expected)
+
+    def resolve_split(self, ref: str, *, principal: Principal) -> Split:
+        """What the reference means now, with the canary that runs on it."""
+        AdapterRef.parse(ref)
+        return self._http.get("/split", Split, principal=principal, params={"ref": ref})
 
     def _move(
         self, method: str, path: str, principal: Principal, body: dict[str, Any], expected: Expected
     ) -> AliasMove:
-        headers = conditions_of(expected, body)
+        headers = _conditions_of(expected, body)
         return self._http.ask(method, path, AliasMove, principal=principal, body=body, headers=headers)
 
 
-def conditions_of(expected: Expected, body: dict[str, Any]) -> dict[str, str]:
+def _conditions_of(expected: Expected, body: dict[str, Any]) -> dict[str, str]:
     """The headers of an expectation; what no header can say is added to the body."""
     if expected is None:
         return {"if-none-match": "*"}
@@ -62,7 +94,3 @@ def conditions_of(expected: Expected, body: dict[str, Any]) -> dict[str, str]:
     if not isinstance(expected, Expectation):
         body["expected_version"] = expected
     return {}
-
-
-def _path_of(name: AdapterName) -> str:
-    return f"/adapters/{part(name.tenant)}/{part(name.name)}/aliases"

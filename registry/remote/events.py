@@ -1,15 +1,13 @@
-"""Events, webhooks and mirrors of a registry over HTTP."""
+"""Events and webhooks of a registry over HTTP."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import timedelta
 
 import msgspec
 
 from registry.events import PAGE_EVENTS, EventPage
-from registry.mirror import DEFAULT_REVISION, Mirror, MirrorSync
-from registry.names import AdapterName, parse_tenant
+from registry.names import parse_tenant
 from registry.outbound import OutboundPolicy
 from registry.principal import OPERATOR, Principal
 from registry.remote.transport import Transport, part
@@ -21,9 +19,10 @@ class _Replayed(msgspec.Struct):
 
 
 class RemoteEvents:
-    """A part of `RemoteRegistry`; the contracts are those of `registry.registry.Registry`."""
+    """A part of `RemoteRegistry`; the contracts are those of `registry.local`."""
 
-    _http: Transport
+    def __init__(self, http: Transport) -> None:
+        self._http = http
 
     def events(
         self,
@@ -75,40 +74,3 @@ class RemoteEvents:
     def set_webhook_policy(self, policy: OutboundPolicy, principal: Principal) -> OutboundPolicy:
         """Allow webhooks to reach more. Only the operator may."""
         return self._http.ask("PUT", "/webhook-policy", OutboundPolicy, principal=principal, body=policy.to_json())
-
-    def add_mirror(
-        self,
-        name: str,
-        source: str,
-        *,
-        principal: Principal,
-        revision: str = DEFAULT_REVISION,
-        token: str | None = None,
-        base_fingerprint: str | None = None,
-    ) -> MirrorSync:
-        """Pull an adapter in from another Hub, and remember where it came from; `token` is for that Hub."""
-        body = {"source": source, "revision": revision, "token": token, "base_fingerprint": base_fingerprint}
-        return self._http.ask("PUT", _mirror_path(name), MirrorSync, principal=principal, body=body)
-
-    def sync_mirror(self, name: str, *, principal: Principal, token: str | None = None) -> MirrorSync:
-        """Pull the upstream's newer commit in, if there is one."""
-        path = f"{_mirror_path(name)}/sync"
-        return self._http.ask("POST", path, MirrorSync, principal=principal, body={"token": token})
-
-    def follow_mirror(self, name: str, every: timedelta | None, *, principal: Principal) -> Mirror:
-        """Look at the mirror's upstream so often; None is never by itself."""
-        body = {"every_seconds": None if every is None else round(every.total_seconds())}
-        return self._http.ask("PUT", f"{_mirror_path(name)}/schedule", Mirror, principal=principal, body=body)
-
-    def list_mirrors(self, principal: Principal) -> list[Mirror]:
-        """Where mirrored adapters come from, as far as the caller may read them."""
-        return self._http.get("/mirrors", list[Mirror], principal=principal)
-
-    def remove_mirror(self, name: str, principal: Principal) -> Mirror:
-        """Forget where an adapter came from; its versions stay."""
-        return self._http.ask("DELETE", _mirror_path(name), Mirror, principal=principal)
-
-
-def _mirror_path(name: str) -> str:
-    parsed = AdapterName.parse(name)
-    return f"/adapters/{part(parsed.tenant)}/{part(parsed.name)}/mirror"

@@ -16,9 +16,10 @@ class _Card(msgspec.Struct):
 
 
 class RemoteInsight:
-    """A part of `RemoteRegistry`; the contracts are those of `registry.registry.Registry`."""
+    """A part of `RemoteRegistry`; the contracts are those of `registry.local`."""
 
-    _http: Transport
+    def __init__(self, http: Transport) -> None:
+        self._http = http
 
     def card(self, ref: str, principal: Principal) -> str:
         """A version's model card, made from what the registry knows of it: Markdown with YAML front matter."""

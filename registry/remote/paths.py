@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from registry.errors import InvalidNameError
-from registry.names import AdapterName, AdapterRef
+from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.remote.transport import part
 
 
@@ -11,6 +11,11 @@ def adapter_path(name: str) -> str:
     """The path of an adapter. Raises InvalidNameError."""
     parsed = AdapterName.parse(name)
     return f"/adapters/{part(parsed.tenant)}/{part(parsed.name)}"
+
+
+def alias_path(name: str, alias: str) -> str:
+    """The path of an adapter's alias. Raises InvalidNameError."""
+    return f"{adapter_path(name)}/aliases/{part(parse_alias(alias))}"
 
 
 def reference_of(ref: str) -> AdapterRef:

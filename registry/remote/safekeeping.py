@@ -11,9 +11,10 @@ from registry.signatures import SigningKey, VersionSignature
 
 
 class RemoteSafekeeping:
-    """A part of `RemoteRegistry`; the contracts are those of `registry.registry.Registry`."""
+    """A part of `RemoteRegistry`; the contracts are those of `registry.local`."""
 
-    _http: Transport
+    def __init__(self, http: Transport) -> None:
+        self._http = http
 
     def set_quota(
         self, tenant: str, *, quota_bytes: int | None, quota_versions: int | None, principal: Principal = OPERATOR

@@ -1,12 +1,11 @@
-"""Tenants, tokens and bases of a registry over HTTP, and who the caller is."""
+"""Tenants and tokens of a registry over HTTP, and who the caller is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from registry.base import BaseRecord
 from registry.errors import AuthenticationError, InvalidValueError
 from registry.identity import Identity
 from registry.names import parse_tenant
@@ -17,9 +16,10 @@ from registry.tenants import IssuedToken, Tenant, Token
 
 
 class RemoteTenants:
-    """A part of `RemoteRegistry`; the contracts are those of `registry.registry.Registry`."""
+    """A part of `RemoteRegistry`; the contracts are those of `registry.local`."""
 
-    _http: Transport
+    def __init__(self, http: Transport) -> None:
+        self._http = http
 
     def create_tenant(self, name: str, *, principal: Principal = OPERATOR) -> Tenant:
         """Make a tenant."""
@@ -84,8 +84,3 @@ class RemoteTenants:
             secret=secret,
             scope=None if found.scope is None else Scope(found.scope),
         )
-
-    def register_base(self, base_json: Mapping[str, Any], *, principal: Principal = OPERATOR) -> BaseRecord:
-        """Keep a base so that adapters can be judged against it; doing it again changes nothing."""
-        BaseRecord.from_json(base_json)
-        return self._http.ask("POST", "/bases", BaseRecord, principal=principal, body=base_json)

@@ -1,4 +1,4 @@
-"""Policies, attestations, gates and canaries of a registry over HTTP."""
+"""Policies, attestations and gates of a registry over HTTP."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from typing import Any
 
 import msgspec
 
-from registry.aliases import ANY, Expected
 from registry.attestations import Attestation
-from registry.names import AdapterName, AdapterRef, parse_alias, parse_tenant
+from registry.names import AdapterRef, parse_alias, parse_tenant
 from registry.policies import AliasPolicy, GateVerdict, PolicyRecord
 from registry.principal import OPERATOR, Principal
-from registry.remote.aliases import conditions_of
-from registry.remote.paths import adapter_path, reference_of
+from registry.remote.paths import adapter_path, alias_path, reference_of
 from registry.remote.transport import Transport, part
 from registry.tenant_policy import TenantPolicy
-from registry.version import AliasMove, Canary, Split
 
 
 class _Judged(msgspec.Struct):
@@ -24,9 +21,10 @@ class _Judged(msgspec.Struct):
 
 
 class RemoteTrust:
-    """A part of `RemoteRegistry`; the contracts are those of `registry.registry.Registry`."""
+    """A part of `RemoteRegistry`; the contracts are those of `registry.local`."""
 
-    _http: Transport
+    def __init__(self, http: Transport) -> None:
+        self._http = http
 
     def tenant_policy(self, tenant: str, *, principal: Principal = OPERATOR) -> TenantPolicy:
         """What a tenant demands of adapters that enter."""
@@ -42,12 +40,12 @@ class RemoteTrust:
     def set_policy(self, name: str, alias: str, policy: AliasPolicy, *, principal: Principal) -> PolicyRecord:
         """Set what a version must show before the alias may point at it."""
         body: dict[str, Any] = msgspec.to_builtins(policy)
-        path = _alias_path(name, alias) + "/policy"
+        path = alias_path(name, alias) + "/policy"
         return self._http.ask("PUT", path, PolicyRecord, principal=principal, body=body)
 
     def remove_policy(self, name: str, alias: str, *, principal: Principal) -> None:
         """Take an alias's policy away."""
-        self._http.ask("DELETE", _alias_path(name, alias) + "/policy", PolicyRecord, principal=principal)
+        self._http.ask("DELETE", alias_path(name, alias) + "/policy", PolicyRecord, principal=principal)
 
     def policies(self, name: str, principal: Principal) -> list[PolicyRecord]:
         """The policies of an adapter's aliases."""
@@ -55,7 +53,7 @@ class RemoteTrust:
 
     def policy(self, name: str, alias: str, principal: Principal) -> PolicyRecord:
         """The policy of an alias."""
-        return self._http.get(_alias_path(name, alias) + "/policy", PolicyRecord, principal=principal)
+        return self._http.get(alias_path(name, alias) + "/policy", PolicyRecord, principal=principal)
 
     def check_gate(self, ref: str, alias: str, principal: Principal) -> GateVerdict | None:
         """How the alias's policy would judge a version now; None where it has none."""
@@ -95,45 +93,6 @@ class RemoteTrust:
         """Approve a version for an alias."""
         return self._attest(ref, "approvals", {"alias": alias, "note": note}, principal)
 
-    def start_canary(self, ref: str, alias: str, *, permille: int, principal: Principal) -> Canary:
-        """Give so many thousandths of the alias's requests to this version."""
-        reference = reference_of(ref)
-        version = None if reference.is_bare else str(reference).partition("@")[2]
-        body = {"version": version, "permille": permille}
-        path = _alias_path(str(reference.adapter), alias) + "/canary"
-        return self._http.ask("PUT", path, Canary, principal=principal, body=body)
-
-    def change_canary(self, name: str, alias: str, *, permille: int, principal: Principal) -> Canary:
-        """Give the alias's canary another weight."""
-        path = _alias_path(name, alias) + "/canary"
-        return self._http.ask("PATCH", path, Canary, principal=principal, body={"permille": permille})
-
-    def stop_canary(self, name: str, alias: str, *, principal: Principal) -> Canary:
-        """Give every request of the alias to the version that it points at."""
-        return self._http.ask("DELETE", _alias_path(name, alias) + "/canary", Canary, principal=principal)
-
-    def promote_canary(
-        self, name: str, alias: str, *, principal: Principal, expected: Expected = ANY, evidence: str = ""
-    ) -> AliasMove:
-        """Point an alias at its canary's candidate, through the alias's gate."""
-        body: dict[str, Any] = {"evidence": evidence}
-        headers = conditions_of(expected, body)
-        path = _alias_path(name, alias) + "/canary/promotion"
-        return self._http.ask("POST", path, AliasMove, principal=principal, body=body, headers=headers)
-
-    def canaries(self, name: str, principal: Principal) -> list[Canary]:
-        """The canaries that run on an adapter's aliases."""
-        return self._http.get(adapter_path(name) + "/canaries", list[Canary], principal=principal)
-
-    def resolve_split(self, ref: str, *, principal: Principal) -> Split:
-        """What the reference means now, with the canary that runs on it."""
-        AdapterRef.parse(ref)
-        return self._http.get("/split", Split, principal=principal, params={"ref": ref})
-
     def _attest(self, ref: str, kind: str, body: dict[str, Any], principal: Principal) -> Attestation:
         body = {"ref": str(AdapterRef.parse(ref))} | body
         return self._http.ask("POST", f"/attestations/{kind}", Attestation, principal=principal, body=body)
-
-
-def _alias_path(name: str, alias: str) -> str:
-    return f"{adapter_path(str(AdapterName.parse(name)))}/aliases/{part(parse_alias(alias))}"

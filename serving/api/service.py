@@ -44,7 +44,10 @@ logger = logging.getLogger(__name__)
 
 
 class Service:
-    """The parts of the API process. `is_draining` and `base` change in its life; the rest is fixed."""
+    """The parts of the API process. `is_draining` and `base` change in its life; the rest is fixed.
+
+    `is_remote`: the registry is on another machine, so that its routes are not this server's.
+    """
 
     def __init__(self, settings: ServingSettings, registry: Registry) -> None:
         self.settings = settings
@@ -55,14 +58,14 @@ class Service:
         self._preloaded = AsyncExitStack()
         self.gate = Gate(settings.limits)
         self.engine = EngineClient(settings.supervision, settings.engine_settings, on_ready=self._on_ready)
-        is_remote = isinstance(registry, RemoteRegistry)
-        names = ResolvedNames(asks_always=not is_remote)
+        self.is_remote = isinstance(registry, RemoteRegistry)
+        names = ResolvedNames(asks_always=not self.is_remote)
         self.leases = VersionLeases(registry)
         cache = AdapterCache(settings.adapters_folder, settings.disk_cache_bytes)
         self.loader = AdapterLoader(registry, cache, names, self.leases)
         self.kept = KeptAdapters(self.loader, self.engine, settings.keep)
         self.follower = RegistryFollower(
-            registry, names, self._warm, is_remote=is_remote, token=settings.registry_token
+            registry, names, self._warm, is_remote=self.is_remote, token=settings.registry_token
         )
         self.authenticator = Authenticator(
             registry, is_loopback=settings.is_loopback, remember_seconds=settings.token_cache_seconds

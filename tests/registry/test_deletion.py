@@ -50,10 +50,10 @@ def test_a_version_is_gone_and_its_number_stays_taken(
     assert reg.usage("acme").used_versions == usage.used_versions - 1
     assert reg.usage("acme").used_bytes == usage.used_bytes, "garbage collection frees bytes"
     reg.check_integrity()
-    reg._quotas.check_integrity()
+    reg.quotas.check_integrity()
     assert reg.publish(folder, A, principal=OPERATOR).number == 4, "the same files get another number"
     reg.check_integrity()
-    assert [event.kind for event in reg._feed.read(OPERATOR, after=0).events].count("version.deleted") == 1
+    assert [event.kind for event in reg.events(OPERATOR, after=0).events].count("version.deleted") == 1
     entry = next(entry for entry in reg.audit_entries() if entry.action == "delete_version")
     assert (entry.subject, entry.detail) == (f"{A}@2", {"digest": second.digest})
 
@@ -301,5 +301,5 @@ def test_who_may(reg: registry.Registry, publish: Publish) -> None:
         reg.delete_version(A, admin)
     reg.delete_version(f"{A}@1", admin)
     reg.delete_adapter(A, admin)
-    reg._quotas.check_integrity()
+    reg.quotas.check_integrity()
     assert reg.verify_audit().is_whole

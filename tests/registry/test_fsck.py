@@ -151,7 +151,7 @@ def test_what_can_be_mended_is(reg: registry.Registry, publish: Publish, place: 
 @pytest.mark.sqlite_only
 def test_an_orphan_is_waste_and_no_fault(reg: registry.Registry, publish: Publish) -> None:
     publish()
-    with reg._blobs.receive() as writer:
+    with reg.blobs.receive() as writer:
         writer.write(b"nobody's")
         writer.finish()
     report = reg.fsck()

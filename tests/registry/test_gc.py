@@ -100,20 +100,20 @@ def test_an_upload_that_nobody_finished_goes_when_its_lease_is_over(
     reg: registry.Registry, publish: Publish, place: RegistryPlace, tmp_path: Path
 ) -> None:
     publish()
-    with reg._blobs.receive() as writer:
+    with reg.blobs.receive() as writer:
         writer.write(b"never committed")
         blob = writer.finish()
-    reg._quotas.reserve("acme", [(blob.sha256, blob.size)], principal=OPERATOR, lease=5 * DAY)
-    reg._quotas.mark_stored("acme", [(blob.sha256, blob.size)])
+    reg.quotas.reserve("acme", [(blob.sha256, blob.size)], principal=OPERATOR, lease=5 * DAY)
+    reg.quotas.mark_stored("acme", [(blob.sha256, blob.size)])
     assert collect(reg, days=3).blobs_deleted == 0
     assert collect(reg, days=6).blobs == [blob.sha256]
     assert blob.sha256 not in place.blob_names()
-    assert not reg._quotas.is_present("acme", blob.sha256)
+    assert not reg.quotas.is_present("acme", blob.sha256)
 
 
 @pytest.mark.sqlite_only
 def test_an_orphan_goes_after_the_grace_period(reg: registry.Registry, place: RegistryPlace) -> None:
-    with reg._blobs.receive() as writer:
+    with reg.blobs.receive() as writer:
         writer.write(b"a publisher died before it reserved anything")
         blob = writer.finish()
     assert reg.collect_garbage().blobs_deleted == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import registry
+from registry.catalog import Catalog
 from registry.errors import ConflictError, NotFoundError, PermissionDeniedError, QuotaExceededError, StorageError
 from registry.version import VersionDraft
 
@@ -25,7 +26,7 @@ def acme(reg: registry.Registry) -> registry.Registry:
 
 
 def used(reg: registry.Registry, tenant: str = "acme") -> tuple[int, int]:
-    reg._quotas.check_integrity()
+    reg.quotas.check_integrity()
     usage = reg.usage(tenant)
     return usage.used_bytes, usage.used_versions
 
@@ -36,7 +37,7 @@ def limit(reg: registry.Registry, quota_bytes: int | None = None, quota_versions
 
 @pytest.mark.sqlite_only
 def test_a_blob_counts_once_and_is_present_when_it_is_stored(acme: registry.Registry) -> None:
-    quotas = acme._quotas
+    quotas = acme.quotas
     reservation = quotas.reserve("acme", [(A, 10), (B, 5)], principal=OPERATOR)
     assert reservation.new == {A, B}
     assert used(acme) == (15, 0)
@@ -52,43 +53,43 @@ def test_a_blob_counts_once_and_is_present_when_it_is_stored(acme: registry.Regi
 @pytest.mark.sqlite_only
 def test_presence_is_the_tenants_own(acme: registry.Registry) -> None:
     acme.create_tenant("globex")
-    acme._quotas.reserve("acme", [(A, 10)], principal=OPERATOR)
-    acme._quotas.mark_stored("acme", [(A, 10)])
-    assert not acme._quotas.is_present("globex", A)
-    assert not acme._quotas.is_present("nobody", A)
-    acme._quotas.reserve("globex", [(A, 10)], principal=OPERATOR)
+    acme.quotas.reserve("acme", [(A, 10)], principal=OPERATOR)
+    acme.quotas.mark_stored("acme", [(A, 10)])
+    assert not acme.quotas.is_present("globex", A)
+    assert not acme.quotas.is_present("nobody", A)
+    acme.quotas.reserve("globex", [(A, 10)], principal=OPERATOR)
     assert used(acme, "globex") == (10, 0), "its own bytes, though the blob is there"
 
 
 def test_more_than_the_quota_is_refused_and_changes_nothing(acme: registry.Registry) -> None:
     limit(acme, quota_bytes=100)
-    acme._quotas.reserve("acme", [(A, 60)], principal=OPERATOR)
+    acme.quotas.reserve("acme", [(A, 60)], principal=OPERATOR)
     with pytest.raises(QuotaExceededError, match="may have 100 bytes, has 60, and 41 more") as caught:
-        acme._quotas.reserve("acme", [(A, 60), (B, 40), (C, 1)], principal=OPERATOR)
+        acme.quotas.reserve("acme", [(A, 60), (B, 40), (C, 1)], principal=OPERATOR)
     error = caught.value
     assert (error.tenant, error.limit, error.quota, error.used, error.asked) == ("acme", "bytes", 100, 60, 41)
     assert used(acme) == (60, 0)
-    acme._quotas.reserve("acme", [(B, 40)], principal=OPERATOR)
+    acme.quotas.reserve("acme", [(B, 40)], principal=OPERATOR)
     assert used(acme) == (100, 0)
 
 
 @pytest.mark.sqlite_only
 def test_a_true_size_beyond_the_reserved_one_is_charged(acme: registry.Registry) -> None:
     limit(acme, quota_bytes=100)
-    acme._quotas.reserve("acme", [(A, 60)], principal=OPERATOR)
-    acme._quotas.reserve("acme", [(A, 70)], principal=OPERATOR)
+    acme.quotas.reserve("acme", [(A, 60)], principal=OPERATOR)
+    acme.quotas.reserve("acme", [(A, 70)], principal=OPERATOR)
     assert used(acme) == (70, 0), "the later announcement counts"
     with pytest.raises(QuotaExceededError):
-        acme._quotas.mark_stored("acme", [(A, 101)])
-    assert not acme._quotas.is_present("acme", A)
-    acme._quotas.mark_stored("acme", [(A, 99)])
-    acme._quotas.reserve("acme", [(A, 1)], principal=OPERATOR)
+        acme.quotas.mark_stored("acme", [(A, 101)])
+    assert not acme.quotas.is_present("acme", A)
+    acme.quotas.mark_stored("acme", [(A, 99)])
+    acme.quotas.reserve("acme", [(A, 1)], principal=OPERATOR)
     assert used(acme) == (99, 0), "what is stored has its true size"
 
 
 @pytest.mark.sqlite_only
 def test_what_was_not_written_is_given_back(acme: registry.Registry) -> None:
-    quotas = acme._quotas
+    quotas = acme.quotas
     first = quotas.reserve("acme", [(A, 10), (B, 5)], principal=OPERATOR)
     quotas.reserve("acme", [(B, 5)], principal=OPERATOR)
     quotas.release(first)
@@ -99,12 +100,12 @@ def test_what_was_not_written_is_given_back(acme: registry.Registry) -> None:
 
 def test_reservations_that_ran_out_make_room(acme: registry.Registry) -> None:
     limit(acme, quota_bytes=100)
-    acme._quotas.reserve("acme", [(A, 80)], principal=OPERATOR, lease=timedelta(seconds=-1))
-    acme._quotas.reserve("acme", [(B, 10)], principal=OPERATOR)
+    acme.quotas.reserve("acme", [(A, 80)], principal=OPERATOR, lease=timedelta(seconds=-1))
+    acme.quotas.reserve("acme", [(B, 10)], principal=OPERATOR)
     assert used(acme) == (90, 0)
-    acme._quotas.reserve("acme", [(C, 50)], principal=OPERATOR)
+    acme.quotas.reserve("acme", [(C, 50)], principal=OPERATOR)
     assert used(acme) == (60, 0)
-    acme._quotas.reserve("acme", [(C, 90)], principal=OPERATOR, lease=timedelta(seconds=-1))
+    acme.quotas.reserve("acme", [(C, 90)], principal=OPERATOR, lease=timedelta(seconds=-1))
     assert used(acme) == (100, 0), "a reservation that is renewed is not its own room"
 
 
@@ -114,7 +115,7 @@ def test_many_at_once_do_not_pass_the_quota(acme: registry.Registry) -> None:
 
     def reserve(number: int) -> None:
         try:
-            acme._quotas.reserve("acme", [(f"{number:064d}", 1)], principal=OPERATOR)
+            acme.quotas.reserve("acme", [(f"{number:064d}", 1)], principal=OPERATOR)
         except QuotaExceededError:
             outcomes.append(False)
         else:
@@ -172,7 +173,7 @@ def test_a_version_needs_its_blobs_to_be_reserved(reg: registry.Registry, publis
         message="",
     )
     with pytest.raises(ConflictError, match="Upload it again"):
-        reg._catalog.add_version(
+        Catalog(reg._database).add_version(
             registry.AdapterName.parse("globex/a"), draft, visibility=None, principal=registry.Principal.operator()
         )
 
@@ -194,11 +195,11 @@ def test_who_may_set_and_see_it(acme: registry.Registry) -> None:
 
 @pytest.mark.sqlite_only
 def test_a_wrong_counter_is_found_and_corrected(acme: registry.Registry) -> None:
-    acme._quotas.reserve("acme", [(A, 10)], principal=OPERATOR)
+    acme.quotas.reserve("acme", [(A, 10)], principal=OPERATOR)
     with acme._database.writing() as session:
         session.connection().exec_driver_sql("UPDATE tenants SET used_bytes = 11")
     with pytest.raises(StorageError, match="is said to have 11 bytes and 0 versions; counted are 10 and 0"):
-        acme._quotas.check_integrity()
-    assert acme._quotas.recount() == ["acme"]
-    assert acme._quotas.recount() == []
-    acme._quotas.check_integrity()
+        acme.quotas.check_integrity()
+    assert acme.quotas.recount() == ["acme"]
+    assert acme.quotas.recount() == []
+    acme.quotas.check_integrity()

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -27,6 +28,7 @@ from registry.errors import (
 )
 from registry.principal import OPERATOR, Principal
 from registry.registry import Registry
+from registry.subject import Subject
 from tests.registry.adapter_folders import (
     FINGERPRINT,
     OTHER_FINGERPRINT,
@@ -86,6 +88,27 @@ def test_the_two_classes_have_the_same_methods() -> None:
         assert signature == local[name], name
     for name in remote:
         assert inspect.getdoc(getattr(RemoteRegistry, name)), name
+
+
+@pytest.mark.parametrize("whole", [Registry, RemoteRegistry])
+def test_every_method_of_a_part_is_one_of_the_whole(whole: type) -> None:
+    subjects = {name: member for name, member in vars(whole).items() if isinstance(member, Subject)}
+    assert sorted(subjects) == [
+        "_adapters",
+        "_aliases",
+        "_events",
+        "_insight",
+        "_lifetime",
+        "_mirrors",
+        "_publishing",
+        "_safekeeping",
+        "_tenants",
+        "_trust",
+    ]
+    for subject in subjects.values():
+        (part,) = get_args(subject.__orig_class__)
+        for name, method in inspect.getmembers(part, inspect.isfunction):
+            assert name.startswith("_") or inspect.unwrap(getattr(whole, name)) is method, f"{part}.{name}"
 
 
 def test_a_version_is_the_same_value(faces: tuple[Registry, Registry], make_adapter: MakeAdapter) -> None:

@@ -71,7 +71,7 @@ def test_outside_of_its_scope_nothing_is_changed(reg: registry.Registry, publish
 def test_the_events_that_a_scoped_token_sees(reg: registry.Registry, publish: Publish) -> None:
     publish("acme/sql-a")
     publish("acme/other")
-    seen = {event.adapter for event in reg._feed.read(scoped(reg, "sql-*"), after=0).events}
+    seen = {event.adapter for event in reg.events(scoped(reg, "sql-*"), after=0).events}
     assert "acme/sql-a" in seen
     assert "acme/other" not in seen
 

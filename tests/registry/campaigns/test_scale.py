@@ -11,9 +11,11 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 import registry
+from registry.catalog import Catalog
 from registry.errors import InvalidValueError, NotFoundError
 from registry.names import AdapterRef
 from registry.principal import Role
+from registry.resolution import Resolution
 from tests.registry.campaigns.filling import fill
 
 RESOLVE_SECONDS = 0.005
@@ -76,8 +78,9 @@ def test_what_is_asked_often_goes_by_an_index(reg: registry.Registry, operator: 
     name = names[17]
     digest = reg.resolve(f"{name}@3", principal=operator).digest
     reader = tenant_reader(name.partition("/")[0])
+    resolution = Resolution(reg._database, Catalog(reg._database))
     actions: dict[str, Callable[[], object]] = {
-        ref: lambda ref=ref: reg._resolution.look_up(AdapterRef.parse(ref), reader)
+        ref: lambda ref=ref: resolution.look_up(AdapterRef.parse(ref), reader)
         for ref in [name, f"{name}@3", f"{name}@prod", f"{name}@{digest[:30]}", digest]
     }
     cursor = reg.page_adapters(operator, limit=300).next_cursor
@@ -146,9 +149,11 @@ def test_100_000_versions_of_10_000_adapters(reg: registry.Registry, operator: r
     reader = tenant_reader("tenant-007")
     own = [name for name in names if name.startswith("tenant-007/")]
 
+    resolution = Resolution(reg._database, Catalog(reg._database))
+
     def resolve(ref: str, principal: registry.Principal) -> float:
         parsed = AdapterRef.parse(ref)
-        return seconds_of(lambda: reg._resolution.look_up(parsed, principal))
+        return seconds_of(lambda: resolution.look_up(parsed, principal))
 
     selectors = ["", "@prod", "@4"]
     resolve(names[0], operator)

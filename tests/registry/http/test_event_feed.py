@@ -16,6 +16,7 @@ import pytest
 import registry
 from registry import Principal, Role
 from registry.errors import BusyError, NotFoundError, PermissionDeniedError
+from registry.events import Feed
 from registry.http import tide
 from registry.http.controllers import events as controller
 from registry.outbound import OutboundPolicy
@@ -123,8 +124,8 @@ def test_many_wait_over_one_question_at_a_time(
     reg_sqlite: registry.Registry, url: str, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
-    newest = reg_sqlite._feed.newest
-    monkeypatch.setattr(reg_sqlite._feed, "newest", lambda: (asked.append(time.monotonic()), newest())[1])
+    newest = Feed.newest
+    monkeypatch.setattr(Feed, "newest", lambda feed: (asked.append(time.monotonic()), newest(feed))[1])
     cursor = reg_sqlite.events(OPERATOR).cursor
     found: list[int] = []
 

@@ -14,10 +14,11 @@ from registry.remote.transport import Transport
 from registry.retention import RetentionRule
 
 
-class RemoteUpkeep:
-    """A part of `RemoteRegistry`; the contracts are those of `registry.registry.Registry`."""
+class RemoteLifetime:
+    """A part of `RemoteRegistry`; the contracts are those of `registry.local`."""
 
-    _http: Transport
+    def __init__(self, http: Transport) -> None:
+        self._http = http
 
     def delete_version(self, ref: str, principal: Principal, *, force: bool = False) -> None:
         """Delete a version that nothing needs; `force` overrules a server that has it loaded, and a rollback's need."""
