@@ -17,16 +17,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry import audit, events
-from registry.canary_rows import end_canary
+from registry.alias_rows import find_moves, record_move, to_move
 from registry.database import Database
 from registry.errors import AliasMovedError, ConflictError, GateError, NotFoundError
 from registry.events import EventKind
-from registry.failpoints import reach
 from registry.gates import Signers, judge, refuse
 from registry.lookup import find_adapter, find_version
 from registry.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
 from registry.names import AdapterName, AdapterRef
-from registry.policies import GateVerdict, read_gate, write_gate
+from registry.policies import GateVerdict
 from registry.principal import Principal
 from registry.rollback import numbers_moved_to, promotions_in_force, rollback_target
 from registry.trees import kind_of_ref
@@ -73,10 +72,10 @@ class Aliases:
         """Every move of an alias, newest first. Raises NotFoundError."""
         with self._database.reading() as session:
             adapter = find_adapter(session, name, principal)
-            moves = _moves(session, adapter, alias)
+            moves = find_moves(session, adapter, alias)
             if not moves:
                 raise _missing_alias(name, alias)
-            return [_to_move(name, move) for move in reversed(moves)]
+            return [to_move(name, move) for move in reversed(moves)]
 
     def promote(
         self, ref: AdapterRef, alias: str, *, expected: Expected, evidence: str, principal: Principal
@@ -92,15 +91,15 @@ class Aliases:
             with self._database.writing() as session:
                 adapter = find_adapter(session, name, principal, lock=True)
                 version, _, _ = find_version(session, ref, principal)
-                moves = _moves(session, adapter, alias)
+                moves = find_moves(session, adapter, alias)
                 _compare(name, alias, moves, expected)
                 if moves and moves[-1].to_number == version.number:
-                    return _to_move(name, moves[-1])
+                    return to_move(name, moves[-1])
                 if not moves:
                     _refuse_taken(session, adapter, name, alias)
                 gate = self._pass_gate(session, name, adapter, alias, moves, version)
                 kind = MoveKind.PROMOTE
-                return _move(session, name, adapter, alias, kind, moves, version, evidence, principal, gate)
+                return record_move(session, name, adapter, alias, kind, moves, version, evidence, principal, gate)
         except GateError as error:
             self._record_refusal(name, error, principal)
             raise
@@ -112,7 +111,7 @@ class Aliases:
         with self._database.reading() as session:
             adapter = find_adapter(session, name, principal)
             version, _, _ = find_version(session, ref, principal)
-            return self._judge(session, name, adapter, alias, _moves(session, adapter, alias), version)
+            return self._judge(session, name, adapter, alias, find_moves(session, adapter, alias), version)
 
     def roll_back(
         self, name: AdapterName, alias: str, *, expected: Expected, evidence: str, principal: Principal
@@ -123,7 +122,7 @@ class Aliases:
         """
         with self._database.writing() as session:
             adapter = find_adapter(session, name, principal, lock=True)
-            moves = _moves(session, adapter, alias)
+            moves = find_moves(session, adapter, alias)
             if not moves:
                 raise _missing_alias(name, alias)
             _compare(name, alias, moves, expected)
@@ -132,7 +131,8 @@ class Aliases:
                 raise _nothing_before(name, alias, moves)
             query = select(VersionRow).where(VersionRow.adapter_id == adapter.id, VersionRow.number == number)
             version = session.scalars(query).one()
-            return _move(session, name, adapter, alias, MoveKind.ROLLBACK, moves, version, evidence, principal, None)
+            kind = MoveKind.ROLLBACK
+            return record_move(session, name, adapter, alias, kind, moves, version, evidence, principal, None)
 
     def _pass_gate(
         self,
@@ -210,12 +210,6 @@ def _refuse_taken(session: Session, adapter: AdapterRow, name: AdapterName, alia
         raise ConflictError(f"{alias!r} of {str(name)!r} is the name of a {kind} already. Choose another alias.")
 
 
-def _moves(session: Session, adapter: AdapterRow, alias: str) -> list[AliasMoveRow]:
-    """The alias's history, oldest first; the last one says where it points."""
-    query = select(AliasMoveRow).where(AliasMoveRow.adapter_id == adapter.id, AliasMoveRow.alias == alias)
-    return list(session.scalars(query.order_by(AliasMoveRow.sequence)))
-
-
 def _compare(name: AdapterName, alias: str, moves: list[AliasMoveRow], expected: Expected) -> None:
     actual = moves[-1].to_number if moves else None
     if isinstance(expected, AtSequence):
@@ -224,80 +218,6 @@ def _compare(name: AdapterName, alias: str, moves: list[AliasMoveRow], expected:
             raise AliasMovedError(str(name), alias, expected=seen[-1].to_number if seen else None, actual=actual)
     elif not isinstance(expected, Expectation) and expected != actual:
         raise AliasMovedError(str(name), alias, expected=expected, actual=actual)
-
-
-def _move(
-    session: Session,
-    name: AdapterName,
-    adapter: AdapterRow,
-    alias: str,
-    kind: MoveKind,
-    moves: list[AliasMoveRow],
-    version: VersionRow,
-    evidence: str,
-    principal: Principal,
-    gate: GateVerdict | None,
-) -> AliasMove:
-    now = datetime.now(UTC)
-    row = AliasMoveRow(
-        adapter_id=adapter.id,
-        alias=alias,
-        sequence=len(moves) + 1,
-        kind=kind.value,
-        from_number=moves[-1].to_number if moves else None,
-        to_number=version.number,
-        actor=principal.actor,
-        evidence=evidence,
-        moved_at=now,
-        gate=write_gate(gate),
-    )
-    session.add(row)
-    session.merge(AliasRow(adapter_id=adapter.id, name=alias, version_id=version.id, moved_at=now))
-    session.flush()
-    end_canary(session, name, adapter, alias, actor=principal.actor, why=kind.value, at=now)
-    audit.record(
-        session,
-        at=now,
-        actor=principal.actor,
-        action=kind.value,
-        subject=f"{name}@{alias}",
-        from_number=row.from_number,
-        to_number=row.to_number,
-    )
-    events.record(
-        session,
-        at=now,
-        kind=EventKind.ALIAS_PROMOTED if kind is MoveKind.PROMOTE else EventKind.ALIAS_ROLLED_BACK,
-        tenant=name.tenant,
-        adapter=str(name),
-        is_public=adapter.visibility == Visibility.PUBLIC.value,
-        document={
-            "actor": principal.actor,
-            "alias": alias,
-            "from_version": row.from_number,
-            "to_version": row.to_number,
-            "sequence": row.sequence,
-            "digest": version.digest,
-            "base_fingerprint": version.base_fingerprint,
-        },
-    )
-    reach("promote.before_commit")
-    return _to_move(name, row)
-
-
-def _to_move(name: AdapterName, row: AliasMoveRow) -> AliasMove:
-    return AliasMove(
-        adapter=str(name),
-        alias=row.alias,
-        sequence=row.sequence,
-        kind=MoveKind(row.kind),
-        from_number=row.from_number,
-        to_number=row.to_number,
-        actor=row.actor,
-        evidence=row.evidence,
-        moved_at=row.moved_at,
-        gate=read_gate(row.gate),
-    )
 
 
 def _missing_alias(name: AdapterName, alias: str) -> NotFoundError:

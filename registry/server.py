@@ -7,18 +7,16 @@ ends at once. A second signal ends without waiting.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import uvicorn
 import uvloop
 
 from registry.errors import InvalidValueError
-from registry.http.app import RegistryApp, create_registry_app
-from registry.http.large_reads import LargeReads
+from registry.http.app import create_registry_app
+from registry.http.port_server import PortServer
 from registry.http.settings import SECRET_MIN_CHARACTERS, HttpSettings
-from registry.listening import BACKLOG, ending_signals, listen
+from registry.listening import listen
 from registry.loopback import is_loopback_host
 from registry.registry import Registry
 
@@ -79,43 +77,17 @@ async def _serve(
     on_ready: Callable[[], None],
 ) -> None:
     app = create_registry_app(registry, settings)
-    config = uvicorn.Config(
+
+    def end() -> None:
+        app.begin_drain()
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    server = PortServer(
         app,
-        http=LargeReads,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        ws="none",
-        server_header=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(grace_seconds)),
+        close_seconds=max(1, round(grace_seconds)),
+        keep_alive_seconds=KEEP_ALIVE_SECONDS,
+        on_signal=end,
+        on_started=on_ready,
     )
-    await _Server(config, app, on_ready).serve(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, which tells the application that it is ending and us that it has begun."""
-
-    def __init__(self, config: uvicorn.Config, app: RegistryApp, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._app = app
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer, then say so."""
-        await super().startup(sockets)
-        if not self.should_exit:
-            self._on_ready()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle the signals on the event loop while the server runs."""
-        with ending_signals(self._on_signal):
-            yield
-
-    def _on_signal(self) -> None:
-        self._app.begin_drain()
-        self.force_exit = self.should_exit
-        self.should_exit = True
+    await server.serve(sockets=[listener])

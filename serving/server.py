@@ -9,15 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import uvicorn
-
-from registry.http.large_reads import LargeReads
-from registry.listening import BACKLOG, ending_signals, listen
+from registry.http.port_server import PortServer
+from registry.listening import listen
 from serving.api.service import Service
-from serving.app import ServerApp, create_server_app
+from serving.app import create_server_app
 from serving.errors import SettingsError
 from serving.messages import Ready
 
@@ -42,21 +39,8 @@ async def run_server(service: Service, listener: socket.socket, *, on_ready: Cal
 
     Raises EngineError when the engine could not be started, at first or again.
     """
-    app = create_server_app(service)
-    config = uvicorn.Config(
-        app,
-        http=LargeReads,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        ws="none",
-        server_header=False,
-        backlog=BACKLOG,
-        timeout_graceful_shutdown=CLOSE_SECONDS,
-    )
-    server = _Server(config, service, app)
-    serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    server = _DrainingServer(service)
+    serving = asyncio.create_task(server.serve(listener), name="http")
     watching = asyncio.create_task(_watch(service, server, on_ready), name="watch")
     try:
         await serving
@@ -69,30 +53,32 @@ async def run_server(service: Service, listener: socket.socket, *, on_ready: Cal
         raise service.engine.failure
 
 
-async def _watch(service: Service, server: _Server, on_ready: Callable[[Ready], None]) -> None:
+async def _watch(service: Service, server: _DrainingServer, on_ready: Callable[[Ready], None]) -> None:
     """Announce the first readiness, and end the server when the engine has been given up."""
     try:
         if (ready := await service.engine.wait_settled()) is not None:
             on_ready(ready)
         await service.engine.wait_given_up()
     finally:
-        server.should_exit = True
+        server.end()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn with our signals: it would close the port before the requests inside have finished."""
+class _DrainingServer:
+    """The application on its port, and its end: the first signal drains, the second does not wait."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, app: ServerApp) -> None:
-        super().__init__(config)
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._app = app
+        self._app = create_server_app(service)
+        self._port = PortServer(self._app, close_seconds=CLOSE_SECONDS, on_signal=self._on_signal)
         self._draining: asyncio.Task[None] | None = None
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle the signals on the event loop while the server runs."""
-        with ending_signals(self._on_signal):
-            yield
+    async def serve(self, listener: socket.socket) -> None:
+        """Answer requests until the end."""
+        await self._port.serve(sockets=[listener])
+
+    def end(self) -> None:
+        """Close the port, with whoever is inside."""
+        self._port.should_exit = True
 
     def _on_signal(self) -> None:
         if self._draining is None:
@@ -100,7 +86,7 @@ class _Server(uvicorn.Server):
             self._draining = asyncio.ensure_future(self._drain())
         else:
             self._service.engine.fail_in_flight()
-            self.should_exit = True
+            self.end()
 
     async def _drain(self) -> None:
         grace_seconds = self._service.settings.grace_seconds
@@ -111,4 +97,4 @@ class _Server(uvicorn.Server):
             transfers.cancel()
         await asyncio.wait([transfers], timeout=grace_seconds)
         transfers.cancel()
-        self.should_exit = True
+        self.end()

@@ -13,36 +13,35 @@ from pathlib import Path
 
 import click
 
-from registry import local_bases
 from registry.aliases import Expected
 from registry.cli import report
-from registry.cli.completion import complete_adapter, complete_reference
+from registry.cli.call import RegistryCall, registry_call
+from registry.cli.completion import complete_adapter
 from registry.cli.options import (
     HomePath,
-    Place,
     RegistryCommand,
+    adapter_argument,
     alias_option,
     evidence_option,
     expect_option,
-    json_option,
-    open_place,
-    place_options,
+    reference_argument,
+    version_argument,
 )
 from registry.names import AdapterRef
-from registry.principal import Principal
+from registry.principal import OPERATOR
 from registry.version import Canary
 
 
 @click.command(cls=RegistryCommand)
 @click.argument("folder", type=HomePath())
-@click.argument("adapter", metavar="TENANT/NAME", shell_complete=complete_adapter)
+@adapter_argument
 @click.option("--public/--private", "is_public", default=None, help="Who may read the adapter.  [new ones: private]")
 @click.option("--alias", default=None, metavar="ALIAS", help="Promote the version to this alias, such as prod.")
 @click.option("--base-fingerprint", default=None, metavar="HEX", help="Its base, for a folder without loraplex.json.")
 @click.option("--message", "-m", default="", help="A note that is kept with the version.")
-@place_options
-@json_option
+@registry_call
 def publish(
+    call: RegistryCall,
     folder: Path,
     adapter: str,
     *,
@@ -50,31 +49,26 @@ def publish(
     alias: str | None,
     base_fingerprint: str | None,
     message: str,
-    home: Path,
-    registry: Place | None,
-    as_json: bool,
 ) -> None:
     """Judge the adapter in FOLDER and make it the next version of TENANT/NAME.
 
     Publishing the same files again gives the version that has them already.
     """
-    operator = Principal.operator()
     visibility = None if is_public is None else "public" if is_public else "private"
-    with open_place(home, registry, create=True) as reg:
-        local_bases.register_all(reg, home, warn=lambda text: click.echo(f"Warning: {text}", err=True))
+    with call.open_with_bases() as reg:
         outcome = reg.publish_outcome(
             folder,
             adapter,
-            principal=operator,
+            principal=OPERATOR,
             base_fingerprint=base_fingerprint,
             visibility=visibility,
             message=message,
         )
         version = outcome.version
         if alias is not None:
-            reg.promote(f"{version.adapter}@{version.number}", alias, principal=operator)
+            reg.promote(f"{version.adapter}@{version.number}", alias, principal=OPERATOR)
         base = reg.base(version.base_fingerprint)
-    if as_json:
+    if call.as_json:
         report.print_json({"is_new": outcome.is_new, "alias": alias, "version": report.version_document(version)})
     else:
         report.print_publication(outcome, base, alias)
@@ -82,44 +76,40 @@ def publish(
 
 @click.command(cls=RegistryCommand)
 @click.argument("adapter", metavar="[TENANT/NAME]", required=False, shell_complete=complete_adapter)
-@place_options
-@json_option
-def ls(adapter: str | None, *, home: Path, registry: Place | None, as_json: bool) -> None:
+@registry_call
+def ls(call: RegistryCall, adapter: str | None) -> None:
     """List all adapters, or the versions of one."""
-    operator = Principal.operator()
-    with open_place(home, registry) as reg:
+    with call.open() as reg:
         if adapter is not None:
-            versions = reg.list_versions(adapter, operator)
-            if as_json:
+            versions = reg.list_versions(adapter, OPERATOR)
+            if call.as_json:
                 report.print_json([report.version_document(version, with_manifest=False) for version in versions])
             else:
-                pointing = _pointing(reg.aliases(adapter, operator), reg.canaries(adapter, operator))
+                pointing = _pointing(reg.aliases(adapter, OPERATOR), reg.canaries(adapter, OPERATOR))
                 report.print_versions(versions, pointing)
             return
-        summaries = reg.list_adapters(operator)
-        if as_json:
+        summaries = reg.list_adapters(OPERATOR)
+        if call.as_json:
             report.print_json(summaries)
         else:
             report.print_adapters(summaries, {base.fingerprint: base for base in reg.bases()})
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME[@VERSION]", shell_complete=complete_reference)
-@place_options
-@json_option
-def show(ref: str, *, home: Path, registry: Place | None, as_json: bool) -> None:
+@reference_argument
+@registry_call
+def show(call: RegistryCall, ref: str) -> None:
     """Show an adapter with its versions and aliases, and one version with its files, metrics and lineage.
 
     The version is a number, an alias or a digest; without one it is the newest.
     """
-    operator = Principal.operator()
-    with open_place(home, registry) as reg:
-        version = reg.resolve(ref, principal=operator)
-        versions, aliases = reg.list_versions(version.adapter, operator), reg.aliases(version.adapter, operator)
-        canaries = reg.canaries(version.adapter, operator)
-        histories = {alias: reg.alias_history(version.adapter, alias, operator) for alias in aliases}
+    with call.open() as reg:
+        version = reg.resolve(ref, principal=OPERATOR)
+        versions, aliases = reg.list_versions(version.adapter, OPERATOR), reg.aliases(version.adapter, OPERATOR)
+        canaries = reg.canaries(version.adapter, OPERATOR)
+        histories = {alias: reg.alias_history(version.adapter, alias, OPERATOR) for alias in aliases}
         base = reg.base(version.base_fingerprint)
-    if as_json:
+    if call.as_json:
         report.print_json(
             {
                 "adapter": version.adapter,
@@ -139,54 +129,47 @@ def show(ref: str, *, home: Path, registry: Place | None, as_json: bool) -> None
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME[@VERSION]", shell_complete=complete_reference)
+@reference_argument
 @click.argument("destination", type=HomePath(), required=False)
-@place_options
-@json_option
-def pull(ref: str, destination: Path | None, *, home: Path, registry: Place | None, as_json: bool) -> None:
+@registry_call
+def pull(call: RegistryCall, ref: str, destination: Path | None) -> None:
     """Copy a version's files into DESTINATION, each byte checked; all of them appear at once or none does.
 
     DESTINATION must be new or empty; without one it is ./NAME.
     """
-    with open_place(home, registry) as reg:
-        version = reg.resolve(ref, principal=Principal.operator())
+    with call.open() as reg:
+        version = reg.resolve(ref, principal=OPERATOR)
         folder = reg.pull(version, destination or Path(version.adapter.rpartition("/")[2]))
-    if as_json:
+    if call.as_json:
         report.print_json({"folder": str(folder), "version": report.version_document(version)})
     else:
         report.print_pull(version, folder)
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME@VERSION", shell_complete=complete_reference)
+@version_argument
 @alias_option
 @expect_option
 @evidence_option
-@place_options
-@json_option
-def promote(
-    ref: str, *, alias: str, expect: Expected, evidence: str, home: Path, registry: Place | None, as_json: bool
-) -> None:
+@registry_call
+def promote(call: RegistryCall, ref: str, *, alias: str, expect: Expected, evidence: str) -> None:
     """Point ALIAS at a version; requests for TENANT/NAME@ALIAS use it from then on."""
-    with open_place(home, registry) as reg:
-        move = reg.promote(ref, alias, principal=Principal.operator(), expected=expect, evidence=evidence)
-    report.show(move, report.print_move, as_json=as_json)
+    with call.open() as reg:
+        move = reg.promote(ref, alias, principal=OPERATOR, expected=expect, evidence=evidence)
+    call.show(move, report.print_move)
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("adapter", metavar="TENANT/NAME", shell_complete=complete_adapter)
+@adapter_argument
 @alias_option
 @expect_option
 @evidence_option
-@place_options
-@json_option
-def rollback(
-    adapter: str, *, alias: str, expect: Expected, evidence: str, home: Path, registry: Place | None, as_json: bool
-) -> None:
+@registry_call
+def rollback(call: RegistryCall, adapter: str, *, alias: str, expect: Expected, evidence: str) -> None:
     """Point ALIAS back to where it was before its last promotion."""
-    with open_place(home, registry) as reg:
-        move = reg.rollback(adapter, alias, principal=Principal.operator(), expected=expect, evidence=evidence)
-    report.show(move, report.print_move, as_json=as_json)
+    with call.open() as reg:
+        move = reg.rollback(adapter, alias, principal=OPERATOR, expected=expect, evidence=evidence)
+    call.show(move, report.print_move)
 
 
 def _pointing(aliases: Mapping[str, int], canaries: Sequence[Canary]) -> dict[int, list[str]]:

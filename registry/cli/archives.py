@@ -6,19 +6,18 @@ from pathlib import Path
 
 import click
 
-from registry import local_bases
 from registry.archive import export_archive, import_archive
 from registry.cli import report, report_feed
-from registry.cli.options import HomePath, Place, RegistryCommand, json_option, open_place, place_options
+from registry.cli.call import RegistryCall, registry_call
+from registry.cli.options import HomePath, RegistryCommand, reference_argument
 from registry.oci import export_layout, import_layout
-from registry.principal import Principal
+from registry.principal import OPERATOR
 
 TAR, OCI = "tar", "oci"
-OPERATOR = Principal.operator()
 
 
 @click.command("export", cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME[@VERSION]")
+@reference_argument
 @click.argument("destination", type=HomePath())
 @click.option(
     "--format",
@@ -31,26 +30,16 @@ OPERATOR = Principal.operator()
 @click.option(
     "--all", "all_versions", is_flag=True, help="Every version of the adapter, and where its aliases pointed."
 )
-@place_options
-@json_option
-def export(
-    ref: str,
-    destination: Path,
-    *,
-    kind: str,
-    all_versions: bool,
-    home: Path,
-    registry: Place | None,
-    as_json: bool,
-) -> None:
+@registry_call
+def export(call: RegistryCall, ref: str, destination: Path, *, kind: str, all_versions: bool) -> None:
     """Write a version, or with --all an adapter, into DESTINATION, which must be new.
 
     The same content gives the same bytes. `loraplex import` reads it.
     """
-    with open_place(home, registry) as reg:
+    with call.open() as reg:
         write = export_archive if kind == TAR else export_layout
         index = write(reg, ref, destination, principal=OPERATOR, all_versions=all_versions)
-    if as_json:
+    if call.as_json:
         digests = {str(version.number): version.digest for version in index.versions}
         report.print_json({"destination": str(destination), "adapter": index.adapter, "versions": digests})
     else:
@@ -62,26 +51,15 @@ def export(
 @click.option("--as", "name", default=None, metavar="TENANT/NAME", help="Under another name than it had.")
 @click.option("--aliases", "with_aliases", is_flag=True, help="Move the aliases to where they pointed.")
 @click.option("--bases", "register_bases", is_flag=True, help="Register the bases that the archive describes.")
-@place_options
-@json_option
-def import_(
-    source: Path,
-    *,
-    name: str | None,
-    with_aliases: bool,
-    register_bases: bool,
-    home: Path,
-    registry: Place | None,
-    as_json: bool,
-) -> None:
+@registry_call
+def import_(call: RegistryCall, source: Path, *, name: str | None, with_aliases: bool, register_bases: bool) -> None:
     """Publish what `loraplex export` has written into SOURCE; each version is judged again.
 
     What is there already is not added twice.
     """
     if with_aliases and source.is_dir():
         raise click.UsageError("An OCI layout has no history of aliases: --aliases is for archives.")
-    with open_place(home, registry, create=True) as reg:
-        local_bases.register_all(reg, home, warn=lambda text: click.echo(f"Warning: {text}", err=True))
+    with call.open_with_bases() as reg:
         if source.is_dir():
             done = import_layout(reg, source, principal=OPERATOR, name=name, register_bases=register_bases)
         else:
@@ -93,7 +71,7 @@ def import_(
                 with_aliases=with_aliases,
                 register_bases=register_bases,
             )
-    if as_json:
+    if call.as_json:
         report.print_json(
             {
                 "adapter": done.adapter,

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from registry.aliases import Expected
 from registry.canary import PERMILLE
 from registry.cli import report, report_promotion
+from registry.cli.call import RegistryCall, registry_call
 from registry.cli.options import (
-    Place,
     RegistryCommand,
     RegistryGroup,
+    adapter_argument,
     alias_option,
     evidence_option,
     expect_option,
-    json_option,
-    open_place,
-    place_options,
+    version_argument,
 )
-from registry.principal import Principal
+from registry.principal import OPERATOR
 
 percent_option = click.option(
     "--percent",
@@ -36,74 +33,61 @@ def canary() -> None:
 
 
 @canary.command("start", cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME@VERSION")
+@version_argument
 @alias_option
 @percent_option
-@place_options
-@json_option
-def start_canary(ref: str, *, alias: str, percent: float, home: Path, registry: Place | None, as_json: bool) -> None:
+@registry_call
+def start_canary(call: RegistryCall, ref: str, *, alias: str, percent: float) -> None:
     """Give a part of ALIAS to this version, in the place of a canary that runs. It passes no gate yet."""
-    with open_place(home, registry) as reg:
-        started = reg.start_canary(ref, alias, permille=_permille(percent), principal=Principal.operator())
-    report.show(started, report_promotion.print_canary, as_json=as_json)
+    with call.open() as reg:
+        started = reg.start_canary(ref, alias, permille=_permille(percent), principal=OPERATOR)
+    call.show(started, report_promotion.print_canary)
 
 
 @canary.command("weight", cls=RegistryCommand)
-@click.argument("adapter", metavar="TENANT/NAME")
+@adapter_argument
 @alias_option
 @percent_option
-@place_options
-@json_option
-def change_canary(
-    adapter: str, *, alias: str, percent: float, home: Path, registry: Place | None, as_json: bool
-) -> None:
+@registry_call
+def change_canary(call: RegistryCall, adapter: str, *, alias: str, percent: float) -> None:
     """Give the canary of ALIAS another part; who had it keeps it where the part grows."""
-    with open_place(home, registry) as reg:
-        changed = reg.change_canary(adapter, alias, permille=_permille(percent), principal=Principal.operator())
-    report.show(changed, report_promotion.print_canary, as_json=as_json)
+    with call.open() as reg:
+        changed = reg.change_canary(adapter, alias, permille=_permille(percent), principal=OPERATOR)
+    call.show(changed, report_promotion.print_canary)
 
 
 @canary.command("show", cls=RegistryCommand)
-@click.argument("adapter", metavar="TENANT/NAME")
-@place_options
-@json_option
-def show_canaries(adapter: str, *, home: Path, registry: Place | None, as_json: bool) -> None:
+@adapter_argument
+@registry_call
+def show_canaries(call: RegistryCall, adapter: str) -> None:
     """Show the canaries that run on an adapter's aliases."""
-    with open_place(home, registry) as reg:
-        running = reg.canaries(adapter, Principal.operator())
-    report.show(running, report_promotion.print_canaries, as_json=as_json)
+    with call.open() as reg:
+        running = reg.canaries(adapter, OPERATOR)
+    call.show(running, report_promotion.print_canaries)
 
 
 @canary.command("stop", cls=RegistryCommand)
-@click.argument("adapter", metavar="TENANT/NAME")
+@adapter_argument
 @alias_option
-@place_options
-@json_option
-def stop_canary(adapter: str, *, alias: str, home: Path, registry: Place | None, as_json: bool) -> None:
+@registry_call
+def stop_canary(call: RegistryCall, adapter: str, *, alias: str) -> None:
     """End the canary of ALIAS: every request goes to the version that it points at."""
-    with open_place(home, registry) as reg:
-        ended = reg.stop_canary(adapter, alias, principal=Principal.operator())
-    if as_json:
-        report.print_json(ended)
-    else:
-        click.echo(f"{adapter}@{alias} has no canary any more (it was version {ended.number})")
+    with call.open() as reg:
+        ended = reg.stop_canary(adapter, alias, principal=OPERATOR)
+    call.say(ended, f"{adapter}@{alias} has no canary any more (it was version {ended.number})")
 
 
 @canary.command("promote", cls=RegistryCommand)
-@click.argument("adapter", metavar="TENANT/NAME")
+@adapter_argument
 @alias_option
 @expect_option
 @evidence_option
-@place_options
-@json_option
-def promote_canary(
-    adapter: str, *, alias: str, expect: Expected, evidence: str, home: Path, registry: Place | None, as_json: bool
-) -> None:
+@registry_call
+def promote_canary(call: RegistryCall, adapter: str, *, alias: str, expect: Expected, evidence: str) -> None:
     """Point ALIAS at the canary's version, if the alias's policy lets it through; that ends the canary."""
-    operator = Principal.operator()
-    with open_place(home, registry) as reg:
-        move = reg.promote_canary(adapter, alias, principal=operator, expected=expect, evidence=evidence)
-    report.show(move, report.print_move, as_json=as_json)
+    with call.open() as reg:
+        move = reg.promote_canary(adapter, alias, principal=OPERATOR, expected=expect, evidence=evidence)
+    call.show(move, report.print_move)
 
 
 def _permille(percent: float) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import click
 
 from registry.cli import report, report_upkeep
-from registry.cli.options import Place, RegistryCommand, json_option, open_place, place_options
+from registry.cli.call import RegistryCall, registry_call
+from registry.cli.options import RegistryCommand
 from registry.cli.quantities import Duration, DurationOrForever
-from registry.cli.upkeep import local
-from registry.principal import Principal
+from registry.principal import OPERATOR
 from registry.upkeep import Outcome
 
 
@@ -21,18 +20,15 @@ from registry.upkeep import Outcome
 @click.option("--grace", type=Duration(), default=None, help="Garbage collection leaves what is younger.")
 @click.option("--keep-events", type=DurationOrForever(), default=None, help="How long events stay in the feed.")
 @click.option("--keep-audit", type=DurationOrForever(), default=None, help="How long rows stay in the audit log.")
-@place_options
-@json_option
+@registry_call
 def upkeep(
+    call: RegistryCall,
     *,
     once: bool,
     collect_every: timedelta | None,
     grace: timedelta | None,
     keep_events: timedelta | str | None,
     keep_audit: timedelta | str | None,
-    home: Path,
-    registry: Place | None,
-    as_json: bool,
 ) -> None:
     """Show how the registry is looked after, change it, or (--once) do it now.
 
@@ -46,13 +42,13 @@ def upkeep(
         "audit_seconds": keep_audit,
     }
     changes = {name: _seconds(value) for name, value in given.items() if value is not None}
-    with open_place(home, registry) as reg:
-        care = local(reg).upkeep
+    with call.open_local() as reg:
+        care = reg.upkeep
         if changes:
-            care.change_policy(changes, Principal.operator())
+            care.change_policy(changes, OPERATOR)
         runs = care.run_all() if once else []
         policy, states = care.policy(), care.states()
-    if as_json:
+    if call.as_json:
         report.print_json({"policy": policy, "tasks": states, "runs": runs})
     elif once:
         report_upkeep.print_runs(runs)

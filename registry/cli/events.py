@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 import msgspec
 
 from registry.cli import report_feed
-from registry.cli.options import Place, RegistryCommand, json_option, open_place, place_options
+from registry.cli.call import RegistryCall, registry_call
+from registry.cli.options import RegistryCommand
 from registry.events import PAGE_EVENTS, Event, EventKind
-from registry.principal import Principal
+from registry.principal import OPERATOR
 
 FOLLOW_SECONDS = 20.0
 SHOWN_LIMIT = 1_000
@@ -29,37 +28,26 @@ SHOWN_LIMIT = 1_000
 @click.option(
     "--limit", type=click.IntRange(1, SHOWN_LIMIT), default=PAGE_EVENTS, show_default=True, help="Events of a page."
 )
-@place_options
-@json_option
-def events(
-    *,
-    follow: bool,
-    after: int | None,
-    kinds: tuple[str, ...],
-    limit: int,
-    home: Path,
-    registry: Place | None,
-    as_json: bool,
-) -> None:
+@registry_call
+def events(call: RegistryCall, *, follow: bool, after: int | None, kinds: tuple[str, ...], limit: int) -> None:
     """Show publishes, promotions and other changes, oldest first.
 
     Without --after, all from the beginning; with --follow and no --after, what happens from now on. --json prints one
     event a line, and --after takes the number of the last one that was seen.
     """
-    operator = Principal.operator()
-    with open_place(home, registry) as reg:
+    with call.open() as reg:
         cursor = after if after is not None or follow else 0
-        page = reg.events(operator, after=cursor, limit=limit, kinds=kinds or None)
+        page = reg.events(OPERATOR, after=cursor, limit=limit, kinds=kinds or None)
         while True:
             if cursor and not page.is_complete:
                 click.echo(f"Warning: events after {cursor} are not kept any more; what is left follows.", err=True)
             cursor = page.cursor
             for event in page.events:
-                _print(event, as_json=as_json)
+                _print(event, as_json=call.as_json)
             if not follow and len(page.events) < limit:
                 break
             seconds = FOLLOW_SECONDS if follow else 0.0
-            page = reg.events(operator, after=page.cursor, limit=limit, kinds=kinds or None, seconds=seconds)
+            page = reg.events(OPERATOR, after=page.cursor, limit=limit, kinds=kinds or None, seconds=seconds)
 
 
 def _print(event: Event, *, as_json: bool) -> None:

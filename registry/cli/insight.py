@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from registry.cli import report, report_insight
-from registry.cli.options import Place, RegistryCommand, json_option, open_place, place_options
+from registry.cli.call import RegistryCall, registry_call
+from registry.cli.options import RegistryCommand, reference_argument
 from registry.lineage import DEPTH_LIMIT
-from registry.principal import Principal
+from registry.principal import OPERATOR
 
 
 @click.command(cls=RegistryCommand)
@@ -22,38 +21,27 @@ from registry.principal import Principal
     show_default=True,
     help="Generations upwards and downwards.",
 )
-@place_options
-@json_option
-def lineage(
-    ref: str | None,
-    *,
-    base_fingerprint: str | None,
-    depth: int,
-    home: Path,
-    registry: Place | None,
-    as_json: bool,
-) -> None:
+@registry_call
+def lineage(call: RegistryCall, ref: str | None, *, base_fingerprint: str | None, depth: int) -> None:
     """Show what a version was trained from, on which base and data, and what was trained from it."""
     if (ref is None) == (base_fingerprint is None):
         raise click.UsageError("Name either TENANT/NAME[@VERSION] or --base HEX.")
-    operator = Principal.operator()
-    with open_place(home, registry) as reg:
+    with call.open() as reg:
         if ref is not None:
-            graph = reg.lineage(ref, operator, depth=depth)
+            graph = reg.lineage(ref, OPERATOR, depth=depth)
         else:
-            graph = reg.base_lineage(str(base_fingerprint), operator)
-    report.show(graph, report_insight.print_lineage, as_json=as_json)
+            graph = reg.base_lineage(str(base_fingerprint), OPERATOR)
+    call.show(graph, report_insight.print_lineage)
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME[@VERSION]")
-@place_options
-@json_option
-def card(ref: str, *, home: Path, registry: Place | None, as_json: bool) -> None:
+@reference_argument
+@registry_call
+def card(call: RegistryCall, ref: str) -> None:
     """Print a version's model card, made from what the registry knows of it: Markdown for the Hub."""
-    with open_place(home, registry) as reg:
-        text = reg.card(ref, Principal.operator())
-    if as_json:
+    with call.open() as reg:
+        text = reg.card(ref, OPERATOR)
+    if call.as_json:
         report.print_json({"markdown": text})
     else:
         click.echo(text, nl=False)
@@ -63,10 +51,9 @@ def card(ref: str, *, home: Path, registry: Place | None, as_json: bool) -> None
 @click.argument("before", metavar="TENANT/NAME@VERSION")
 @click.argument("after", metavar="TENANT/NAME@VERSION")
 @click.option("--weights/--no-weights", default=True, help="Compare the weights too.  [default: weights]")
-@place_options
-@json_option
-def diff(before: str, after: str, *, weights: bool, home: Path, registry: Place | None, as_json: bool) -> None:
+@registry_call
+def diff(call: RegistryCall, before: str, after: str, *, weights: bool) -> None:
     """Show how two versions differ: files, config, metrics, and how far apart their weights are."""
-    with open_place(home, registry) as reg:
-        found = reg.diff(before, after, Principal.operator(), with_weights=weights)
-    report.show(found, report_insight.print_diff, as_json=as_json)
+    with call.open() as reg:
+        found = reg.diff(before, after, OPERATOR, with_weights=weights)
+    call.show(found, report_insight.print_diff)

@@ -12,7 +12,15 @@ import click
 
 from registry.blobs import hash_file
 from registry.cli import report, report_upkeep
-from registry.cli.options import HomePath, Place, RegistryCommand, RegistryGroup, json_option, open_place, place_options
+from registry.cli.call import RegistryCall, registry_call
+from registry.cli.options import (
+    HomePath,
+    RegistryCommand,
+    RegistryGroup,
+    json_option,
+    reference_argument,
+    version_argument,
+)
 from registry.errors import InvalidValueError
 from registry.model_signature import (
     ALGORITHMS,
@@ -27,7 +35,7 @@ from registry.model_signature import (
 )
 from registry.model_signature import sign as sign_files
 from registry.model_signature import verify as verify_files
-from registry.principal import Principal
+from registry.principal import OPERATOR
 from registry.version import Version
 
 
@@ -67,48 +75,40 @@ def generate(file: Path, *, algorithm: str, as_json: bool) -> None:
 @click.argument("file", type=HomePath(exists=True, dir_okay=False))
 @click.option("--tenant", required=True, help="The tenant that trusts it.")
 @click.option("--label", required=True, help="Whose key it is.")
-@place_options
-@json_option
-def add(file: Path, *, tenant: str, label: str, home: Path, registry: Place | None, as_json: bool) -> None:
+@registry_call
+def add(call: RegistryCall, file: Path, *, tenant: str, label: str) -> None:
     """Trust the public key in FILE: versions that it signs count as signed."""
     pem = file.read_text(errors="replace")
-    with open_place(home, registry) as reg:
+    with call.open() as reg:
         added = reg.add_key(tenant, pem, label=label)
-    if as_json:
-        report.print_json(added)
-    else:
-        click.echo(f"Tenant {added.tenant} trusts the {added.algorithm} key {added.label!r}")
-        click.echo(f"  key       {added.key_id}")
+    call.say(
+        added, f"Tenant {added.tenant} trusts the {added.algorithm} key {added.label!r}", f"  key       {added.key_id}"
+    )
 
 
 @key.command("ls", cls=RegistryCommand)
 @click.option("--tenant", required=True, help="Whose keys.")
-@place_options
-@json_option
-def list_keys(*, tenant: str, home: Path, registry: Place | None, as_json: bool) -> None:
+@registry_call
+def list_keys(call: RegistryCall, *, tenant: str) -> None:
     """List the keys that a tenant trusts, and those that it trusted once."""
-    with open_place(home, registry) as reg:
+    with call.open() as reg:
         keys = reg.list_keys(tenant)
-    report.show(keys, report_upkeep.print_keys, as_json=as_json)
+    call.show(keys, report_upkeep.print_keys)
 
 
 @key.command("revoke", cls=RegistryCommand)
 @click.argument("key_id", metavar="KEY")
 @click.option("--tenant", required=True, help="The tenant that trusts it no longer.")
-@place_options
-@json_option
-def revoke(key_id: str, *, tenant: str, home: Path, registry: Place | None, as_json: bool) -> None:
+@registry_call
+def revoke(call: RegistryCall, key_id: str, *, tenant: str) -> None:
     """Trust KEY (its label, its id, or 8 digits of it) no longer: its signatures count for nothing, old ones too."""
-    with open_place(home, registry) as reg:
+    with call.open() as reg:
         revoked = reg.revoke_key(tenant, key_id)
-    if as_json:
-        report.print_json(revoked)
-    else:
-        click.echo(f"Key {revoked.label!r} of tenant {revoked.tenant} is revoked")
+    call.say(revoked, f"Key {revoked.label!r} of tenant {revoked.tenant} is revoked")
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME@VERSION")
+@version_argument
 @click.option("--key", "key_file", type=HomePath(exists=True, dir_okay=False), required=True, help="The private key.")
 @click.option(
     "--folder",
@@ -116,27 +116,22 @@ def revoke(key_id: str, *, tenant: str, home: Path, registry: Place | None, as_j
     default=None,
     help="What you mean to sign; the version must have exactly these files.",
 )
-@place_options
-@json_option
-def sign(ref: str, *, key_file: Path, folder: Path | None, home: Path, registry: Place | None, as_json: bool) -> None:
+@registry_call
+def sign(call: RegistryCall, ref: str, *, key_file: Path, folder: Path | None) -> None:
     """Sign a version on this machine, and keep the signature with it. The private key does not leave this machine."""
     private = _read_key(key_file)
-    with open_place(home, registry) as reg:
-        version = reg.resolve(ref, principal=Principal.operator())
+    with call.open() as reg:
+        version = reg.resolve(ref, principal=OPERATOR)
         if folder is not None:
             _compare(folder, version)
         bundle = sign_files(version.files, version.adapter.rpartition("/")[2], private)
         numbered = f"{version.adapter}@{version.number}"
-        signature = reg.attach_signature(numbered, bundle, principal=Principal.operator())
-    if as_json:
-        report.print_json(signature)
-    else:
-        click.echo(f"{numbered} is signed by {signature.label}")
-        click.echo(f"  digest    {version.digest}")
+        signature = reg.attach_signature(numbered, bundle, principal=OPERATOR)
+    call.say(signature, f"{numbered} is signed by {signature.label}", f"  digest    {version.digest}")
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME[@VERSION]")
+@reference_argument
 @click.option(
     "--key",
     "key_file",
@@ -147,19 +142,16 @@ def sign(ref: str, *, key_file: Path, folder: Path | None, home: Path, registry:
 @click.option(
     "--bundle", type=HomePath(dir_okay=False), default=None, help="Write the first valid signature to this file."
 )
-@place_options
-@json_option
-def verify(
-    ref: str, *, key_file: Path | None, bundle: Path | None, home: Path, registry: Place | None, as_json: bool
-) -> None:
+@registry_call
+def verify(call: RegistryCall, ref: str, *, key_file: Path | None, bundle: Path | None) -> None:
     """Verify a version's signatures; exit code 1 where none is valid.
 
     With --bundle, `model_signing verify key FOLDER --signature FILE --public_key PEM` verifies a pulled folder.
     """
-    with open_place(home, registry) as reg:
-        version = reg.resolve(ref, principal=Principal.operator())
+    with call.open() as reg:
+        version = reg.resolve(ref, principal=OPERATOR)
         numbered = f"{version.adapter}@{version.number}"
-        found = reg.signatures(numbered, Principal.operator())
+        found = reg.signatures(numbered, OPERATOR)
     if key_file is None:
         valid = [signature for signature in found if signature.fault is None]
     else:
@@ -167,7 +159,7 @@ def verify(
         valid = [signature for signature in found if verify_files(signature.bundle, version.files, public) is None]
     if bundle is not None and valid:
         bundle.write_text(valid[0].bundle)
-    if as_json:
+    if call.as_json:
         report.print_json({"version": numbered, "valid": [one.key_id for one in valid], "signatures": found})
     else:
         report_upkeep.print_signatures(version, found, valid)

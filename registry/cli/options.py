@@ -1,6 +1,6 @@
-"""What the registry's commands share: how refusals are shown, and the options of several.
+"""What the registry's commands share: how refusals are shown, and the arguments and options of several.
 
-Where the registry is stands in `place.py`.
+Where the registry is stands in `place.py`, and what a command is handed in `call.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from registry.aliases import ANY, Expected
+from registry.cli.completion import complete_adapter, complete_reference
 from registry.cli.place import REGISTRY_FOLDER, HomePath, Place, open_given, open_place, place_options
 from registry.errors import RegistryError
 
@@ -20,6 +21,7 @@ __all__ = [
     "Place",
     "RegistryCommand",
     "RegistryGroup",
+    "adapter_argument",
     "alias_option",
     "evidence_option",
     "expect_option",
@@ -27,6 +29,8 @@ __all__ = [
     "open_given",
     "open_place",
     "place_options",
+    "reference_argument",
+    "version_argument",
 ]
 
 
@@ -72,6 +76,9 @@ class ExpectedVersion(click.ParamType[Expected]):
         raise click.BadParameter(f"{value!r} is neither a version number nor 'none'.", ctx, param)
 
 
+adapter_argument = click.argument("adapter", metavar="TENANT/NAME", shell_complete=complete_adapter)
+version_argument = click.argument("ref", metavar="TENANT/NAME@VERSION", shell_complete=complete_reference)
+reference_argument = click.argument("ref", metavar="TENANT/NAME[@VERSION]", shell_complete=complete_reference)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 alias_option = click.option("--alias", required=True, metavar="ALIAS", help="The alias to move, such as prod.")
 evidence_option = click.option("--evidence", default="", help="Why; kept in the alias's history.")

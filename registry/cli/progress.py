@@ -1,14 +1,17 @@
-"""Progress bars of uploads and downloads, on a terminal only; they go to stderr and leave nothing behind."""
+"""Progress bars of uploads, downloads and walks over blobs, on a terminal only; they go to stderr and leave nothing."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -28,6 +31,19 @@ def progress_of(ctx: click.Context | None) -> ProgressListener | None:
     bars = Bars(console)
     ctx.call_on_close(bars.close)
     return bars
+
+
+@contextmanager
+def counted(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar for the block, told how many of how many are done; None where nobody would see it."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, count: progress.update(task, completed=done, total=count)
 
 
 class Bars:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import msgspec
@@ -21,10 +21,7 @@ from rich.text import Text
 from registry.base import BaseRecord
 from registry.errors import printable
 from registry.publish import Publication
-from registry.tenants import IssuedToken, Tenant, Token
 from registry.version import AdapterSummary, AliasMove, MoveKind, Version
-
-Value = TypeVar("Value")
 
 PLAIN_WIDTH = 200
 """Columns where the output is no terminal: wide enough that nothing is cut."""
@@ -36,14 +33,6 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 def print_json(value: Any) -> None:
     """Print a value (dataclasses, enums and times included) as indented JSON."""
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
-
-
-def show(value: Value, print_it: Callable[[Value], object], *, as_json: bool) -> None:
-    """Print a value as JSON for programs, or in its own way for people."""
-    if as_json:
-        print_json(value)
-    else:
-        print_it(value)
 
 
 def version_document(version: Version, *, with_manifest: bool = True) -> dict[str, Any]:
@@ -165,48 +154,6 @@ def print_move(move: AliasMove) -> None:
     click.echo(f"{move.adapter}@{move.alias} now points at version {move.to_number} (before: {origin})")
     if move.kind is MoveKind.PROMOTE and move.from_number is not None:
         click.echo(f"Undo: loraplex rollback {move.adapter} --alias {move.alias}")
-
-
-def print_tenant(tenant: Tenant) -> None:
-    """A tenant that was just made."""
-    click.echo(f"Tenant {tenant.name} is made")
-    click.echo(f"Next: loraplex token create --tenant {tenant.name} --role publisher")
-
-
-def print_tenants(tenants: Sequence[Tenant]) -> None:
-    """All tenants."""
-    if not tenants:
-        click.echo("No tenants yet. Make one: loraplex tenant create NAME")
-        return
-    table = table_of("TENANT", "MADE")
-    for tenant in tenants:
-        table.add_row(tenant.name, time_text(tenant.created_at))
-    console().print(table)
-
-
-def print_issued_token(token: IssuedToken) -> None:
-    """A token that was just made: the only time that its secret is seen."""
-    expires = "never" if token.expires_at is None else time_text(token.expires_at)
-    click.echo(f"Token {token.token_id} for tenant {token.tenant}, role {token.role.value}, expires {expires}")
-    click.echo(f"  secret    {token.secret}")
-    click.echo("Keep it now: it is not stored and cannot be shown again.")
-
-
-def print_tokens(tokens: Sequence[Token]) -> None:
-    """Tokens, without their secrets."""
-    if not tokens:
-        click.echo("No tokens yet. Make one: loraplex token create --tenant TENANT --role ROLE")
-        return
-    table = table_of("TOKEN", "TENANT", "ROLE", "LABEL", "MADE", "EXPIRES", "REVOKED")
-    for token in tokens:
-        moments = (time_text(token.created_at), time_text(token.expires_at), time_text(token.revoked_at))
-        table.add_row(token.token_id, token.tenant, token.role.value, Text(printable(token.label)), *moments)
-    console().print(table)
-
-
-def print_revoked_token(token: Token) -> None:
-    """A token that opens nothing any more."""
-    click.echo(f"Token {token.token_id} of tenant {token.tenant} is revoked")
 
 
 def _facts_of(version: Version, base: BaseRecord) -> dict[str, str]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 
 import click
-from rich.progress import Progress
 from rich.text import Text
 
 from registry.audit_log import AuditEntry, AuditVerification
 from registry.cli.quantities import span_text
 from registry.cli.report import console, size_text, table_of, time_text
 from registry.errors import printable
-from registry.fsck import FsckReport, OnBlob
+from registry.fsck import FsckReport
 from registry.gc import GcReport
 from registry.leases import Lease, Pin
 from registry.quotas import Usage
@@ -193,14 +190,3 @@ def print_signatures(version: Version, found: Sequence[VersionSignature], valid:
         else:
             state = f"does not count: {signature.fault or 'it is by another key'}"
         click.echo(printable(f"  {signature.key_id[:KEY_DIGITS]}  {signature.label}: {state}"))
-
-
-@contextmanager
-def counted(label: str) -> Iterator[OnBlob]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    with Progress(transient=True) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
