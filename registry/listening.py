@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 BACKLOG = 2048
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (names them, does not bind them)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -25,6 +26,12 @@ def listen(host: str, port: int) -> socket.socket:
         raise
     listener.setblocking(False)
     return listener
+
+
+def url_of(host: str, listener: socket.socket) -> str:
+    """Where a client on this machine reaches what was told to listen on `host`."""
+    name = EVERY_ADDRESS.get(host, host)
+    return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
 
 
 @contextmanager

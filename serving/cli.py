@@ -15,7 +15,16 @@ import uvloop
 
 import registry
 from registry import Principal, Registry
+from registry.cli.server_options import (
+    grace_option,
+    log_level_option,
+    number_option,
+    open_metrics_option,
+    port_option,
+    start_logging,
+)
 from registry.errors import RegistryError
+from registry.listening import url_of
 from registry.version import AdapterSummary
 from serving.api.service import Service
 from serving.errors import ServingError
@@ -23,9 +32,7 @@ from serving.server import open_port, run_server
 from serving.settings import LimitSettings, Mode, ServingSettings
 
 DEFAULT_HOME = Path("~/.loraplex")
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 MEBIBYTE = 1024 * 1024
-EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them, does not bind them)
 
 
 @click.command()
@@ -40,7 +47,7 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; beyond this machine it needs tokens."
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 is any free one.")
+@port_option(8000)
 @click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
@@ -63,113 +70,63 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
     help="What the server itself asks a registry over HTTP with; clients are asked for with their own tokens.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Device of the engine: cpu or cuda.")
-@click.option("--threads", type=click.IntRange(1, 1024), default=None, help="CPU threads of the engine.")
-@click.option(
-    "--adapter-slots",
-    type=click.IntRange(1, 65536),
-    default=8,
-    show_default=True,
-    help="Adapters on the device at once; further ones are swapped in.",
+@number_option("--threads", 1, 1024, text="CPU threads of the engine.")
+@number_option(
+    "--adapter-slots", 1, 65536, default=8, text="Adapters on the device at once; further ones are swapped in."
 )
-@click.option(
+@number_option(
     "--adapter-pool-mib",
-    type=click.IntRange(1, 1 << 30),
-    default=None,
-    help="Device memory for LoRA factors.  [default: a rank-32 adapter of every linear layer in each slot]",
+    1,
+    1 << 30,
+    text="Device memory for LoRA factors.  [default: a rank-32 adapter of every linear layer in each slot]",
 )
-@click.option(
+@number_option(
     "--adapter-whole-mib",
-    type=click.IntRange(0, 1 << 30),
-    default=None,
-    help="Device memory for their other tensors: scales, biases, whole weights.  [default: as much + one vocabulary]",
+    0,
+    1 << 30,
+    text="Device memory for their other tensors: scales, biases, whole weights.  [default: as much + one vocabulary]",
 )
-@click.option(
-    "--max-running", type=click.IntRange(1, 4096), default=32, show_default=True, help="Sequences computed together."
-)
-@click.option(
-    "--max-waiting",
-    type=click.IntRange(0, 65536),
-    default=256,
-    show_default=True,
-    help="Sequences that may wait, of all tenants together.",
-)
-@click.option(
+@number_option("--max-running", 1, 4096, default=32, text="Sequences computed together.")
+@number_option("--max-waiting", 0, 65536, default=256, text="Sequences that may wait, of all tenants together.")
+@number_option(
     "--max-waiting-per-tenant",
-    type=click.IntRange(0, 65536),
-    default=None,
-    help="Sequences of one tenant that may wait.  [default: half of --max-waiting]",
+    0,
+    65536,
+    text="Sequences of one tenant that may wait.  [default: half of --max-waiting]",
 )
-@click.option(
-    "--context",
-    type=click.IntRange(2, 1 << 20),
-    default=None,
-    help="Longest prompt and answer together, in tokens.  [default: the base's]",
-)
-@click.option(
-    "--step-tokens",
-    type=click.IntRange(16, 65536),
-    default=512,
-    show_default=True,
-    help="Most tokens of one forward step.",
-)
-@click.option(
+@number_option("--context", 2, 1 << 20, text="Longest prompt and answer together, in tokens.  [default: the base's]")
+@number_option("--step-tokens", 16, 65536, default=512, text="Most tokens of one forward step.")
+@number_option(
     "--mixed-step-tokens",
-    type=click.IntRange(16, 65536),
-    default=None,
-    help="Most tokens of a step in which somebody decodes.  [default: a quarter of --step-tokens on the CPU]",
+    16,
+    65536,
+    text="Most tokens of a step in which somebody decodes.  [default: a quarter of --step-tokens on the CPU]",
 )
-@click.option(
-    "--kv-cache-tokens",
-    type=click.IntRange(16),
-    default=None,
-    help="Tokens that the KV cache holds.  [default: from --max-running and the base]",
+@number_option(
+    "--kv-cache-tokens", 16, text="Tokens that the KV cache holds.  [default: from --max-running and the base]"
 )
-@click.option(
-    "--host-cache-mib",
-    type=click.IntRange(1),
-    default=1024,
-    show_default=True,
-    help="Host memory for adapters that are not on the device.",
-)
-@click.option(
-    "--disk-cache-mib",
-    type=click.IntRange(1),
-    default=20480,
-    show_default=True,
-    help="Disk for fetched adapters, under HOME/adapters.",
-)
-@click.option(
-    "--grace",
-    type=click.FloatRange(0, 3600),
-    default=30,
-    show_default=True,
-    help="Seconds that requests have to finish after SIGTERM.",
-)
+@number_option("--host-cache-mib", 1, default=1024, text="Host memory for adapters that are not on the device.")
+@number_option("--disk-cache-mib", 1, default=20480, text="Disk for fetched adapters, under HOME/adapters.")
+@grace_option(0, "Seconds that requests have to finish after SIGTERM.")
 @click.option("--preload", multiple=True, metavar="MODEL", help="Load this adapter at the start; may be repeated.")
 @click.option(
     "--keep", multiple=True, metavar="MODEL", help="Keep this adapter in memory, whatever it means; may be repeated."
 )
-@click.option(
+@number_option(
     "--speculative-ngram",
-    type=click.IntRange(0, 16),
+    0,
+    16,
     default=0,
-    show_default=True,
-    help="Tokens a step that are guessed from a request's own text, unless it says; 0 is none.",
+    text="Tokens a step that are guessed from a request's own text, unless it says; 0 is none.",
 )
-@click.option("--open-metrics", is_flag=True, help="Serve /metrics without a token.")
+@open_metrics_option
 @click.option(
     "--upkeep/--no-upkeep",
     default=True,
     show_default=True,
     help="Look after the registry (`loraplex registry upkeep`), where it is not one over HTTP.",
 )
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="warning",
-    show_default=True,
-    help="info writes one line for each request.",
-)
+@log_level_option("info writes one line for each request.")
 def serve(
     base: str,
     mode: Mode,
@@ -233,9 +190,8 @@ def serve(
             context_tokens=context,
         ),
     )
-    logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT)
+    start_logging(log_level)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # the server asks its registry all the time
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every opening
     try:
         serve_settings(settings)
     except (ServingError, RegistryError) as error:
@@ -257,8 +213,7 @@ def _announce(service: Service, opened: Registry, listener: socket.socket) -> No
     """The first lines: what runs, what it can serve, and how to ask it."""
     base = service.running_base()
     settings = service.settings
-    port = listener.getsockname()[1]
-    url = f"http://{EXAMPLE_HOST.get(settings.host, settings.host)}:{port}"
+    url = url_of(settings.host, listener)
     adapters = [summary for summary in _adapters(opened) if summary.base_fingerprint == base.fingerprint]
     model = adapters[0].adapter if adapters else base.name
     token = '  -H "Authorization: Bearer $LORAPLEX_TOKEN" \\\n' if opened.has_tokens() else ""

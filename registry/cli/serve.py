@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from pathlib import Path
 
 import click
 
 from registry.cli.options import HomePath, RegistryCommand
+from registry.cli.server_options import (
+    grace_option,
+    log_level_option,
+    open_metrics_option,
+    port_option,
+    start_logging,
+)
 from registry.http.settings import HttpSettings
+from registry.listening import url_of
 from registry.loopback import is_loopback_host
 from registry.opening import open_registry
 from registry.registry import Registry
 from registry.server import open_port, read_operator_secret, refuse_open_server, run_registry
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them, does not bind them)
 
 
 @click.command(cls=RegistryCommand)
@@ -28,7 +32,7 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
 )
 @click.option("--blobs", default=None, metavar="DIR|URL", help="Where the files are, if not in the folder: s3://...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address; beyond this machine it needs tokens.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="Port; 0 is any free one.")
+@port_option(8001)
 @click.option("--public-url", default=None, metavar="URL", help="The address that clients use, behind a proxy.")
 @click.option(
     "--own-url",
@@ -42,22 +46,10 @@ EXAMPLE_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (names them
     default=None,
     help="File with a secret of your own: the operator's bearer token, who may do everything over HTTP.",
 )
-@click.option("--open-metrics", is_flag=True, help="Serve /metrics without a token.")
+@open_metrics_option
 @click.option("--upkeep/--no-upkeep", default=True, show_default=True, help="Do `loraplex registry upkeep` by itself.")
-@click.option(
-    "--grace",
-    type=click.FloatRange(1, 3600),
-    default=30,
-    show_default=True,
-    help="Seconds that transfers have to finish after SIGTERM.",
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="warning",
-    show_default=True,
-    help="What is written to stderr.",
-)
+@grace_option(1, "Seconds that transfers have to finish after SIGTERM.")
+@log_level_option("What is written to stderr.")
 def serve(
     data: str,
     *,
@@ -73,8 +65,7 @@ def serve(
     log_level: str,
 ) -> None:
     """Serve a registry: REST (/registry/v1), the Hugging Face Hub protocol, /livez, /readyz and /metrics."""
-    logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT)
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every opening
+    start_logging(log_level)
     settings = HttpSettings(
         is_loopback=is_loopback_host(host),
         operator_secret=None if operator_token_file is None else read_operator_secret(operator_token_file),
@@ -98,6 +89,5 @@ def serve(
 
 def _announce(registry: Registry, listener: socket.socket, host: str, settings: HttpSettings) -> None:
     has_tokens = settings.operator_secret is not None or registry.has_tokens()
-    name = EXAMPLE_HOST.get(host, f"[{host}]" if ":" in host else host)
     access = "bearer tokens" if has_tokens else "this machine only, no tokens"
-    click.echo(f"Registry on http://{name}:{listener.getsockname()[1]} ({access})")
+    click.echo(f"Registry on {url_of(host, listener)} ({access})")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from serving.cli import LOG_FORMAT, serve_settings
+from registry.cli.server_options import LOG_FORMAT
+from serving.cli import serve_settings
 from serving.errors import ServingError
 from serving.settings import LimitSettings, ServingSettings, SupervisionSettings
 
