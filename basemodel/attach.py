@@ -12,6 +12,8 @@ Whoever computes a layer in another way than by calling its modules (`blocks`) a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,6 +21,7 @@ from transformers import PreTrainedModel
 from basemodel.adapter_changes import Changes
 from basemodel.adapter_weights import AdapterWeights
 from basemodel.changed_modules import ChangedEmbedding, ChangedVectors
+from basemodel.cuda.joined_layers import JoinedLayers
 from basemodel.cuda.library import add_lora_tiles
 from basemodel.description import BaseDescription
 from basemodel.linear_changes import LinearChanges
@@ -26,6 +29,8 @@ from basemodel.linear_parts import LoraPair
 from basemodel.lora_ops import ChangedTokens, LoraPlan, add_lora
 from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, adapter_rows, can_multiply, can_pack
 from basemodel.site_weights import SiteWeights
+
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class AdapterSites:
@@ -50,6 +55,7 @@ class AdapterSites:
         self._slots: dict[int, int] = {}  # by first rank row
         self._changes: dict[int, Changes] = {}  # by slot
         self.placements = 0  # times that an adapter was placed or cleared: who remembers operands compares it
+        self._bare: list[AdaptedLinear] = []  # had no rank rows when those of all others were set aside
         for path, shape in base.modules.items():
             if shape.kind != "linear":
                 continue
@@ -95,6 +101,32 @@ class AdapterSites:
             for stand_in in self._stand_ins.values():
                 stand_in.changes.pop(slot, None)
 
+    # ------------------------------------------------------------------------------------------------- on a GPU
+    def join(self) -> int:
+        """Compute layers that read the same input in one product, where they are quantized alike;
+        returns how many groups there are. Before the first adapter.
+        """
+        groups = [[self._sites[path] for path in paths] for paths in siblings(self._sites)]
+        joined = [group for group in groups if JoinedLayers.suits([site.base for site in group])]
+        for group in joined:
+            used = [site.used for site in group]
+            layers = JoinedLayers([site.base for site in group], used, self.rows, self.dtype)
+            for index, site in enumerate(group):
+                site.joined = (layers, index)
+        return len(joined)
+
+    def set_aside(self) -> None:
+        """Make the rank rows of all layers that adapters touch as a rule: from now on they lie where they lie."""
+        is_quantized = {path: self._description.modules[path].quantized for path in self._sites}
+        for path, site in self._sites.items():
+            if is_quantized[path] or not (any(is_quantized.values()) or site.is_head):
+                site.set_aside()
+        self._bare = [site for site in self._sites.values() if not site.arena_bytes]
+
+    def are_set_aside(self, starts: frozenset[int]) -> bool:
+        """Whether these adapters, by first rank row, touch only layers whose rows were set aside."""
+        return all(site.used.isdisjoint(starts) for site in self._bare)
+
     @property
     def arena_bytes(self) -> int:
         """Memory set aside for rank rows so far."""
@@ -130,6 +162,14 @@ class AdapterSites:
         setattr(self._model.get_submodule(parent), name, module)
 
 
+def siblings(paths: Iterable[str]) -> list[list[str]]:
+    """The layers among `paths` that read the same input in their parent: q, k and v, gate and up."""
+    known = set(paths)
+    parents = dict.fromkeys(path.rpartition(".")[0] for path in paths)
+    groups = [[f"{parent}.{name}" for name in names] for parent in parents for names in SIBLINGS]
+    return [group for group in groups if known.issuperset(group)]
+
+
 def rank_row_bytes(model: PreTrainedModel, base: BaseDescription, dtype: torch.dtype) -> int:
     """Bytes of one rank row over all quantized layers (over all linear layers, where none is quantized)."""
     linear = {path: shape for path, shape in base.modules.items() if shape.kind == "linear"}
@@ -161,6 +201,7 @@ class AdaptedLinear(nn.Module):
         self.is_head = is_head
         self.used: set[int] = set()
         self.changes = LinearChanges(out_features)
+        self.joined: tuple[JoinedLayers, int] | None = None  # and which of them this layer is
         self.packed = PackedLinear(base) if can_pack(base) else None
         self._kernel = self.packed or (DenseLinear(base) if can_multiply(base) else None)
         self._owner = [sites]  # in a list, so that torch does not look for modules in it
@@ -172,7 +213,7 @@ class AdaptedLinear(nn.Module):
         """The base's output, with every token's adapters added; [..., O' > O] where one has more outputs."""
         plan = self._owner[0].head_plan if self.is_head else self._owner[0].plan
         changed = None if plan is None else plan.changed
-        if plan is not None and self.used.isdisjoint(plan.starts):
+        if plan is not None and self.used.isdisjoint(plan.starts) and not plan.everywhere:
             plan = None
         if changed is not None and self.changes.slots.isdisjoint(changed.slots):
             changed = None
@@ -181,32 +222,38 @@ class AdaptedLinear(nn.Module):
             rows = None if changed is None else self.changes.output_rows(changed)
             out = self._kernel(flat, plan, self._a, self._b, rows)
         else:
-            out = self.base(x).view(-1, self.out_features)
-            if plan is not None and self._a is not None and self._b is not None:
-                self._add(out, flat, plan)
+            out = self._unpacked(x, flat, plan)
             if changed is not None:
                 self.changes.scale(out, changed)
         if changed is not None:
             out = self.changes.replace(out, flat, changed)
         return out.view(*x.shape[:-1], out.shape[-1])
 
-    def _add(self, out: torch.Tensor, x: torch.Tensor, plan: LoraPlan) -> None:
-        """Add every token's adapters where the CPU kernel did not: out [T, O], x [T, H]."""
-        assert self._a is not None
-        assert self._b is not None
+    def _unpacked(self, x: torch.Tensor, flat: torch.Tensor, plan: LoraPlan | None) -> torch.Tensor:
+        """The output with every token's adapters where the CPU kernel does not compute it: x [..., H] -> [T, O].
+
+        `flat` [T, H] is the same x; `plan` is None where no adapter of the step touches this layer.
+        """
+        if self.joined is not None:  # a sibling may be touched where this layer is not
+            layers, index = self.joined
+            return layers.output(index, x, self._owner[0].plan)
+        out: torch.Tensor = self.base(x).view(-1, self.out_features)
+        if plan is None or self._a is None or self._b is None:
+            return out
         if plan.tiles is not None:
             assert self._ends is not None
-            add_lora_tiles(out, x, self._a[None], self._b, self._ends, plan.tiles)
+            add_lora_tiles(out, flat, self._a[None], self._b, self._ends, plan.tiles)
         else:
-            add_lora(out, x, self._a.T, self._b, plan)
+            add_lora(out, flat, self._a.T, self._b, plan)
+        return out
 
     def place(self, start: int, rank: int, pair: LoraPair | None) -> None:
         """Write one adapter's factors; None, or a pair of a smaller rank, leaves zeros in the rest of its rows."""
-        if pair is None and self._a is None:
+        if pair is None and self._a is None and not (self.joined and self.joined[0].has_arena):
             return
-        if self._a is None or self._b is None:
-            self._a, self._b = self._new_arena()
-            self._ends = torch.tensor([self.out_features], dtype=torch.int32, device=self._a.device)
+        self.set_aside()
+        assert self._a is not None
+        assert self._b is not None
         a, b = self._a[start : start + rank], self._b[start : start + rank]
         self.used.discard(start)
         if pair is None:
@@ -221,6 +268,12 @@ class AdaptedLinear(nn.Module):
         else:
             b.copy_(adapter_rows(pair.b, rank))
         self.used.add(start)
+
+    def set_aside(self) -> None:
+        """Make the rank rows, where there are none yet."""
+        if self._a is None:
+            self._a, self._b = self._new_arena()
+            self._ends = torch.tensor([self.out_features], dtype=torch.int32, device=self._a.device)
 
     @property
     def is_packed(self) -> bool:
@@ -267,6 +320,9 @@ class AdaptedLinear(nn.Module):
         return found
 
     def _new_arena(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.joined is not None:
+            layers, index = self.joined
+            return layers.arena(index)
         sites, device = self._owner[0], self.weight.device
         dtype = sites.dtype if self._kernel is None else torch.bfloat16
         width = self.out_features if self._kernel is None else self._kernel.strips * STRIP

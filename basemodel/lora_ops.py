@@ -28,19 +28,17 @@ from basemodel.lora_segment import Segment
 
 @dataclass(frozen=True)
 class TileTable:
-    """The same plan as the GPU kernels read it (cuda/lora_kernels.py), on their device: N tiles of at most 16 tokens.
+    """The same plan as the GPU kernels read it (cuda/lora_kernels.py), on their device: N tiles of at most 16 of the M
+    tokens that use adapters, K parts of at most 16 rank rows of an adapter for a tile. All int32 but `weights`.
 
-    tiles [N, 4] int32: first token, tokens, first use, uses. uses [U, 4] int32: tile, first rank row, rank, and
-    where the tile's hidden values begin in the scratch. weights [U, 16] float32: of each token of the tile.
-
-    `hidden_size` floats of scratch are needed per split; `most_rank_blocks` blocks of ranks has the largest adapter.
+    members [M] are token numbers, those of one tile side by side. tiles [N, 4]: first member, tokens, first part,
+    parts. parts [K, 4]: tile, first rank row, rank rows, nothing. weights [K, 16] float32: of each token of the tile.
     """
 
+    members: torch.Tensor
     tiles: torch.Tensor
-    uses: torch.Tensor
+    parts: torch.Tensor
     weights: torch.Tensor
-    hidden_size: int
-    most_rank_blocks: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,8 @@ class LoraPlan:
     """What every layer does in one step. `starts` names the adapters that take part by their first rank row.
 
     `segments` are there where the CPU kernel may be asked (float32 adapters on the CPU), `tiles` on a GPU, `changed`
-    where a token's adapter changes more than linear layers.
+    where a token's adapter changes more than linear layers. `everywhere`: every layer that has rank rows takes part,
+    whoever uses it (a captured step, which is used again for other adapters).
     """
 
     groups: Sequence[LoraGroup]
@@ -67,6 +66,7 @@ class LoraPlan:
     segments: Sequence[Segment] | None = None
     tiles: TileTable | None = None
     changed: ChangedTokens | None = None
+    everywhere: bool = False
 
     @cached_property
     def runs(self) -> LoraRuns | None:

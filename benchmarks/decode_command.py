@@ -21,13 +21,14 @@ def run_decode_benchmark(
     *,
     rows: str,
     tokens: int,
-    measure: Callable[[str, list[int], int, int, str, Path], list[Any]],
+    measure: Callable[..., list[Any]],
     show: Callable[[str, list[Any]], None],
 ) -> None:
     """Parse `arguments` (None: those of the command line), `measure`, `show`, and write JSON where it is asked for.
 
-    `measure` is given model, numbers of rows, tokens, repeats, device and folder, and returns one dataclass for each
-    number of rows. `rows` and `tokens` are what holds without an option.
+    `measure` is given model, numbers of rows, tokens, repeats, device, folder and, by name, whether steps may be
+    captured (`cuda_graphs`), and returns one dataclass for each number of rows. `rows` and `tokens` are what holds
+    without an option.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="embedded")
@@ -35,6 +36,7 @@ def run_decode_benchmark(
     parser.add_argument("--tokens", type=int, default=tokens, help="tokens generated per request")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cuda-graphs", choices=("on", "off"), default="on", help="captured steps, on a GPU")
     parser.add_argument("--folder", type=Path, default=Path.home() / ".loraplex" / "benchmarks")
     parser.add_argument("--quick", action="store_true", help="8 rows, 16 tokens, 2 repeats")
     parser.add_argument("--json", type=Path)
@@ -42,7 +44,9 @@ def run_decode_benchmark(
     if options.quick:
         options.rows, options.tokens, options.repeats = "8", 16, 2
     counts = [int(number) for number in options.rows.split(",")]
-    results = measure(options.model, counts, options.tokens, options.repeats, options.device, options.folder)
+    place = (options.device, options.folder)
+    is_captured = options.cuda_graphs == "on"
+    results = measure(options.model, counts, options.tokens, options.repeats, *place, cuda_graphs=is_captured)
     show(options.model, results)
     if options.json:
         options.json.write_text(json.dumps({"model": options.model, "rows": [asdict(result) for result in results]}))

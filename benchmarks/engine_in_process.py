@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workload import open_base, random_adapters
-from serving.engine.build import engine_for
+from benchmarks.workload import open_base, random_adapters, ready_engine
 from serving.engine.engine import Engine
 from serving.engine.process import LOADING_POLL_MS
 from serving.messages import AdapterUse, EngineSettings, Generate, Output, Sampling
@@ -22,7 +21,7 @@ class EngineInProcess:
         base = open_base(model, folder, device=device)
         self.folders = random_adapters(base.description, folder / "adapters", count=adapters, rank=RANK)
         options: dict[str, Any] = {"check_probes": False, "adapter_slots": 16, "adapter_pool_bytes": None} | settings
-        self.engine: Engine = engine_for(
+        self.engine: Engine = ready_engine(
             base, EngineSettings(socket="", base=model, bases_folder="", device=device, **options)
         )
         self._asked = 0

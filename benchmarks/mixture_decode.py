@@ -23,9 +23,8 @@ from rich.table import Table
 
 from basemodel.mixture_gate import Mixture, write_mixture
 from benchmarks.decode_command import run_decode_benchmark
-from benchmarks.serve_mixed import PROMPT_TOKENS, RANK, decode_uses_seconds
-from benchmarks.workload import open_base, random_adapters
-from serving.engine.build import engine_for
+from benchmarks.serve_mixed import GRAPH_BYTES, PROMPT_TOKENS, RANK, decode_uses_seconds
+from benchmarks.workload import open_base, random_adapters, ready_engine
 from serving.engine.engine import Engine
 from serving.messages import AdapterUse, EngineSettings
 
@@ -50,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_decode_benchmark(__doc__, arguments, rows="1,4,8", tokens=64, measure=measure, show=_print)
 
 
-def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path) -> list[Result]:
+def measure(
+    model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path, *, cuda_graphs: bool
+) -> list[Result]:
     """One result for each number of rows."""
     base = open_base(model, folder, device=device)
     adapters = random_adapters(base.description, folder / "adapters", count=EXPERTS, rank=RANK)
@@ -63,11 +64,12 @@ def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str,
         bases_folder="",
         device=device,
         max_running=max(rows),
+        cuda_graph_bytes=GRAPH_BYTES if cuda_graphs else 0,
         adapter_slots=EXPERTS,
         kv_cache_tokens=max(rows) * (PROMPT_TOKENS + tokens + 32),
         check_probes=False,
     )
-    engine = engine_for(base, settings)
+    engine = ready_engine(base, settings)
     return [_measure_rows(engine, count, experts, mixture, tokens, repeats) for count in rows]
 
 

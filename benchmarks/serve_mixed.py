@@ -26,13 +26,13 @@ from basemodel.four_bit import Linear4bit
 from basemodel.load import Base
 from benchmarks.decode_command import run_decode_benchmark
 from benchmarks.engine_in_process import prompt_of
-from benchmarks.workload import open_base, random_adapters
-from serving.engine.build import engine_for
+from benchmarks.workload import open_base, random_adapters, ready_engine
 from serving.engine.engine import Engine
 from serving.messages import AdapterUse, EngineSettings, Generate, Sampling
 
 RANK = 16
 PROMPT_TOKENS = 32
+GRAPH_BYTES = 8 << 30
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_decode_benchmark(__doc__, arguments, rows="1,4,8,16,32", tokens=64, measure=measure, show=_print)
 
 
-def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path) -> list[Result]:
+def measure(
+    model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path, *, cuda_graphs: bool
+) -> list[Result]:
     """One result for each number of rows."""
     served = open_base(model, folder, device=device)
     adapters = random_adapters(served.description, folder / "adapters", count=max(rows), rank=RANK)
@@ -63,12 +65,13 @@ def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str,
         bases_folder="",
         device=device,
         max_running=max(rows),
+        cuda_graph_bytes=GRAPH_BYTES if cuda_graphs else 0,
         adapter_slots=max(rows),
         adapter_pool_bytes=None,
         kv_cache_tokens=max(rows) * (PROMPT_TOKENS + tokens + 32),
         check_probes=False,
     )
-    engine = engine_for(served, settings)
+    engine = ready_engine(served, settings)
     peft = _peft(open_base(model, folder, device=device), adapters)
     bandwidth = read_bandwidth(device)
     return [_measure_rows(engine, peft, adapters[:count], tokens, repeats, bandwidth) for count in rows]

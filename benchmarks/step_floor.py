@@ -6,8 +6,10 @@ The floor of a step without adapters is the larger of two times, both from this 
 weight once at the measured memory bandwidth (4-bit codes and scales as bitsandbytes keeps them, the output head in its
 own type), and all multiply-adds at the measured peak of bfloat16 products. Attention is not in it. Measured is the
 engine, greedy, without HTTP; reported is the median of several runs. `outside_share` is the part of the step outside of
-our kernels (Python, and torch's own operators): the step's time without what each call of a kernel took. Without
-kernels on this machine it is the whole step.
+our kernels. On a CPU: the step's time without what each call of a kernel took, so Python and torch's own operators;
+without kernels on this machine it is the whole step. On a GPU: the part before and after the forward, by CUDA events
+around it, in which the host schedules and samples; what launching adds within a forward is the difference between
+`--cuda-graphs off` and `on`.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ from rich.table import Table
 
 from basemodel.description import BaseDescription, ModuleShape
 from benchmarks.decode_command import run_decode_benchmark
-from benchmarks.serve_mixed import PROMPT_TOKENS, decode_seconds, least_seconds, read_bandwidth
-from benchmarks.workload import open_base
-from serving.engine.build import engine_for
+from benchmarks.serve_mixed import GRAPH_BYTES, PROMPT_TOKENS, decode_seconds, least_seconds, read_bandwidth
+from benchmarks.workload import open_base, ready_engine
+from serving.engine.batch import Batch
 from serving.engine.engine import Engine
+from serving.engine.request import Row
 from serving.messages import EngineSettings
 
 NF4_BITS = 4.127  # a weight and its share of the scales, with double quantization
@@ -53,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_decode_benchmark(__doc__, arguments, rows="1,8", tokens=48, measure=measure, show=_print)
 
 
-def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path) -> list[Result]:
+def measure(
+    model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path, *, cuda_graphs: bool
+) -> list[Result]:
     """One result for each number of rows."""
     base = open_base(model, folder, device=device)
     settings = EngineSettings(
@@ -62,9 +67,10 @@ def measure(model: str, rows: list[int], tokens: int, repeats: int, device: str,
         bases_folder="",
         device=device,
         max_running=max(rows),
+        cuda_graph_bytes=GRAPH_BYTES if cuda_graphs else 0,
         kv_cache_tokens=max(rows) * (PROMPT_TOKENS + tokens + 32),
     )
-    engine = engine_for(base, settings)
+    engine = ready_engine(base, settings)
     bandwidth, peak = read_bandwidth(device), _peak_multiply_adds(device)
     read_ms = 1e3 * _weight_bytes(base.description) / bandwidth
     weights = sum(shape.in_features * shape.out_features for shape in _multiplied(base.description))
@@ -81,7 +87,7 @@ def _measure_rows(engine: Engine, rows: int, tokens: int, repeats: int, read_ms:
         read_ms=read_ms,
         multiply_ms=multiply_ms,
         floor_ratio=step_ms / max(read_ms, multiply_ms),
-        outside_share=_outside_share(engine, nobody),
+        outside_share=_idle_share(engine, nobody) if engine.runner.is_gpu else _outside_share(engine, nobody),
     )
 
 
@@ -111,6 +117,34 @@ def _outside_share(engine: Engine, nobody: list[Path | None]) -> float:
     finally:
         for name, operator in own.items():
             setattr(kernels, name, operator)
+    return statistics.median(shares)
+
+
+def _idle_share(engine: Engine, nobody: list[Path | None]) -> float:
+    """The part of a step before and after its forward on the device. Not yet run on a GPU."""
+    forward = engine.runner.run
+    events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def timed(rows: list[Row]) -> tuple[Batch, torch.Tensor]:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        result = forward(rows)
+        end.record()
+        events.append((begin, end))
+        return result
+
+    shares = []
+    try:
+        engine.runner.run = timed  # type: ignore[method-assign]
+        for _ in range(TIMED_RUNS):
+            events.clear()
+            began = time.perf_counter()
+            decode_seconds(engine, nobody, TIMED_TOKENS)
+            torch.cuda.synchronize()
+            seconds = time.perf_counter() - began
+            shares.append(1 - sum(begin.elapsed_time(end) for begin, end in events) / 1e3 / seconds)
+    finally:
+        engine.runner.run = forward  # type: ignore[method-assign]
     return statistics.median(shares)
 
 

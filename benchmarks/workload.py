@@ -17,6 +17,9 @@ from basemodel.description import BaseDescription
 from basemodel.load import Base, load_base, load_snapshot
 from basemodel.source import EMBEDDED, EMBEDDED_FOLDER
 from benchmarks.repeated_base import repeated_base
+from serving.engine.build import engine_for, warm_up
+from serving.engine.engine import Engine
+from serving.messages import EngineSettings
 
 SHAPES = {
     "0.1b": LlamaConfig(
@@ -61,6 +64,14 @@ def open_base(model: str, folder: Path, *, device: str = "cpu") -> Base:
     if model in LARGE:
         return load_snapshot(repeated_base(model, LARGE[model], folder), device=device)
     return load_base(base_source(model, folder), cache_dir=folder / "bases", device=device)
+
+
+def ready_engine(base: Base, settings: EngineSettings) -> Engine:
+    """An engine around a base, on a GPU with the steps captured that its settings allow."""
+    engine = engine_for(base, settings)
+    if settings.device != "cpu":
+        warm_up(engine, settings)
+    return engine
 
 
 def base_source(model: str, folder: Path) -> str:

@@ -226,7 +226,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     rank rows (DoRA's scales, biases, whole weights) is bounded by `adapter_whole_bytes` (None: as much as the rows, and
     an embedding with its head). A
     step computes at most `step_budget_tokens`, and at most `mixed_step_tokens` while somebody decodes (None: a quarter
-    of them on the CPU).
+    of them on the CPU). On a GPU steps that only decode are captured as CUDA graphs, in at most `cuda_graph_bytes`
+    (0: none are).
     """
 
     socket: str
@@ -246,3 +247,4 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     host_cache_bytes: int = 1_073_741_824
     check_probes: bool = True
     threads: int | None = None
+    cuda_graph_bytes: int = 2_147_483_648

@@ -1,8 +1,9 @@
 """4-bit layers that read the same input, as one: a single product where q, k and v (or gate and up) were several.
 
 It does: put the quantized rows of several layers one below the other. NF4 blocks lie within rows, so nothing is
-quantized again; scales are un-nested, because each layer's own offset is in them (4.5 bits a weight, not 4.127).
-It does not: find layers, or add adapters (`lora_kernels`). No model uses it yet: that waits for a GPU to measure on.
+quantized again; scales are un-nested, because each layer's own offset is in them (4.5 bits a weight, not 4.127). The
+layers go on as views of the joined weight, so memory holds it once.
+It does not: find layers, or add adapters (`joined_layers`). Not yet run on a GPU.
 
 Letters: T tokens, K input features, O output features of all layers.
 """
@@ -23,7 +24,7 @@ class JoinedLinear:
     """Several layers' weights as one. x [T, K] -> [T, O], the outputs side by side. Never changed."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
-        """Copies the weights of layers that `can_join` accepts."""
+        """Takes over the weights of layers that `can_join` accepts; each computes what it did, from its part."""
         assert can_join(layers)
         states: list[Any] = [layer.weight.quant_state for layer in layers]
         self.out_features = [int(state.shape[0]) for state in states]
@@ -37,12 +38,32 @@ class JoinedLinear:
             quant_type=states[0].quant_type,
             dtype=states[0].dtype,
         )
-        self._bias = _joined_bias(layers)
+        self._dtype: torch.dtype = layers[0].compute_dtype or states[0].dtype
+        self._bias = _joined_bias(layers, self._dtype)
+        self._share(layers)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The outputs of all layers."""
-        out: torch.Tensor = matmul_4bit(x, self._weight, quant_state=self._state, bias=self._bias)
-        return out
+        out: torch.Tensor = matmul_4bit(x.to(self._dtype), self._weight, quant_state=self._state, bias=self._bias)
+        return out.to(x.dtype)
+
+    def _share(self, layers: Sequence[Any]) -> None:
+        """Let the layers read their rows of the joined weight."""
+        first_byte = first_scale = 0
+        for layer in layers:
+            old: Any = layer.weight.quant_state
+            packed, scales = layer.weight.data.numel(), old.shape.numel() // old.blocksize
+            layer.weight.data = self._weight[first_byte : first_byte + packed]
+            layer.weight.quant_state = layer.quant_state = functional.QuantState(
+                absmax=self._state.absmax[first_scale : first_scale + scales],
+                shape=old.shape,
+                code=old.code,
+                blocksize=old.blocksize,
+                quant_type=old.quant_type,
+                dtype=old.dtype,
+            )
+            first_byte += packed
+            first_scale += scales
 
 
 def can_join(layers: Sequence[Any]) -> bool:
@@ -64,9 +85,9 @@ def _scales(state: Any) -> torch.Tensor:
     return unnested.float()
 
 
-def _joined_bias(layers: Sequence[Any]) -> torch.Tensor | None:
+def _joined_bias(layers: Sequence[Any], dtype: torch.dtype) -> torch.Tensor | None:
     if all(layer.bias is None for layer in layers):
         return None
     present = next(layer.bias for layer in layers if layer.bias is not None)
     parts = [present.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
-    return torch.cat([part.to(present.dtype) for part in parts])
+    return torch.cat([part.to(dtype) for part in parts])

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+OUTPUT_BLOCK = 64
+"""Outputs of one program of the LoRA kernel: where layers are joined, each but the last ends with one."""
+
 
 def has_gpu_kernels(device: torch.device) -> bool:
     """Whether tensors on this device can be given to the kernels."""

@@ -2,10 +2,12 @@
 
 Run from the repository's root on a machine with a GPU: `python -m benchmarks.gpu.run [--quick] [--out FOLDER]`
 
-It does: run the tests of the Triton kernels, the tests marked `cuda`, and the benchmarks on the shape of Llama-3.1-8B,
-each as a process of its own with a limit, and print what each said, with the hardware and the commit.
+It does: run the tests of the Triton kernels, the tests marked `cuda`, and the benchmarks on the shape of Llama-3.1-8B
+with and without captured steps, each as a process of its own with a limit, and print what each said, with hardware
+and commit. The table and the JSON files are written after each part, so what was measured stays if the machine goes.
 It does not: install anything. What the machine lacks (bitsandbytes, litestar, ...) must be importable, by PYTHONPATH
-for example. A step that fails does not end the others; the exit status is 1 if one did.
+for example. A part that fails, hangs, dies or writes nonsense does not end the others; the exit status is then 1.
+Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ KERNEL_TESTS = (
     "tests/basemodel/test_cuda_lora.py",
     "tests/basemodel/test_cuda_attention.py",
     "tests/basemodel/test_joined_linear.py",
+    "tests/basemodel/test_gpu_compiles.py",
     "tests/engine/test_gpu_path.py",
+    "tests/engine/test_cuda_graphs.py",
 )
 SHOWN_LINES = 15
 
@@ -61,9 +65,16 @@ class Outcome:
 STEPS = (
     Step("kernels and engine", (*PYTEST, *KERNEL_TESTS), 300),
     Step("tests on CUDA", (*PYTEST, "-m", "cuda", "tests"), 600),
-    Step("different adapters", ("-m", "benchmarks.serve_mixed", "--rows", "1,8,32"), 600, writes_json=True),
-    Step("step and floor", ("-m", "benchmarks.step_floor", "--rows", "1,8"), 300, writes_json=True),
-    Step("mixture of top 2", ("-m", "benchmarks.mixture_decode"), 300, writes_json=True),
+    *(
+        Step(f"{name}, graphs {graphs}", ("-m", f"benchmarks.{module}", *options, "--cuda-graphs", graphs), 600, True)
+        for name, module, options in (
+            ("step and floor", "step_floor", ("--rows", "1,8")),
+            ("different adapters", "serve_mixed", ("--rows", "1,8,32")),
+            ("mixture of top 2", "mixture_decode", ()),
+        )
+        for graphs in ("on", "off")
+    ),
+    Step("an adapter from disk", ("-m", "benchmarks.cold_adapter"), 600, writes_json=True),
 )
 
 
@@ -78,15 +89,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.exit("no NVIDIA GPU here (torch.cuda.is_available() is False): this script has nothing to measure")
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = [step for step in STEPS if options.only is None or options.only in step.name]
-    outcomes = [_run(step, options.out, quick=options.quick) for step in chosen]
     facts = _facts()
     (options.out / "facts.json").write_text(json.dumps(facts, indent=1))
-    _print(facts, outcomes)
+    outcomes: list[Outcome] = []
+    for step in chosen:
+        outcomes.append(_run(step, options.out, quick=options.quick))
+        with (options.out / "table.txt").open("w") as file:
+            _print(facts, outcomes, Console(width=140, file=file))
+    _print(facts, outcomes, Console(width=140))
     return int(any(outcome.status != "ok" for outcome in outcomes))
 
 
 def _run(step: Step, out: Path, *, quick: bool) -> Outcome:
-    name = step.name.replace(" ", "-")
+    name = step.name.replace(",", "").replace(" ", "-")
     arguments = [sys.executable, *step.arguments]
     result = out / f"{name}.json"
     if step.writes_json:
@@ -100,21 +115,26 @@ def _run(step: Step, out: Path, *, quick: bool) -> Outcome:
             status = "ok" if code == 0 else f"exit {code}"
         except subprocess.TimeoutExpired:
             status = f"over {step.limit_seconds} s"
+        except OSError as error:
+            status = str(error)
     seconds = time.perf_counter() - begin
     lines = (out / f"{name}.log").read_text(errors="replace").splitlines()
     if status != "ok":
         print(f"--- {step.name}: {status}", *lines[-SHOWN_LINES:], sep="\n", flush=True)
     summary = lines[-1] if lines else ""
     if step.writes_json and status == "ok":
-        summary = _figures(json.loads(result.read_text()))
+        try:
+            summary = _figures(json.loads(result.read_text()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            status, summary = "no figures", f"{type(error).__name__}: {error}"
     return Outcome(step, status, seconds, summary)
 
 
 def _figures(document: dict[str, Any]) -> str:
-    """The rows of a benchmark's JSON, one line each."""
+    """The rows of a benchmark's JSON, one line each; where it has none, its own numbers."""
+    rows = document["rows"] if isinstance(document.get("rows"), list) else [document]
     return "\n".join(
-        ", ".join(f"{key} {value:.4g}" for key, value in row.items() if isinstance(value, int | float))
-        for row in document["rows"]
+        ", ".join(f"{key} {value:.4g}" for key, value in row.items() if isinstance(value, int | float)) for row in rows
     )
 
 
@@ -126,12 +146,18 @@ def _facts() -> dict[str, str]:
         "memory": f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB",
         "cuda": str(torch.version.cuda),
         "commit": commit.stdout.strip() or "unknown",
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: _version(name) for name in PACKAGES},
     }
 
 
-def _print(facts: dict[str, str], outcomes: list[Outcome]) -> None:
-    console = Console(width=140)
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _print(facts: dict[str, str], outcomes: list[Outcome], console: Console) -> None:
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
     table = Table(title=f"on a GPU, model {MODEL}")
     for heading in ("step", "outcome", "seconds", "figures"):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from basemodel.cuda.library import paged_attention
-from serving.engine.attention_step import AttentionStep, PromptSpan, TileTable
+from serving.engine.attention_step import AttentionStep, AttentionTiles, PromptSpan
 from serving.engine.errors import UnsupportedModelError
 
 NAME = "loraplex_paged"
@@ -156,15 +156,16 @@ def _suits_kernel(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor)
 
 
 def _on_gpu(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: TileTable, options: _Options
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: AttentionTiles, options: _Options
 ) -> torch.Tensor:
     """The same in one launch; the step's keys and values are in the cache already: query [T, A, D] -> [T, A, D]."""
     return paged_attention(
         query.contiguous(),
         keys,
         values,
-        table.slots,
+        table.blocks,
         table.tiles,
+        block_tokens=table.block_tokens,
         scaling=options.scaling if options.scaling is not None else query.shape[-1] ** -0.5,
         window=options.window or 0,
         softcap=options.softcap or 0.0,

@@ -47,15 +47,14 @@ class TokenTable(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TileTable:
-    """What the GPU kernel reads (basemodel/cuda/attention_kernel.py), int32: `slots` as above, and `tiles` [M, 4]."""
+class AttentionTiles:
+    """What the GPU kernel reads (basemodel/cuda/attention_kernel.py), int32, on its device: `blocks` are the block
+    tables of all requests, one after the other, of blocks of `block_tokens` slots; `tiles` [M, 4] read them.
+    """
 
-    slots: torch.Tensor
+    blocks: torch.Tensor
     tiles: torch.Tensor
-
-    def to(self, device: torch.device) -> TileTable:
-        """The same on a device."""
-        return TileTable(self.slots.to(device, non_blocking=True), self.tiles.to(device, non_blocking=True))
+    block_tokens: int
 
 
 @dataclass
@@ -72,7 +71,7 @@ class AttentionStep:
     slots: torch.Tensor | None = None
     write_slots: torch.Tensor | None = None
     table: TokenTable | None = None
-    tiles: TileTable | None = None
+    tiles: AttentionTiles | None = None
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     @cached_property

@@ -1,7 +1,8 @@
 """Turns the rows of a step into tensors.
 
 It does: lay the tokens of all rows side by side, and work out where each reads and writes the KV cache. It does not:
-choose the rows (`scheduler`), plan their adapters (`step_plans`) or run the model (`runner`).
+choose the rows (`scheduler`), plan their adapters (`step_plans`) or run the model (`runner`). What GPU kernels read is
+made by `step_tables`.
 
 The order of the tokens: first the rows that decode (one token each), then the chunks of prompts and rows with drafts.
 """
@@ -15,11 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from basemodel.cuda.library import has_gpu_kernels
-from basemodel.cuda.tiles import TILE_TOKENS
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.lora_ops import LoraPlan
-from serving.engine.attention_step import AttentionStep, StepRow, TileTable, TokenTable
+from serving.engine.attention_step import AttentionStep, StepRow, TokenTable
 from serving.engine.request import Request, Row
 from serving.engine.step_plans import StepPlans
 
@@ -30,15 +29,15 @@ Integers = NDArray[np.int64]
 class Batch:
     """One step's input. `rows` are in token order; `sampled` are those whose next token is chosen, in logits order.
 
-    input_ids and positions [1, T]; `logits_index` [S] are the tokens whose logits are wanted: the last one of each
-    sampled row, and with a draft as many more.
+    input_ids and positions [1, T]; `logits_index` [S] are the tokens whose logits are wanted (None: all): the last one
+    of each sampled row, and with a draft as many more.
     """
 
     rows: tuple[Row, ...]
     sampled: tuple[Row, ...]
     input_ids: torch.Tensor
     positions: torch.Tensor
-    logits_index: torch.Tensor
+    logits_index: torch.Tensor | None
     attention: AttentionStep
     plan: LoraPlan | None
     head_plan: LoraPlan | None
@@ -113,19 +112,4 @@ def _attention(rows: tuple[StepRow, ...], slots: Integers, positions: Integers, 
         slots=every,
         write_slots=torch.from_numpy(slots[starts + positions]).to(device),
         table=TokenTable(every, torch.from_numpy(starts), torch.from_numpy(positions + 1)) if is_for_kernel else None,
-        tiles=_tiles(rows, slots).to(device) if has_gpu_kernels(device) else None,
     )
-
-
-def _tiles(rows: Sequence[StepRow], slots: Integers) -> TileTable:
-    """The same for the GPU, whose tiles hold tokens of one row."""
-    tiles: list[tuple[int, int, int, int]] = []
-    token = 0
-    for row in rows:
-        assert row.begin is not None
-        tiles += [
-            (token + first, min(TILE_TOKENS, row.tokens - first), row.begin, row.past + 1 + first)
-            for first in range(0, row.tokens, TILE_TOKENS)
-        ]
-        token += row.tokens
-    return TileTable(torch.from_numpy(slots.astype(np.int32)), torch.tensor(tiles, dtype=torch.int32))

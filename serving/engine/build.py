@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from basemodel.attach import AdapterSites, rank_row_bytes
+from basemodel.cuda.graphs import CudaGraphs
+from basemodel.cuda.library import has_gpu_kernels
 from basemodel.load import Base, load_base
 from basemodel.snapshot import DTYPES
 from serving.engine.adapter_pool import AdapterPool
@@ -91,6 +93,16 @@ def engine_for(base: Base, settings: EngineSettings) -> Engine:
         end_token_ids=end_token_ids,
         check_probes=settings.check_probes,
     )
+
+
+def warm_up(engine: Engine, settings: EngineSettings) -> None:
+    """What is done before the first request: a trial, and on a GPU captures. Raises UnsupportedModelError."""
+    engine.runner.warm_up()
+    device = torch.device(settings.device)
+    if has_gpu_kernels(device) and settings.cuda_graph_bytes:
+        engine.runner.capture_steps(
+            CudaGraphs(device), most_rows=settings.max_running, memory_bytes=settings.cuda_graph_bytes
+        )
 
 
 def _mixed_step_tokens(settings: EngineSettings) -> int:

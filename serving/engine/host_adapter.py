@@ -7,6 +7,7 @@ It does not: decide when, or keep account of memory (`adapter_pool`). Its functi
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import torch
 
 from basemodel.adapter_parts import BaseWeights
 from basemodel.adapter_weights import AdapterWeights, read_adapter
+from basemodel.cuda.page_locked import PageLocked
 from basemodel.description import BaseDescription
+from basemodel.linear_parts import LoraPair
 from basemodel.mixture_gate import read_mixture
 from basemodel.score_table import ScoreTable
 from serving.engine.errors import AdapterRefusedError
@@ -80,10 +83,13 @@ def read_host_adapter(
     if changes is not None:
         nature = AdapterNature(changes.kinds, changes.whole_bytes, changes.vocabulary_size, changes.head_size)
     if is_pinned:
-        pairs = weights.modules.items()
-        pinned = {path: replace(pair, a=pair.a.pin_memory(), b=pair.b.pin_memory()) for path, pair in pairs}
-        weights = replace(weights, modules=pinned)
+        weights = replace(weights, modules=page_locked(weights.modules, PageLocked()))
     return HostAdapter(weights, nature, read_probes(folder), time.perf_counter() - begin)
+
+
+def page_locked(modules: Mapping[str, LoraPair], memory: PageLocked) -> dict[str, LoraPair]:
+    """The same factors as they lie on the device: `a.T` [r, H] and b [r, O] contiguous."""
+    return {path: LoraPair(memory.copy(pair.a.T).T, memory.copy(pair.b)) for path, pair in modules.items()}
 
 
 def read_host_mixture(use: AdapterUse, base: BaseDescription, embedding: torch.Tensor) -> HostMixture:

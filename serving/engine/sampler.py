@@ -53,9 +53,8 @@ def _best(logits: torch.Tensor) -> list[int | None]:
     if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and has_cpu_kernels():
         places = torch.ops.loraplex.largest(logits.contiguous()).tolist()
         return [place if place >= 0 else None for place in places]
-    usable = torch.isfinite(logits).all(dim=-1).tolist()
-    chosen = logits.argmax(dim=-1).tolist()
-    return [token if finite else None for token, finite in zip(chosen, usable, strict=True)]
+    places = torch.where(torch.isfinite(logits).all(dim=-1), logits.argmax(dim=-1), -1).tolist()  # waits for a GPU once
+    return [place if place >= 0 else None for place in places]
 
 
 def _sample_by_size(logits: torch.Tensor, requests: Sequence[Request], sizes: Sequence[int]) -> list[Pick]:

@@ -19,6 +19,8 @@ from serving.engine.request import Row
 from serving.engine.router import Walk, route
 
 Plans = tuple[LoraPlan | None, LoraPlan | None]
+Segments = list[Segment]
+Uses = tuple[int, int, tuple[RankRows, ...]]  # a row's tokens, how many of them are sampled, its adapters
 
 
 class StepPlans:
@@ -27,33 +29,49 @@ class StepPlans:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         """`dtype` is the one in which adapters are kept where the CPU kernel does not compute them."""
         self._device, self._dtype = device, dtype
-        self._uses: list[tuple[int, int, tuple[RankRows, ...]]] = []
+        self._uses: list[Uses] = []
         self._kept: Plans = (None, None)
 
     def of(self, rows: Sequence[Row], sampled_tokens: Sequence[int]) -> Plans:
         """`rows` in the order of their tokens, and of how many of its last tokens each is sampled."""
-        uses = [(row.count, last, row.request.rank_rows or ()) for row, last in zip(rows, sampled_tokens, strict=True)]
+        uses = _uses(rows, sampled_tokens)
         if any(row.request.router is not None for row in rows):
             return self._made(uses, _choices(rows))
         if uses != self._uses:
             self._uses, self._kept = uses, self._made(uses, [None] * len(uses))
         return self._kept
 
-    def _made(self, uses: Sequence[tuple[int, int, tuple[RankRows, ...]]], choices: Sequence[Choice | None]) -> Plans:
-        if not any(adapters for _, _, adapters in uses):
+    def _made(self, uses: Sequence[Uses], choices: Sequence[Choice | None]) -> Plans:
+        every, last = _segments(uses, choices)
+        if not every:
             return None, None
-        pairs = list(zip(uses, choices, strict=True))
-        every = self._plan([Segment(tokens, adapters, choice) for (tokens, _, adapters), choice in pairs])
-        if all(tokens == last for tokens, last, _ in uses):
-            return every, every
-        return every, self._plan(
-            [Segment(last, adapters, _last(choice, last)) for (_, last, adapters), choice in pairs if last]
-        )
+        plan = self._plan(every)
+        return plan, plan if last is every else self._plan(last)
 
     def _plan(self, segments: Sequence[Segment]) -> LoraPlan:
         if has_gpu_kernels(self._device):
             return plan_tiles(segments, device=self._device)
         return plan_lora(segments, device=self._device, dtype=self._dtype)
+
+
+def segments_of(rows: Sequence[Row], sampled_tokens: Sequence[int]) -> tuple[Segments, Segments]:
+    """What all tokens use, and the sampled ones, as segments; none where no row uses an adapter. Routes mixtures."""
+    return _segments(_uses(rows, sampled_tokens), _choices(rows))
+
+
+def _uses(rows: Sequence[Row], sampled_tokens: Sequence[int]) -> list[Uses]:
+    return [(row.count, last, row.request.rank_rows or ()) for row, last in zip(rows, sampled_tokens, strict=True)]
+
+
+def _segments(uses: Sequence[Uses], choices: Sequence[Choice | None]) -> tuple[Segments, Segments]:
+    """Of all tokens and of the sampled ones: the same list where these are all."""
+    if not any(adapters for _, _, adapters in uses):
+        return [], []
+    pairs = list(zip(uses, choices, strict=True))
+    every = [Segment(tokens, adapters, choice) for (tokens, _, adapters), choice in pairs]
+    if all(tokens == last for tokens, last, _ in uses):
+        return every, every
+    return every, [Segment(last, adapters, _last(choice, last)) for (_, last, adapters), choice in pairs if last]
 
 
 def _choices(rows: Sequence[Row]) -> list[Choice | None]:

@@ -37,3 +37,14 @@ def test_layers_of_other_widths_or_kinds_are_not_joined() -> None:
     assert not can_join([one, torch.nn.Linear(128, 64)])
     assert not can_join([layer(64, 96, bias=False)])  # rows that end within a block
     assert not can_join([])
+
+
+def test_the_layers_go_on_over_the_joined_weight() -> None:
+    torch.manual_seed(2)
+    layers = [layer(width, 128, bias=True) for width in (64, 32)]
+    x = torch.randn(3, 128)
+    before = [one(x) for one in layers]
+    JoinedLinear(layers)
+    for one, expected in zip(layers, before, strict=True):
+        torch.testing.assert_close(one(x), expected, rtol=1e-6, atol=1e-6)
+    assert layers[0].weight.untyped_storage().data_ptr() == layers[1].weight.untyped_storage().data_ptr()

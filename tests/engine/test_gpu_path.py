@@ -9,7 +9,7 @@ import torch
 
 from basemodel.load import load_snapshot
 from basemodel.snapshot import Snapshot
-from serving.engine import batch
+from serving.engine import batch, runner, step_plans
 from tests.engine.workbench import make_engine, peft_logits
 
 pytest.importorskip("triton")
@@ -26,7 +26,8 @@ def gpu_path(monkeypatch: pytest.MonkeyPatch) -> str:
     """The device. Without a GPU the kernels are given the CPU's tensors, in float32: numpy knows no bfloat16."""
     if HAS_GPU:
         return "cuda"
-    monkeypatch.setattr(batch, "has_gpu_kernels", lambda device: True)
+    for module in (step_plans, runner):
+        monkeypatch.setattr(module, "has_gpu_kernels", lambda device: True)
     monkeypatch.setattr(batch, "has_cpu_kernels", lambda: False)
     return "cpu"
 
