@@ -106,6 +106,9 @@ MEBIBYTE = 1024 * 1024
     "--kv-cache-tokens", 16, text="Tokens that the KV cache holds.  [default: from --max-running and the base]"
 )
 @number_option("--host-cache-mib", 1, default=1024, text="Host memory for adapters that are not on the device.")
+@number_option(
+    "--cuda-graph-mib", 0, 1 << 20, default=2048, text="GPU memory for captured decode steps; 0 captures none."
+)
 @number_option("--disk-cache-mib", 1, default=20480, text="Disk for fetched adapters, under HOME/adapters.")
 @grace_option(0, "Seconds that requests have to finish after SIGTERM.")
 @click.option("--preload", multiple=True, metavar="MODEL", help="Load this adapter at the start; may be repeated.")
@@ -148,6 +151,7 @@ def serve(
     mixed_step_tokens: int | None,
     kv_cache_tokens: int | None,
     host_cache_mib: int,
+    cuda_graph_mib: int,
     disk_cache_mib: int,
     grace: float,
     preload: tuple[str, ...],
@@ -173,6 +177,7 @@ def serve(
         adapter_pool_bytes=None if adapter_pool_mib is None else adapter_pool_mib * MEBIBYTE,
         adapter_whole_bytes=None if adapter_whole_mib is None else adapter_whole_mib * MEBIBYTE,
         host_cache_bytes=host_cache_mib * MEBIBYTE,
+        cuda_graph_bytes=cuda_graph_mib * MEBIBYTE,
         disk_cache_bytes=disk_cache_mib * MEBIBYTE,
         max_running=max_running,
         step_budget_tokens=step_tokens,

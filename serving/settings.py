@@ -73,6 +73,7 @@ class ServingSettings:
     adapter_pool_bytes: int | None = None
     adapter_whole_bytes: int | None = None
     host_cache_bytes: int = 1024 * 1024 * 1024
+    cuda_graph_bytes: int = 2 * 1024 * 1024 * 1024
     disk_cache_bytes: int = 20 * 1024 * 1024 * 1024
     max_running: int = 32
     step_budget_tokens: int = 512
@@ -115,6 +116,7 @@ class ServingSettings:
             adapter_whole_bytes=self.adapter_whole_bytes,
             host_cache_bytes=self.host_cache_bytes,
             threads=self.threads,
+            cuda_graph_bytes=self.cuda_graph_bytes,
         )
 
     def refuse_open_server(self, *, has_tokens: bool) -> None:
