@@ -133,7 +133,7 @@ def _idle_share(engine: Engine, nobody: list[Path | None]) -> float:
         events.append((begin, end))
         return result
 
-    shares = []
+    shares: list[float] = []
     try:
         engine.runner.run = timed  # type: ignore[method-assign]
         for _ in range(TIMED_RUNS):
@@ -142,7 +142,8 @@ def _idle_share(engine: Engine, nobody: list[Path | None]) -> float:
             decode_seconds(engine, nobody, TIMED_TOKENS)
             torch.cuda.synchronize()
             seconds = time.perf_counter() - began
-            shares.append(1 - sum(begin.elapsed_time(end) for begin, end in events) / 1e3 / seconds)
+            busy_ms = sum(begin.elapsed_time(end) for begin, end in events)
+            shares.append(1 - float(busy_ms) / 1e3 / seconds)
     finally:
         engine.runner.run = forward  # type: ignore[method-assign]
     return statistics.median(shares)
