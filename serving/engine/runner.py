@@ -99,7 +99,7 @@ class Runner:
         self.sites.plan = batch.plan
         self.sites.head_plan = batch.head_plan
         try:
-            if self._fused is not None:
+            if self._fused is not None and batch.logits_index is not None:
                 return self._fused(batch.input_ids, batch.positions, batch.logits_index)
             result = self.base.model(
                 input_ids=batch.input_ids,
