@@ -106,7 +106,7 @@ def test_the_documented_mixture_of_the_demos_adapters_is_made(run: FinishedRun) 
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     section = page[page.index("### From the demo's three adapters") :]
     commands = section.split("```")[1]
-    making = commands[commands.index("cat ") : commands.index("TOKEN=")]
+    making = commands[commands.index("cat ") : commands.index("loraplex token")]
     assert making.count("--max-steps 40") == making.count("cat ") == 1
     script = making.replace("cat ", "head -qn 60 ").replace("--max-steps 40", "--max-steps 2")
     script = script.replace("loraplex ", f"{sys.executable} -m loraplex ")
