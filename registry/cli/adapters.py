@@ -16,7 +16,7 @@ import click
 from registry.aliases import Expected
 from registry.cli import report
 from registry.cli.call import RegistryCall, registry_call
-from registry.cli.completion import complete_adapter
+from registry.cli.completion import complete_adapter, complete_alias
 from registry.cli.options import (
     HomePath,
     RegistryCommand,
@@ -36,7 +36,13 @@ from registry.version import Canary
 @click.argument("folder", type=HomePath())
 @adapter_argument
 @click.option("--public/--private", "is_public", default=None, help="Who may read the adapter.  [new ones: private]")
-@click.option("--alias", default=None, metavar="ALIAS", help="Promote the version to this alias, such as prod.")
+@click.option(
+    "--alias",
+    default=None,
+    metavar="ALIAS",
+    shell_complete=complete_alias,
+    help="Promote the version to this alias, such as prod.",
+)
 @click.option("--base-fingerprint", default=None, metavar="HEX", help="Its base, for a folder without loraplex.json.")
 @click.option("--message", "-m", default="", help="A note that is kept with the version.")
 @registry_call

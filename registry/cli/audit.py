@@ -7,6 +7,7 @@ import click
 from registry.audit_log import ENTRIES_LIMIT
 from registry.cli import report_upkeep
 from registry.cli.call import RegistryCall, registry_call
+from registry.cli.completion import complete_tenant
 from registry.cli.options import RegistryCommand, RegistryGroup
 
 
@@ -16,7 +17,7 @@ def audit() -> None:
 
 
 @audit.command("ls", cls=RegistryCommand)
-@click.option("--tenant", default=None, help="Only this tenant's.")
+@click.option("--tenant", default=None, shell_complete=complete_tenant, help="Only this tenant's.")
 @click.option("--limit", type=click.IntRange(1, ENTRIES_LIMIT), default=50, show_default=True, help="How many.")
 @click.option("--before", type=click.IntRange(1), default=None, help="Only entries with lower ids.")
 @registry_call

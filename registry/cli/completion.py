@@ -29,6 +29,16 @@ def complete_reference(ctx: click.Context, param: click.Parameter, incomplete: s
     return _asked(ctx, lambda reg: _selectors(reg, incomplete) if "@" in incomplete else _adapters(reg, incomplete))
 
 
+def complete_alias(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of the aliases of the adapter that stands on the command line already.
+
+    An option that has no value yet keeps click from reading what stands before it: that is in `args` then.
+    """
+    given = ctx.params.get("adapter") or ctx.params.get("ref") or next(iter(ctx.args), "")
+    adapter = str(given).partition("@")[0]
+    return _asked(ctx, lambda reg: _aliases(reg, adapter, incomplete)) if adapter else []
+
+
 def complete_tenant(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of tenants."""
     return _asked(ctx, lambda reg: _tenants(reg, incomplete))
@@ -50,6 +60,12 @@ def _selectors(reg: Registry, incomplete: str) -> Iterator[CompletionItem]:
     for name, text in known.items():
         if name.startswith(selector):
             yield CompletionItem(f"{adapter}@{name}", help=text)
+
+
+def _aliases(reg: Registry, adapter: str, incomplete: str) -> Iterator[CompletionItem]:
+    for alias, number in reg.aliases(adapter, OPERATOR).items():
+        if alias.startswith(incomplete):
+            yield CompletionItem(alias, help=f"points at version {number}")
 
 
 def _tenants(reg: Registry, incomplete: str) -> Iterator[CompletionItem]:

@@ -6,13 +6,14 @@ import click
 
 from registry.cli import report, report_insight
 from registry.cli.call import RegistryCall, registry_call
+from registry.cli.completion import complete_reference
 from registry.cli.options import RegistryCommand, reference_argument
 from registry.lineage import DEPTH_LIMIT
 from registry.principal import OPERATOR
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("ref", metavar="TENANT/NAME[@VERSION]", required=False)
+@click.argument("ref", metavar="[TENANT/NAME[@VERSION]]", required=False, shell_complete=complete_reference)
 @click.option("--base", "base_fingerprint", default=None, metavar="HEX", help="All versions of this base, instead.")
 @click.option(
     "--depth",
@@ -48,8 +49,8 @@ def card(call: RegistryCall, ref: str) -> None:
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("before", metavar="TENANT/NAME@VERSION")
-@click.argument("after", metavar="TENANT/NAME@VERSION")
+@click.argument("before", metavar="TENANT/NAME@VERSION", shell_complete=complete_reference)
+@click.argument("after", metavar="TENANT/NAME@VERSION", shell_complete=complete_reference)
 @click.option("--weights/--no-weights", default=True, help="Compare the weights too.  [default: weights]")
 @registry_call
 def diff(call: RegistryCall, before: str, after: str, *, weights: bool) -> None:

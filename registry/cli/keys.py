@@ -13,6 +13,7 @@ import click
 from registry.blobs import hash_file
 from registry.cli import report, report_upkeep
 from registry.cli.call import RegistryCall, registry_call
+from registry.cli.completion import complete_tenant
 from registry.cli.options import (
     HomePath,
     RegistryCommand,
@@ -73,7 +74,7 @@ def generate(file: Path, *, algorithm: str, as_json: bool) -> None:
 
 @key.command("add", cls=RegistryCommand)
 @click.argument("file", type=HomePath(exists=True, dir_okay=False))
-@click.option("--tenant", required=True, help="The tenant that trusts it.")
+@click.option("--tenant", required=True, shell_complete=complete_tenant, help="The tenant that trusts it.")
 @click.option("--label", required=True, help="Whose key it is.")
 @registry_call
 def add(call: RegistryCall, file: Path, *, tenant: str, label: str) -> None:
@@ -87,7 +88,7 @@ def add(call: RegistryCall, file: Path, *, tenant: str, label: str) -> None:
 
 
 @key.command("ls", cls=RegistryCommand)
-@click.option("--tenant", required=True, help="Whose keys.")
+@click.option("--tenant", required=True, shell_complete=complete_tenant, help="Whose keys.")
 @registry_call
 def list_keys(call: RegistryCall, *, tenant: str) -> None:
     """List the keys that a tenant trusts, and those that it trusted once."""
@@ -98,7 +99,7 @@ def list_keys(call: RegistryCall, *, tenant: str) -> None:
 
 @key.command("revoke", cls=RegistryCommand)
 @click.argument("key_id", metavar="KEY")
-@click.option("--tenant", required=True, help="The tenant that trusts it no longer.")
+@click.option("--tenant", required=True, shell_complete=complete_tenant, help="The tenant that trusts it no longer.")
 @registry_call
 def revoke(call: RegistryCall, key_id: str, *, tenant: str) -> None:
     """Trust KEY (its label, its id, or 8 digits of it) no longer: its signatures count for nothing, old ones too."""

@@ -9,6 +9,7 @@ import click
 
 from registry.cli import report, report_feed
 from registry.cli.call import RegistryCall, registry_call
+from registry.cli.completion import complete_adapter
 from registry.cli.options import RegistryCommand, RegistryGroup, adapter_argument
 from registry.cli.quantities import Duration
 from registry.errors import RegistryError
@@ -84,7 +85,7 @@ def follow_mirror(call: RegistryCall, adapter: str, *, every: timedelta | None, 
 
 
 @mirror.command("sync", cls=RegistryCommand)
-@click.argument("adapter", metavar="[TENANT/NAME]", required=False)
+@click.argument("adapter", metavar="[TENANT/NAME]", required=False, shell_complete=complete_adapter)
 @upstream_token_option
 @registry_call
 def sync_mirror(call: RegistryCall, adapter: str | None, *, upstream_token: str | None) -> None:

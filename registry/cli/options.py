@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from registry.aliases import ANY, Expected
-from registry.cli.completion import complete_adapter, complete_reference
+from registry.cli.completion import complete_adapter, complete_alias, complete_reference
 from registry.cli.place import REGISTRY_FOLDER, HomePath, Place, open_given, open_place, place_options
 from registry.errors import RegistryError
 
@@ -80,7 +80,13 @@ adapter_argument = click.argument("adapter", metavar="TENANT/NAME", shell_comple
 version_argument = click.argument("ref", metavar="TENANT/NAME@VERSION", shell_complete=complete_reference)
 reference_argument = click.argument("ref", metavar="TENANT/NAME[@VERSION]", shell_complete=complete_reference)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-alias_option = click.option("--alias", required=True, metavar="ALIAS", help="The alias to move, such as prod.")
+alias_option = click.option(
+    "--alias",
+    required=True,
+    metavar="ALIAS",
+    shell_complete=complete_alias,
+    help="The alias to move, such as prod.",
+)
 evidence_option = click.option("--evidence", default="", help="Why; kept in the alias's history.")
 expect_option = click.option(
     "--expect",

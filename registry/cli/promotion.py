@@ -8,6 +8,7 @@ import click
 
 from registry.cli import report, report_promotion
 from registry.cli.call import RegistryCall, registry_call
+from registry.cli.completion import complete_alias
 from registry.cli.options import (
     HomePath,
     RegistryCommand,
@@ -56,7 +57,7 @@ def set_policy(call: RegistryCall, adapter: str, file: Path, *, alias: str) -> N
 
 @policy.command("show", cls=RegistryCommand)
 @adapter_argument
-@click.option("--alias", default=None, metavar="ALIAS", help="Only this alias's.")
+@click.option("--alias", default=None, metavar="ALIAS", shell_complete=complete_alias, help="Only this alias's.")
 @registry_call
 def show_policy(call: RegistryCall, adapter: str, *, alias: str | None) -> None:
     """Show the policies of an adapter's aliases."""

@@ -6,6 +6,7 @@ import click
 
 from registry.cli import report_feed
 from registry.cli.call import RegistryCall, registry_call
+from registry.cli.completion import complete_tenant
 from registry.cli.options import RegistryCommand, RegistryGroup
 from registry.events import EventKind
 from registry.outbound import OutboundPolicy
@@ -19,7 +20,7 @@ def webhook() -> None:
 
 @webhook.command("create", cls=RegistryCommand)
 @click.argument("url")
-@click.option("--tenant", required=True, help="The tenant whose events are told.")
+@click.option("--tenant", required=True, shell_complete=complete_tenant, help="The tenant whose events are told.")
 @click.option(
     "--kind",
     "kinds",
@@ -36,7 +37,7 @@ def create_webhook(call: RegistryCall, url: str, *, tenant: str, kinds: tuple[st
 
 
 @webhook.command("ls", cls=RegistryCommand)
-@click.option("--tenant", required=True, help="Whose webhooks.")
+@click.option("--tenant", required=True, shell_complete=complete_tenant, help="Whose webhooks.")
 @registry_call
 def list_webhooks(call: RegistryCall, *, tenant: str) -> None:
     """List a tenant's webhooks, without their secrets."""

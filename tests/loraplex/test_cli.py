@@ -57,6 +57,25 @@ def test_each_option_of_each_command_is_explained() -> None:
     assert silent == []
 
 
+def test_names_are_completed_wherever_one_is_asked_for() -> None:
+    silent = []
+
+    def walk(path: str, command: click.Command) -> None:
+        if isinstance(command, click.Group):
+            for name, child in command.commands.items():
+                walk(f"{path} {name}", child)
+        for param in command.params:
+            is_reference = isinstance(param, click.Argument) and "TENANT/NAME" in (param.metavar or "")
+            is_name = is_reference or "--alias" in param.opts or "--tenant" in param.opts
+            if is_name and param._custom_shell_complete is None:
+                silent.append(f"{path} {param.name}")
+
+    for name, entry in COMMANDS.items():
+        if name != "train":  # its options are the fields of a job
+            walk(name, entry.load())
+    assert silent == []
+
+
 def test_lists_of_commands_are_not_cut_short() -> None:
     groups = [(name, found) for name, entry in COMMANDS.items() if isinstance(found := entry.load(), click.Group)]
     assert len(groups) > 8

@@ -91,6 +91,24 @@ def test_attestations(shell: Shell) -> None:
     assert "is not NAME=VALUE" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("rollback acme/sql --alias ", ["prod"]),
+        ("canary start acme/sql@2 --alias p", ["prod"]),
+        ("delete acme/sql@", ["acme/sql@prod", "acme/sql@2", "acme/sql@1"]),
+        ("diff acme/sql@1 acme/", ["acme/sql"]),
+        ("rollback --alias ", []),
+    ],
+)
+def test_what_a_shell_completes(shell: Shell, line: str, expected: list[str]) -> None:
+    words = f"loraplex {line}"
+    known = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_LORAPLEX_COMPLETE": "bash_complete"}
+    env = known | {"LORAPLEX_REGISTRY": str(shell.place)}
+    said = CliRunner().invoke(main, [], env=env, prog_name="loraplex").stdout
+    assert [entry.removeprefix("plain,") for entry in said.split()] == expected
+
+
 def test_a_canary(shell: Shell) -> None:
     started = shell.ok("canary", "start", f"{NAME}@2", "--alias", "prod", "--percent", "2.5")
     assert started.startswith("acme/sql@prod gives 2.5% of its requests to version 2\n")
