@@ -46,8 +46,11 @@ def test_rows_with_different_adapters_equal_peft(gpu_path: str, llama: Snapshot,
 
 
 @pytest.mark.cuda
+@pytest.mark.xfail(reason="bitsandbytes chooses its kernel, and with it the order of sums, by the number of rows")
 def test_a_row_alone_has_the_bits_that_it_has_in_the_batch(llama: Snapshot, llama_adapters: list[Path]) -> None:
-    """Not yet run on a GPU: what is promised of the CPU kernels is wanted of these."""
+    """Not yet run on a GPU: what is promised of the CPU kernels is wanted of these. Ours keep it (test_cuda_lora,
+    test_cuda_attention); the base's product and the head are others'.
+    """
     together = make_engine(load_snapshot(llama, device="cuda"), device="cuda", step_budget_tokens=11)
     for index, prompt in enumerate(PROMPTS.values()):
         together.ask(f"r{index}", prompt, llama_adapters[index], max_tokens=4)
