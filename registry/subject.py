@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 Part = TypeVar("Part")
 Arguments = ParamSpec("Arguments")
@@ -34,10 +34,13 @@ class Subject(Generic[Part]):
     @overload
     def __get__(self, whole: object, kind: type) -> Part: ...
     def __get__(self, whole: object | None, kind: type) -> Self | Part:
-        return self if whole is None else self._part_of(whole)
+        if whole is None:
+            return self
+        part: Part = whole.__dict__[self._name]
+        return part
 
     def __set__(self, whole: object, part: Part) -> None:
-        vars(whole)[self._name] = part
+        whole.__dict__[self._name] = part
 
     def method(
         self, method: Callable[Concatenate[Part, Arguments], Answer]
@@ -46,9 +49,6 @@ class Subject(Generic[Part]):
 
         @wraps(method)
         def ask(whole: object, /, *arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
-            return method(self._part_of(whole), *arguments, **named)
+            return method(whole.__dict__[self._name], *arguments, **named)  # in a microsecond: event loops ask, too
 
         return ask
-
-    def _part_of(self, whole: object) -> Part:
-        return cast("Part", vars(whole)[self._name])
