@@ -245,7 +245,8 @@ void dot_rows(const uint16_t *x, int64_t in_features, const int64_t *rows, const
         hidden[row * hidden_stride] = _mm512_reduce_add_ps(sums[row]);
 }
 
-// The same for one row and `count` rank rows, which do not wait for each other's sums. Each sum runs as above.
+// The same for one row and `count` rank rows, which do not wait for each other's sums. Each sum runs as above. The rank
+// rows behind them, which come next, are asked for meanwhile.
 template <int count>
 void dot_ranks(const uint16_t *x, int64_t in_features, const uint16_t *a, float *hidden) {
     __m512 sums[count];
@@ -253,9 +254,11 @@ void dot_ranks(const uint16_t *x, int64_t in_features, const uint16_t *a, float 
         sums[rank] = _mm512_setzero_ps();
     for (int64_t k = 0; k < in_features; k += 32) {
         const __m512bh value = (__m512bh)_mm512_loadu_si512(x + k);
-        for (int rank = 0; rank < count; rank++)
-            sums[rank] =
-                _mm512_dpbf16_ps(sums[rank], value, (__m512bh)_mm512_loadu_si512(a + rank * in_features + k));
+        for (int rank = 0; rank < count; rank++) {
+            const uint16_t *at = a + rank * in_features + k;
+            _mm_prefetch(reinterpret_cast<const char *>(at + count * in_features), _MM_HINT_T1);
+            sums[rank] = _mm512_dpbf16_ps(sums[rank], value, (__m512bh)_mm512_loadu_si512(at));
+        }
     }
     for (int rank = 0; rank < count; rank++)
         hidden[rank] = _mm512_reduce_add_ps(sums[rank]);
