@@ -19,13 +19,13 @@ from basemodel.lora_segment import Integers, Segment
 
 @dataclass(frozen=True)
 class LoraRuns:
-    """A plan as the CPU kernel reads it (kernels/nf4_linear.h: Adapters, Use, Group).
+    """A plan as the CPU kernel reads it (kernels/nf4_linear.h: Adapters, Group).
 
-    Seen from a token: `first_use` [T + 1] int64, token t has the uses first_use[t] to first_use[t + 1]; `uses` [U, 3]
-    int64: first rank row, rank, and where x A begins in a scratch of `hidden_size` floats; `weights` [U] float32.
-    Seen from an adapter: `groups` [G, 5] int64: first rank row, rank, first member, members, and where their x A
-    begins; `members` [U] int64 are token numbers. So each adapter's rows are read once for all tokens that use it,
-    wherever they stand, and a token's uses are added in its own order, whatever else is in the batch.
+    Seen from an adapter: `groups` [G, 5] int64: first rank row, rank, first member, members, and where their x A begins
+    in a scratch of `hidden_size` floats; `members` [U] int64 are token numbers. Seen from a token: `first_use` [T + 1]
+    int64, token t has the uses first_use[t] to first_use[t + 1]; `uses` [U] int64 are places among the members;
+    `weights` [U] float32. So each adapter's rows are read once for all tokens that use it, wherever they stand, and a
+    token's uses are added in its own order, whatever else is in the batch.
     """
 
     first_use: torch.Tensor
@@ -67,16 +67,16 @@ def runs_of(segments: Sequence[Segment]) -> LoraRuns | None:
 def _grouped(counts: Integers, starts: Integers, ranks: Integers, weights: list[float]) -> LoraRuns:
     """The runs of these uses, which are in the order of tokens: sorted by adapter, each adapter is one group."""
     order = starts.argsort(kind="stable")
-    ordered = starts[order]
-    ends = ranks[order].cumsum()
-    uses = np.empty((len(starts), 3), dtype=np.int64)
-    uses[:, 0], uses[:, 1], uses[order, 2] = starts, ranks, ends - ranks[order]
+    ordered, ordered_ranks = starts[order], ranks[order]
     first = np.concatenate(([0], (ordered[1:] != ordered[:-1]).nonzero()[0] + 1))
+    ends = ordered_ranks.cumsum()
     groups = np.empty((len(first), 5), dtype=np.int64)
-    groups[:, [0, 1, 4]] = uses[order[first]]
-    groups[:, 2] = first
+    groups[:, 0], groups[:, 1], groups[:, 2] = ordered[first], ordered_ranks[first], first
     groups[:-1, 3], groups[-1, 3] = first[1:], len(order)
     groups[:, 3] -= first
+    groups[:, 4] = (ends - ordered_ranks)[first]
+    uses = np.empty_like(order)
+    uses[order] = np.arange(len(order))
     first_use = np.zeros(len(counts) + 1, dtype=np.int64)
     counts.cumsum(out=first_use[1:])
     return LoraRuns(

@@ -158,7 +158,8 @@ void gated_strips(const Layer &gates, const Layer &ups, const LinearJob &job, in
     thread_local std::vector<uint16_t> room;
     room.resize(2 * rows * STRIP);
     uint16_t *gate_rows = room.data(), *up_rows = gate_rows + rows * STRIP;
-    uint16_t *scratch = rows > loraplex::TILE_ROWS ? loraplex::strip_scratch(gates.in_features) : nullptr;
+    const auto scratch =
+        loraplex::strip_scratch(rows, gates.in_features, std::max(gates.members(), ups.members()));
     for (int64_t index = first; index < last; index++) {
         const loraplex::Strip pair[] = {gates.strip(index, gate_rows, STRIP), ups.strip(index, up_rows, STRIP)};
         loraplex::multiply_strips(pair, 2, job.packed(), rows, gates.in_features, scratch);

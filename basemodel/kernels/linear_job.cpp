@@ -32,16 +32,20 @@ int64_t share_of(int64_t items, int64_t step) {
     return std::max<int64_t>(even / step, 1) * step;
 }
 
-uint16_t *strip_scratch(int64_t in_features) {
-    thread_local std::vector<uint16_t> room;
-    const size_t needed = STRIP * in_features + 32;
-    if (room.size() < needed)
-        room.resize(needed);
-    return aligned<uint16_t>(room.data());
+Scratch strip_scratch(int64_t rows, int64_t in_features, int64_t members) {
+    thread_local std::vector<uint16_t> tiles;
+    thread_local std::vector<float> deltas;
+    constexpr size_t ALIGNMENT = 64;
+    const size_t tile_values = rows > TILE_ROWS ? STRIP * in_features + ALIGNMENT / sizeof(uint16_t) : 0;
+    const size_t delta_values = members > 0 ? members * STRIP + ALIGNMENT / sizeof(float) : 0;
+    if (tiles.size() < tile_values)
+        tiles.resize(tile_values);
+    if (deltas.size() < delta_values)
+        deltas.resize(delta_values);
+    return {aligned<uint16_t>(tiles.data()), aligned<float>(deltas.data())};
 }
 
 Runs::Runs(at::TensorList given, int64_t hidden_values, int64_t rows) : parts(given), hidden_size(hidden_values) {
-    static_assert(sizeof(Use) == 3 * sizeof(int64_t), "Use is three integers");
     static_assert(sizeof(Group) == 5 * sizeof(int64_t), "Group is five integers");
     if (parts.empty())
         return;
@@ -56,11 +60,12 @@ Adapters Runs::over(const Tensor &a, const Tensor &b, float *hidden) const {
             static_cast<const uint16_t *>(b.data_ptr()),
             b.size(1) / STRIP,
             parts[0].const_data_ptr<int64_t>(),
-            reinterpret_cast<const Use *>(parts[1].const_data_ptr<int64_t>()),
+            parts[1].const_data_ptr<int64_t>(),
             parts[2].const_data_ptr<float>(),
             reinterpret_cast<const Group *>(parts[3].const_data_ptr<int64_t>()),
             parts[3].size(0),
             parts[4].const_data_ptr<int64_t>(),
+            parts[4].size(0),
             hidden};
 }
 
@@ -92,6 +97,8 @@ void Layer::change(const Tensor &rows, const Tensor &scale, const Tensor &shift,
     changes = Changes{rows.const_data_ptr<int32_t>(), scale.const_data_ptr<float>(), shift.const_data_ptr<float>(),
                       strips * STRIP};
 }
+
+int64_t Layer::members() const { return adapters ? adapters->member_count : 0; }
 
 Strip Layer::strip(int64_t index, uint16_t *y, int64_t y_stride) const {
     const int64_t output = index * STRIP;
@@ -140,7 +147,10 @@ Stage LinearJob::multiply() {
 }
 
 void LinearJob::multiply_items(int64_t first, int64_t last) {
-    uint16_t *scratch = rows_ > TILE_ROWS ? strip_scratch(in_features_) : nullptr;
+    int64_t members = 0;
+    for (const Layer *layer : layers_)
+        members = std::max(members, layer->members());
+    const Scratch scratch = strip_scratch(rows_, in_features_, members);
     while (first < last) {
         Strip strips[MOST_STRIPS_AT_ONCE];
         int64_t count = 0, begin = 0; // `begin`: of a layer's strips

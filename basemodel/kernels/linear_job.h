@@ -19,8 +19,8 @@ Effort effort_of(int64_t values);
 // Items of a stage that a thread takes at a time, so that each thread comes several times; a multiple of `step`.
 int64_t share_of(int64_t items, int64_t step = 1);
 
-// Room of one thread for one dequantized strip, at a multiple of 64 bytes.
-uint16_t *strip_scratch(int64_t in_features);
+// This thread's room for strips of a layer that `rows` rows go through, to which `members` add; until its next call.
+Scratch strip_scratch(int64_t rows, int64_t in_features, int64_t members);
 
 // The plan of a step as Python's LoraRuns holds it: first_use, uses, weights, groups, members (none of them: no adapter).
 // The tensors must outlive it.
@@ -38,6 +38,7 @@ struct Layer {
     Layer(const OptionalTensor &weight, const OptionalTensor &bias, const OptionalTensor &a, const OptionalTensor &b,
           int64_t in_features, int64_t out_features, const Runs &runs);
     Strip strip(int64_t index, uint16_t *y, int64_t y_stride) const;
+    int64_t members() const; // that add to each of its strips
     // Outputs that change: rows [T] int32, scale and shift [N, strips * 16] float (see Changes).
     void change(const Tensor &rows, const Tensor &scale, const Tensor &shift, int64_t row_count);
 

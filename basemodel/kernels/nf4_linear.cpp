@@ -180,22 +180,53 @@ void turn(float *sums) {
         _mm512_store_si512(sums + row * 16, rows[row]);
 }
 
-// Add a row's adapters to 16 outputs: value += sum over its uses of weight * (sum over r of hidden[r] * B[r, 16 outputs]).
-inline __m512 expand(const Adapters &adapters, int64_t row, int64_t strip, __m512 value) {
-    for (int64_t index = adapters.first_use[row]; index < adapters.first_use[row + 1]; index++) {
-        const Use &use = adapters.uses[index];
-        const float *hidden = adapters.hidden + use.hidden;
-        const uint16_t *b = adapters.b + (use.start * adapters.strips + strip * use.rank) * STRIP;
-        __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps(); // two sums, so that none waits for the other
-        int64_t rank = 0;
-        for (; rank + 2 <= use.rank; rank += 2) {
-            even = _mm512_fmadd_ps(_mm512_set1_ps(hidden[rank]), widen(b + rank * STRIP), even);
-            odd = _mm512_fmadd_ps(_mm512_set1_ps(hidden[rank + 1]), widen(b + (rank + 1) * STRIP), odd);
+// What `count` members of a group add to 16 outputs: deltas[member] = sum over r of hidden[member][r] * B[r, 16 outputs].
+// A row of B is read and widened once for all of them; even and odd ranks have sums of their own, whatever `count` is.
+template <int count> void expand_members(const uint16_t *b, int64_t rank, const float *hidden, float *deltas) {
+    __m512 even[count], odd[count];
+    for (int member = 0; member < count; member++)
+        even[member] = odd[member] = _mm512_setzero_ps();
+    int64_t at = 0;
+    for (; at + 2 <= rank; at += 2) {
+        const __m512 first = widen(b + at * STRIP), second = widen(b + (at + 1) * STRIP);
+        for (int member = 0; member < count; member++) {
+            const float *values = hidden + member * rank + at;
+            even[member] = _mm512_fmadd_ps(_mm512_set1_ps(values[0]), first, even[member]);
+            odd[member] = _mm512_fmadd_ps(_mm512_set1_ps(values[1]), second, odd[member]);
         }
-        if (rank < use.rank)
-            even = _mm512_fmadd_ps(_mm512_set1_ps(hidden[rank]), widen(b + rank * STRIP), even);
-        value = _mm512_fmadd_ps(_mm512_set1_ps(adapters.weights[index]), _mm512_add_ps(even, odd), value);
     }
+    if (at < rank)
+        for (int member = 0; member < count; member++)
+            even[member] =
+                _mm512_fmadd_ps(_mm512_set1_ps(hidden[member * rank + at]), widen(b + at * STRIP), even[member]);
+    for (int member = 0; member < count; member++)
+        _mm512_store_ps(deltas + member * STRIP, _mm512_add_ps(even[member], odd[member]));
+}
+
+// What all members of all groups add to a strip.
+void expand(const Adapters &adapters, int64_t strip, float *deltas) {
+    for (int64_t index = 0; index < adapters.group_count; index++) {
+        const Group &group = adapters.groups[index];
+        const uint16_t *b = adapters.b + (group.start * adapters.strips + strip * group.rank) * STRIP;
+        const float *hidden = adapters.hidden + group.hidden;
+        float *own = deltas + group.first_member * STRIP;
+        int64_t done = 0;
+        for (; done + 8 <= group.members; done += 8)
+            expand_members<8>(b, group.rank, hidden + done * group.rank, own + done * STRIP);
+        for (; done + 4 <= group.members; done += 4)
+            expand_members<4>(b, group.rank, hidden + done * group.rank, own + done * STRIP);
+        for (; done + 2 <= group.members; done += 2)
+            expand_members<2>(b, group.rank, hidden + done * group.rank, own + done * STRIP);
+        if (done < group.members)
+            expand_members<1>(b, group.rank, hidden + done * group.rank, own + done * STRIP);
+    }
+}
+
+// A row's adapters are added to 16 outputs: value += sum over its uses of weight * delta, in its own order.
+inline __m512 add_uses(const Adapters &adapters, int64_t row, const float *deltas, __m512 value) {
+    for (int64_t use = adapters.first_use[row]; use < adapters.first_use[row + 1]; use++)
+        value = _mm512_fmadd_ps(_mm512_set1_ps(adapters.weights[use]),
+                                _mm512_load_ps(deltas + adapters.uses[use] * STRIP), value);
     return value;
 }
 
@@ -208,7 +239,7 @@ inline __m512 change(const Changes &changes, int64_t row, int64_t strip, __m512 
 }
 
 // Write up to 16 rows of a strip: sums (which are turned), bias, adapters, changes, rounded to bfloat16.
-void finish(float *sums, int64_t first_row, int64_t row_count, const Strip &strip) {
+void finish(float *sums, int64_t first_row, int64_t row_count, const Strip &strip, const float *deltas) {
     const __mmask16 mask = first_lanes(strip.outputs);
     const Adapters *adapters = strip.adapters;
     const __m512 bias = strip.bias ? widen(_mm256_maskz_loadu_epi16(mask, strip.bias)) : _mm512_setzero_ps();
@@ -218,7 +249,7 @@ void finish(float *sums, int64_t first_row, int64_t row_count, const Strip &stri
         if (strip.bias)
             value = _mm512_add_ps(value, bias);
         if (adapters)
-            value = expand(*adapters, first_row + index, strip.index, value);
+            value = add_uses(*adapters, first_row + index, deltas, value);
         if (strip.changes)
             value = change(*strip.changes, first_row + index, strip.index, value);
         _mm256_mask_storeu_epi16(strip.y + (first_row + index) * strip.y_stride, mask, narrow(value));
@@ -346,32 +377,40 @@ void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, in
 }
 
 void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t in_features,
-                     uint16_t *scratch) {
+                     const Scratch &scratch) {
     const int64_t blocks = in_features / BLOCK;
     alignas(64) float sums[4 * 256];
+    const auto expand_of = [&](const Strip &strip) {
+        if (strip.adapters)
+            expand(*strip.adapters, strip.index, scratch.deltas);
+    };
     configure_tiles();
     for (int64_t at = 0; at < count; at++) {
         const Strip &strip = strips[at];
         if (rows <= TILE_ROWS && at + 1 < count) {
             multiply_few<2>(&strip, packed, blocks, sums);
-            finish(sums, 0, rows, strip);
-            finish(sums + 256, 0, rows, strips[++at]);
+            expand_of(strip);
+            finish(sums, 0, rows, strip, scratch.deltas);
+            expand_of(strips[++at]);
+            finish(sums + 256, 0, rows, strips[at], scratch.deltas);
             continue;
         }
         if (rows <= TILE_ROWS) {
             multiply_few<1>(&strip, packed, blocks, sums);
-            finish(sums, 0, rows, strip);
+            expand_of(strip);
+            finish(sums, 0, rows, strip, scratch.deltas);
             continue;
         }
-        dequantize_strip(strip.codes, blocks, scratch);
+        expand_of(strip);
+        dequantize_strip(strip.codes, blocks, scratch.tiles);
         for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
             const int64_t present = std::min(CHUNK_ROWS, rows - row);
             const int64_t groups = (present + TILE_ROWS - 1) / TILE_ROWS;
-            multiply_chunk(scratch, TILE_VALUES, 64, packed + row * in_features, TILE_ROWS * in_features, groups,
+            multiply_chunk(scratch.tiles, TILE_VALUES, 64, packed + row * in_features, TILE_ROWS * in_features, groups,
                            blocks, sums);
             for (int64_t group = 0; group < groups; group++)
                 finish(sums + group * 256, row + group * TILE_ROWS,
-                       std::min(TILE_ROWS, present - group * TILE_ROWS), strip);
+                       std::min(TILE_ROWS, present - group * TILE_ROWS), strip, scratch.deltas);
         }
     }
     _tile_release();
@@ -379,7 +418,7 @@ void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed,
 
 void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16_t *bias, const Adapters *adapters,
                     const Changes *changes, int64_t rows, int64_t in_features, int64_t out_features,
-                    int64_t first_strip, int64_t last_strip, uint16_t *y) {
+                    int64_t first_strip, int64_t last_strip, uint16_t *y, const Scratch &scratch) {
     const int64_t blocks = in_features / BLOCK;
     alignas(64) float sums[4 * 256];
     configure_tiles();
@@ -387,6 +426,8 @@ void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16
         const uint16_t *own = weight + index * STRIP * in_features;
         const Strip strip{nullptr, bias ? bias + index * STRIP : nullptr, adapters, changes, index, STRIP,
                           y + index * STRIP, out_features};
+        if (adapters)
+            expand(*adapters, index, scratch.deltas);
         for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
             const int64_t present = std::min(CHUNK_ROWS, rows - row);
             const int64_t groups = (present + TILE_ROWS - 1) / TILE_ROWS;
@@ -397,7 +438,7 @@ void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16
                 multiply_chunk(own, 32, in_features * 2, x, TILE_ROWS * in_features, groups, blocks, sums);
             for (int64_t group = 0; group < groups; group++)
                 finish(sums + group * 256, row + group * TILE_ROWS,
-                       std::min(TILE_ROWS, present - group * TILE_ROWS), strip);
+                       std::min(TILE_ROWS, present - group * TILE_ROWS), strip, scratch.deltas);
         }
     }
     _tile_release();

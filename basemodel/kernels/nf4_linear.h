@@ -12,14 +12,6 @@ constexpr int64_t UNIT_BYTES = STRIP * 4 + STRIP * 32; // of one strip and one b
 constexpr int64_t TILE_ROWS = 16;                      // rows of x that fit one tile
 constexpr int64_t CHUNK_ROWS = 4 * TILE_ROWS;          // rows of x that are multiplied with a dequantized tile at once
 
-// One use of an adapter by one row of x: rank rows [start, start + rank) of the arena. `hidden` is where the row's x A
-// for this adapter begins in the scratch.
-struct Use {
-    int64_t start;
-    int64_t rank;
-    int64_t hidden;
-};
-
 // The rows of x that use one adapter, wherever they stand: its part of A is read once for all of them. Their numbers are
 // members [first_member, first_member + members); x A of member m begins at hidden + m * rank in the scratch.
 struct Group {
@@ -32,16 +24,18 @@ struct Group {
 
 // Which rows of x use which adapters, and how strongly. Row t has the uses [first_use[t], first_use[t + 1]), in an order
 // of its own that no other row changes: what is added to a row, and in which order, does not depend on its neighbours.
+// A use is the number of the member that computes it.
 struct Adapters {
     const uint16_t *a; // [R, K] bf16
     const uint16_t *b; // [R, strips * 16] bf16; the rows of one adapter hold its [strips, rank, 16], strip after strip
     int64_t strips;
     const int64_t *first_use; // [T + 1]
-    const Use *uses;
-    const float *weights; // of each use
+    const int64_t *uses;  // [U]
+    const float *weights; // [U]
     const Group *groups;
     int64_t group_count;
-    const int64_t *members;
+    const int64_t *members; // [U]
+    int64_t member_count;   // U
     float *hidden;
 };
 
@@ -84,15 +78,21 @@ struct Strip {
     int64_t y_stride;         // from one row of y to the next
 };
 
-// `count` strips that read the same x. `scratch` has 16 * K bf16 values, at a multiple of 64 bytes.
+// Room of one thread, at multiples of 64 bytes.
+struct Scratch {
+    uint16_t *tiles; // [16 * K] where there are more than TILE_ROWS rows
+    float *deltas;   // [U, 16]: what each member adds to a strip
+};
+
+// `count` strips that read the same x.
 void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t in_features,
-                     uint16_t *scratch);
+                     const Scratch &scratch);
 
 // Strips [first, last) of a layer whose weights [O, K] are bf16 already; O is a multiple of STRIP. `bias`, `adapters`
 // and `changes` may be null.
 void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16_t *bias, const Adapters *adapters,
                     const Changes *changes, int64_t rows, int64_t in_features, int64_t out_features,
-                    int64_t first_strip, int64_t last_strip, uint16_t *y);
+                    int64_t first_strip, int64_t last_strip, uint16_t *y, const Scratch &scratch);
 
 // The sum of squares of each row of strips [first, last) of a 4-bit weight, as it is dequantized: squares [strips * 16].
 void row_squares(const uint8_t *weight, int64_t in_features, int64_t first_strip, int64_t last_strip, float *squares);

@@ -17,8 +17,8 @@ const uint16_t *read(const Tensor &tensor) { return static_cast<const uint16_t *
 uint16_t *write(const Tensor &tensor) { return static_cast<uint16_t *>(tensor.data_ptr()); }
 
 // x [T, K] bf16, weight [strips * blocks * UNIT_BYTES] uint8, bias [O] bf16 -> [T, O] bf16.
-// a [R, K] and b [R, strips * 16] bf16; first_use [T + 1], uses [U, 3], groups [G, 5], members [U] int64 and weights [U]
-// float as `Adapters`, `Use` and `Group` describe them; changed [T] int32, scale and shift [N, strips * 16] as `Changes`.
+// a [R, K] and b [R, strips * 16] bf16; first_use [T + 1], uses [U], groups [G, 5], members [U] int64 and weights [U]
+// float as `Adapters` and `Group` describe them; changed [T] int32, scale and shift [N, strips * 16] as `Changes`.
 Tensor nf4_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, int64_t out_features,
                   const OptionalTensor &a, const OptionalTensor &b, const OptionalTensor &first_use,
                   const OptionalTensor &uses, const OptionalTensor &weights, const OptionalTensor &groups,
@@ -71,7 +71,8 @@ Tensor bf16_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &
                              loraplex::multiply_dense(read(weight), job.packed(), layer.bias,
                                                       layer.adapters ? &*layer.adapters : nullptr,
                                                       layer.changes ? &*layer.changes : nullptr, rows, in_features,
-                                                      out_features, first, last, write(y));
+                                                      out_features, first, last, write(y),
+                                                         loraplex::strip_scratch(rows, 0, layer.members()));
                          }};
     const Stage stages[] = {job.prepare(), multiply};
     loraplex::run_stages(stages, 2, loraplex::thread_count(),

@@ -25,7 +25,8 @@ def uses(plan: LoraPlan | None) -> list[list[int]]:
     """First rank row and rank of each use, after the counts of each token."""
     assert plan is not None
     assert plan.runs is not None
-    return [plan.runs.first_use.tolist(), *plan.runs.uses[:, :2].tolist()]
+    of_members = plan.runs.groups[:, :2].repeat_interleave(plan.runs.groups[:, 3], dim=0)
+    return [plan.runs.first_use.tolist(), *of_members[plan.runs.uses].tolist()]
 
 
 def test_rows_that_go_on_decoding_keep_their_plans() -> None:
