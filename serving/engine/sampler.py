@@ -42,7 +42,10 @@ def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[Pick]:
             picks.append(Pick(token_id=0, logprob=None, finite=False))
             continue
         is_best, wanted = _is_plain_greedy(request), request.sampling.logprobs
-        own = logits[row].float() if not is_best or wanted is not None else logits[row]
+        if is_best and wanted is None:
+            picks.append(Pick(best, None))
+            continue
+        own = logits[row].float()
         token = best if is_best else _choose(own.clone(), request)
         picks.append(Pick(token, _logprob(own, token, wanted)))
     return picks
