@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -226,3 +227,29 @@ def test_a_model_that_does_more_between_its_modules_is_not_walked(base: Snapshot
     fusion, walk = fuse(model, sites)
     assert walk is None
     assert fusion.layers
+
+
+@torch.inference_mode()
+def test_another_adapter_in_the_same_rows_is_seen(base: Snapshot) -> None:
+    """What a block remembers of its layers is not that of the adapter that was there before."""
+    model = load_snapshot(base).model
+    sites = AdapterSites(model, base.description, rows=RANK_ROWS, dtype=torch.float32)
+    fuse(model, sites)
+    _, block = next(blocks(model, FusedMLP))
+    assert isinstance(block, FusedMLP)
+    gate, up, down = block.layers
+    x = torch.randn(5, 64).to(torch.bfloat16)
+    seen = [block(x)]
+    for ending in ("gate_proj", "up_proj"):
+        pairs = {
+            path: LoraPair(torch.randn(shape.in_features, A.rank), torch.randn(A.rank, shape.out_features))
+            for path, shape in base.description.modules.items()
+            if path.endswith(ending)
+        }
+        sites.place(A.start, AdapterWeights(rank=A.rank, modules=pairs, adapter_bytes=0))
+        sites.plan = plan_lora([Segment(5, (A,))], device=x.device, dtype=torch.float32)
+        seen.append(block(x))
+        assert torch.equal(seen[-1], down(torch.ops.loraplex.gate(gate(x), up(x), block.activation)))
+        sites.clear(A.start)
+        sites.plan = None
+    assert not any(torch.equal(ours, theirs) for ours, theirs in pairwise(seen))
