@@ -16,12 +16,13 @@ from typing import NoReturn, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from basemodel.adapter_changes import TokenRows
 from basemodel.adapter_settings import CONFIG_FILE, AdapterSettings, unreadable
 from basemodel.description import BaseDescription
 from basemodel.errors import AdapterFormatError
+from basemodel.factor_layout import FactorLayout, is_finite_throughout
+from basemodel.tensor_file import map_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -46,6 +47,9 @@ PARTS = {
     ".bias": "bias",
 }
 
+# Parts that are checked for values that are not finite where they are laid out, in the same pass.
+CHECKED_LATER = {"a", "b"}
+
 Parts = dict[str, torch.Tensor]
 
 
@@ -61,6 +65,9 @@ class BaseWeights(Protocol):
 
     def column_norms(self, path: str, table: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """The length of each column of an embedding's table + a b: a [V, r], b [r, H], float32 -> [H] float32."""
+
+    def layout(self, path: str) -> FactorLayout | None:
+        """How adapters are kept at a linear layer; None where nothing asks for a layout of its own."""
 
     def bias(self, path: str) -> torch.Tensor | None:
         """A linear layer's bias [O], if it has one."""
@@ -108,6 +115,10 @@ class Reading:
             self.refuse(f"'{path}' has rank {rank}, which {CONFIG_FILE} does not say")
         return self.settings.scale_of(path, rank)
 
+    def layout_of(self, path: str) -> FactorLayout:
+        """How a linear layer's factors are to be kept."""
+        return self.weights.layout(path) or FactorLayout(self.dtype)
+
     def shaped(self, path: str, what: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """The tensor, if it has this shape."""
         if tuple(tensor.shape) != shape:
@@ -150,7 +161,7 @@ class Reading:
 def read_parts(folder: Path) -> dict[str, Parts]:
     """The adapter's tensors by module path and part. Raises AdapterFormatError for a tensor that is neither."""
     try:
-        tensors = load_file(folder / WEIGHTS_FILE)
+        tensors = map_tensors(folder / WEIGHTS_FILE)
     except OSError as error:
         raise unreadable(folder, WEIGHTS_FILE, error) from error
     except SafetensorError as error:
@@ -160,8 +171,8 @@ def read_parts(folder: Path) -> dict[str, Parts]:
         ending = next((ending for ending in PARTS if key.endswith(ending)), None)
         if ending is None or not key.startswith(PREFIX):
             raise AdapterFormatError(folder, f"tensor '{key}' is not a part of a LoRA adapter that is known here")
-        if not torch.isfinite(tensor).all():
-            raise AdapterFormatError(folder, f"tensor '{key}' holds values that are not finite")
+        if PARTS[ending] not in CHECKED_LATER:
+            refuse_infinite(folder, key, tensor)
         path = key[len(PREFIX) : -len(ending)]
         parts = modules.setdefault(path, {})
         if PARTS[ending] in parts:
@@ -172,6 +183,12 @@ def read_parts(folder: Path) -> dict[str, Parts]:
     for path, parts in modules.items():
         _drop_copies(folder, path, parts)
     return modules
+
+
+def refuse_infinite(folder: Path, key: str, tensor: torch.Tensor) -> None:
+    """Raises AdapterFormatError for a tensor with a value that is not finite."""
+    if not is_finite_throughout(tensor):
+        raise AdapterFormatError(folder, f"tensor '{key}' holds values that are not finite")
 
 
 def _drop_copies(folder: Path, path: str, parts: Parts) -> None:

@@ -17,7 +17,8 @@ from basemodel.adapter_parts import BaseWeights, Parts, Reading, read_parts
 from basemodel.adapter_settings import read_settings
 from basemodel.description import BaseDescription
 from basemodel.embedding_parts import known_tokens, read_embedding, tied_change
-from basemodel.linear_parts import LoraPair, read_linear
+from basemodel.factor_layout import LoraPair
+from basemodel.linear_parts import read_linear
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

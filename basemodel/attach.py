@@ -24,10 +24,10 @@ from basemodel.changed_modules import ChangedEmbedding, ChangedVectors
 from basemodel.cuda.joined_layers import JoinedLayers
 from basemodel.cuda.library import add_lora_tiles
 from basemodel.description import BaseDescription
+from basemodel.factor_layout import FactorLayout, LoraPair
 from basemodel.linear_changes import LinearChanges
-from basemodel.linear_parts import LoraPair
 from basemodel.lora_ops import ChangedTokens, LoraPlan, add_lora
-from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, adapter_rows, can_multiply, can_pack
+from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, can_multiply, can_pack
 from basemodel.site_weights import SiteWeights
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -64,6 +64,7 @@ class AdapterSites:
             self._replace(path, site)
             self._sites[path] = site
         self.weights.packed = {path: site.packed for path, site in self._sites.items() if site.packed is not None}
+        self.weights.layouts = {path: site.layout for path, site in self._sites.items()}
 
     # ------------------------------------------------------------------------------------------------- placing
     def place(self, start: int, adapter: AdapterWeights) -> int | None:
@@ -187,8 +188,8 @@ class AdaptedLinear(nn.Module):
     The arena is made when the first adapter needs it, so a layer that none touches costs nothing. `used` names the
     adapters (by first row) that have factors here: a step whose adapters do not touch this layer skips it; `changes` is
     what adapters do here besides. Where our CPU kernel can stand in for the base layer it takes over its weights, and
-    adapters are kept in bfloat16 as it reads them: a [R, H] and b [R, strips * 16] (`packed_linear.adapter_rows`).
-    Elsewhere b is [R, O], in the type of the sites.
+    adapters are kept in bfloat16 as it reads them: a [R, H] and b [R, strips * 16], where the rows of an adapter of
+    rank r hold its [strips, r, 16], strip after strip. Elsewhere b is [R, O], in the type of the sites.
     """
 
     def __init__(
@@ -204,6 +205,7 @@ class AdaptedLinear(nn.Module):
         self.joined: tuple[JoinedLayers, int] | None = None  # and which of them this layer is
         self.packed = PackedLinear(base) if can_pack(base) else None
         self._kernel = self.packed or (DenseLinear(base) if can_multiply(base) else None)
+        self.layout = FactorLayout(sites.dtype) if self._kernel is None else FactorLayout(torch.bfloat16, STRIP)
         self._owner = [sites]  # in a list, so that torch does not look for modules in it
         self._a: torch.Tensor | None = None
         self._b: torch.Tensor | None = None
@@ -248,7 +250,9 @@ class AdaptedLinear(nn.Module):
         return out
 
     def place(self, start: int, rank: int, pair: LoraPair | None) -> None:
-        """Write one adapter's factors; None, or a pair of a smaller rank, leaves zeros in the rest of its rows."""
+        """Copy one adapter's factors, which are laid out as `layout` says; None, or a pair of a smaller rank, leaves
+        zeros in the rest of its rows.
+        """
         if pair is None and self._a is None and not (self.joined and self.joined[0].has_arena):
             return
         self.set_aside()
@@ -260,13 +264,12 @@ class AdaptedLinear(nn.Module):
             a.zero_()
             b.zero_()
             return
-        a[: pair.rank].copy_(pair.a.T, non_blocking=True)
-        a[pair.rank :].zero_()
-        if self._kernel is None:
-            b[: pair.rank].copy_(pair.b, non_blocking=True)
-            b[pair.rank :].zero_()
-        else:
-            b.copy_(adapter_rows(pair.b, rank))
+        b = b.view(-1, rank, self.layout.strip_outputs or self.out_features)  # strip after strip
+        a[: pair.rank].copy_(pair.a, non_blocking=True)
+        b[:, : pair.rank].copy_(pair.b, non_blocking=True)
+        if pair.rank < rank:
+            a[pair.rank :].zero_()
+            b[:, pair.rank :].zero_()
         self.used.add(start)
 
     def set_aside(self) -> None:
@@ -323,9 +326,8 @@ class AdaptedLinear(nn.Module):
         if self.joined is not None:
             layers, index = self.joined
             return layers.arena(index)
-        sites, device = self._owner[0], self.weight.device
-        dtype = sites.dtype if self._kernel is None else torch.bfloat16
-        width = self.out_features if self._kernel is None else self._kernel.strips * STRIP
-        a = torch.zeros(sites.rows, self.in_features, dtype=dtype, device=device)
-        b = torch.zeros(sites.rows, width, dtype=dtype, device=device)
+        rows, device, dtype = self._owner[0].rows, self.weight.device, self.layout.dtype
+        width = self.layout.strip_outputs or self.out_features
+        a = torch.zeros(rows, self.in_features, dtype=dtype, device=device)
+        b = torch.zeros(rows, -(-self.out_features // width) * width, dtype=dtype, device=device)
         return a, b

@@ -8,30 +8,16 @@ Letters: O output features, K input features, r rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from basemodel.adapter_changes import LinearChange
-from basemodel.adapter_parts import Parts, Reading
+from basemodel.adapter_parts import PREFIX, Parts, Reading, refuse_infinite
 from basemodel.adapter_settings import CONFIG_FILE
 from basemodel.description import ModuleShape
+from basemodel.factor_layout import LoraPair
 
 KNOWN = frozenset({"a", "b", "lora_bias", "magnitude", "weight", "carried", "original", "bias", "tokens"})
 MERGE_FIRST = "has LoRA over a weight that is not the base's own; merge it before you save"
-
-
-@dataclass(frozen=True)
-class LoraPair:
-    """One module's factors: a [H, r], the transposed lora_A, and b [r, O], the transposed lora_B times the scale."""
-
-    a: torch.Tensor
-    b: torch.Tensor
-
-    @property
-    def rank(self) -> int:
-        """Rows of this pair."""
-        return self.b.shape[0]
 
 
 def read_linear(
@@ -72,8 +58,10 @@ def _pair(reading: Reading, path: str, parts: Parts, shape: ModuleShape) -> Lora
             f"the layer is {shape.in_features} -> {shape.out_features}"
         )
     scale = reading.scale(path, rank)
-    pair = LoraPair(a.T.to(reading.dtype).contiguous(), (b.float() * scale).T.to(reading.dtype).contiguous())
-    if not (torch.isfinite(pair.a).all() and torch.isfinite(pair.b).all()):
+    pair = reading.layout_of(path).lay_out(a, b, scale)
+    if pair is None:
+        for half, name in ((a, "lora_A"), (b, "lora_B")):
+            refuse_infinite(reading.settings.folder, f"{PREFIX}{path}.{name}.weight", half)
         reading.refuse(f"'{path}' holds values that are not finite once they are scaled")
     return pair
 

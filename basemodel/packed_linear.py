@@ -113,16 +113,6 @@ def _besides(
     return adapters if changed is None else (*adapters, changed.index, changed.scale, changed.shift)
 
 
-def adapter_rows(b: torch.Tensor, rank: int) -> torch.Tensor:
-    """B [r, O] of one adapter as its `rank` rows of the kernel's arena hold it: [rank, strips * 16].
-
-    In memory these are [strips, rank, 16], one strip's part after the other; ranks and outputs that it lacks are zeros.
-    """
-    strips = -(-b.shape[1] // STRIP)
-    padded = pad(b, (0, strips * STRIP - b.shape[1], 0, rank - b.shape[0]))
-    return padded.view(rank, strips, STRIP).transpose(0, 1).reshape(rank, strips * STRIP)
-
-
 def can_multiply(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the kernel can stand in for this bf16 layer, here and on this machine."""
     return type(layer) is nn.Linear and suits_kernel(layer.weight)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from basemodel.description import BaseDescription
+from basemodel.factor_layout import FactorLayout
 from basemodel.four_bit import Linear4bit
 from basemodel.packed_linear import PackedLinear
 
@@ -29,11 +30,12 @@ ROWS_AT_ONCE = 1024
 
 class SiteWeights:
     """The weights of one model, before and after adapters were put beside them. `packed` are the layers whose weights
-    the CPU kernel has taken over.
+    the CPU kernel has taken over, `layouts` those whose adapters are kept in a layout of their own.
     """
 
     def __init__(self, model: PreTrainedModel, base: BaseDescription) -> None:
         self.packed: dict[str, PackedLinear] = {}
+        self.layouts: dict[str, FactorLayout] = {}
         self._base = base
         self._modules = dict(model.named_modules())  # as they are before any stand-in
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -63,6 +65,10 @@ class SiteWeights:
             part = slice(begin, begin + ROWS_AT_ONCE)
             squares += (rows[part].float().cpu() + a[part] @ b).double().square().sum(0)
         return squares.sqrt().float()
+
+    def layout(self, path: str) -> FactorLayout | None:
+        """How adapters are kept at a linear layer; None where nothing asks for a layout of its own."""
+        return self.layouts.get(path)
 
     def bias(self, path: str) -> torch.Tensor | None:
         """A linear layer's bias [O], if it has one."""

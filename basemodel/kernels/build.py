@@ -20,7 +20,7 @@ from torch.utils import cpp_extension
 
 FOLDER = Path(__file__).parent
 BUILT = FOLDER / "built"
-KERNELS = ("nf4_linear", "paged_attention", "row_math")
+KERNELS = ("nf4_linear", "paged_attention", "row_math", "factor_layout")
 OPERATORS = ("team", "linear_job", "operators", "block_operators")
 COMMON_FLAGS = ("-std=c++20", "-fPIC", "-DNDEBUG", "-pthread")
 # The kernels' own files alone are compiled for the newer processors; whoever loads them asks the processor first.

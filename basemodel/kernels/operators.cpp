@@ -1,4 +1,5 @@
 // The kernels as torch operators, one layer each, over their own threads (team.h). Compiled for any processor.
+#include "factor_layout.h"
 #include "linear_job.h"
 #include "paged_attention.h"
 
@@ -7,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 #include <vector>
 
 namespace {
@@ -150,6 +152,29 @@ Tensor nf4_row_squares(const Tensor &weight, int64_t out_features, int64_t in_fe
     return squares;
 }
 
+// a [r, K] and b [O, r], float or bf16 -> a and scale * b as the arena holds them, a [r, K] and b [strips, r, 16] bf16,
+// and whether all of it is finite.
+std::tuple<Tensor, Tensor, bool> lay_out_factors(const Tensor &a, const Tensor &b, double scale) {
+    const auto is_read = [](const Tensor &given) {
+        return given.is_contiguous() && given.dim() == 2 &&
+               (given.scalar_type() == at::kFloat || given.scalar_type() == at::kBFloat16);
+    };
+    TORCH_CHECK(is_read(a) && is_read(b) && a.size(0) == b.size(1), "a [r, K], b [O, r]: contiguous float or bfloat16");
+    const int64_t outputs = b.size(0), rank = b.size(1);
+    const int64_t strips = (outputs + loraplex::STRIP - 1) / loraplex::STRIP;
+    const auto kept = a.options().dtype(at::kBFloat16);
+    const Tensor kept_a = at::empty(a.sizes(), kept), kept_b = at::empty({strips, rank, loraplex::STRIP}, kept);
+    const bool is_a_finite = a.scalar_type() == at::kFloat
+                                 ? loraplex::round_factor(a.const_data_ptr<float>(), a.numel(), write(kept_a))
+                                 : loraplex::round_factor(read(a), a.numel(), write(kept_a));
+    const auto factor = static_cast<float>(scale);
+    const bool is_b_finite =
+        b.scalar_type() == at::kFloat
+            ? loraplex::lay_out_strips(b.const_data_ptr<float>(), outputs, rank, factor, write(kept_b))
+            : loraplex::lay_out_strips(read(b), outputs, rank, factor, write(kept_b));
+    return {kept_a, kept_b, is_a_finite && is_b_finite};
+}
+
 bool is_supported() { return loraplex::is_supported(); }
 
 } // namespace
@@ -167,6 +192,7 @@ TORCH_LIBRARY(loraplex, library) {
     library.def("paged_attention(Tensor query, Tensor(a!) keys, Tensor(b!) values, Tensor slots, Tensor starts, "
                 "Tensor lengths, float scaling, int window, float softcap, Tensor? key=None, Tensor? value=None, "
                 "Tensor? write_slots=None) -> Tensor");
+    library.def("lay_out_factors(Tensor a, Tensor b, float scale) -> (Tensor, Tensor, bool)");
     library.def("is_supported() -> bool", &is_supported);
 }
 
@@ -175,4 +201,5 @@ TORCH_LIBRARY_IMPL(loraplex, CPU, library) {
     library.impl("bf16_linear", &bf16_linear);
     library.impl("nf4_row_squares", &nf4_row_squares);
     library.impl("paged_attention", &paged_attention);
+    library.impl("lay_out_factors", &lay_out_factors);
 }

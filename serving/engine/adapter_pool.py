@@ -30,8 +30,8 @@ from serving.engine.rank_space import Resident, first_gap, moves_to_gap
 from serving.engine.router import Router, Tallies
 from serving.messages import AdapterUse
 
-# While rows decode, one step copies adapters of at most so many bytes (at least one adapter): about 10 ms.
-STEP_COPY_BYTES = 32 * 1024 * 1024
+# While rows decode, one step copies adapters of at most so many bytes (at least one adapter): about 5 ms.
+STEP_COPY_BYTES = 16 * 1024 * 1024
 
 
 class Places(Protocol):

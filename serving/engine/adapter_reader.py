@@ -22,7 +22,7 @@ from serving.engine.host_adapter import HostAdapter, HostMixture, read_host_adap
 from serving.messages import AdapterUse
 
 # More than one, so that a folder on a slow disk does not hold up the others.
-READING_THREADS = 3
+READING_THREADS = 2
 # Linux gives each thread its own niceness: reading must not take the processor from a step.
 READING_NICENESS = 5
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Gemma3TextConfig, PretrainedConfig
 
 from basemodel.adapter_changes import Changes
-from basemodel.adapter_weights import AdapterWeights, LoraPair
+from basemodel.adapter_weights import AdapterWeights
 from basemodel.attach import AdapterSites
 from basemodel.fused_attention import FusedAttention
 from basemodel.fused_layer import FusedLayer
@@ -48,9 +48,8 @@ def fused_model(base: Snapshot) -> tuple[nn.Module, AdapterSites]:
     torch.manual_seed(4)
     for use in (A, B):
         pairs = {
-            path: LoraPair(
-                (0.1 * torch.randn(shape.in_features, use.rank)).to(torch.bfloat16),
-                (0.1 * torch.randn(use.rank, shape.out_features)).to(torch.bfloat16),
+            path: sites.weights.layouts[path].lay_out(
+                0.1 * torch.randn(use.rank, shape.in_features), 0.1 * torch.randn(shape.out_features, use.rank), 1.0
             )
             for path, shape in base.description.modules.items()
             if shape.quantized and (use is A or not path.endswith(("k_proj", "up_proj")))

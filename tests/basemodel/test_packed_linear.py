@@ -10,12 +10,13 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Params4bit
 
+from basemodel.factor_layout import FactorLayout
 from basemodel.four_bit import Linear4bit
 from basemodel.kernels import build
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.lora_ops import add_lora_reference, plan_lora
 from basemodel.lora_segment import Choice, RankRows, Segment
-from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, adapter_rows, can_multiply, can_pack
+from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, can_multiply, can_pack
 
 needs_kernels = pytest.mark.skipif(
     not has_cpu_kernels(), reason="the kernels need a C++ compiler and a processor with AVX512-BF16 and AMX"
@@ -71,7 +72,9 @@ def in_arena(b: torch.Tensor) -> torch.Tensor:
     arena = torch.full((len(b), b.shape[1] + -b.shape[1] % STRIP), torch.inf, dtype=b.dtype)  # rows of nobody: anything
     for adapter in (A, B, C):
         rows = slice(adapter.start, adapter.start + adapter.rank)
-        arena[rows] = adapter_rows(b[rows], adapter.rank)
+        pair = FactorLayout(b.dtype, STRIP).lay_out(torch.zeros(adapter.rank, 1), b[rows].T.contiguous(), 1.0)
+        assert pair is not None
+        arena[rows] = pair.b.view(adapter.rank, -1)
     return arena
 
 

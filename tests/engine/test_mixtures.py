@@ -113,7 +113,7 @@ def reference_logits(world: World, tokens: list[int]) -> torch.Tensor:
     read = [read_adapter(folder, base.description, torch.float32, own) for folder in world.experts]
 
     def hook(path: str):
-        deltas = [adapter.modules[path].a @ adapter.modules[path].b for adapter in read]  # [H, O]
+        deltas = [adapter.modules[path].a.T @ adapter.modules[path].b[0] for adapter in read]  # [H, O]
 
         def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             each = torch.stack([inputs[0][0].float() @ delta for delta in deltas], dim=1)  # [T, E, O]

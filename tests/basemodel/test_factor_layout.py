@@ -1,0 +1,93 @@
+"""Factors as the arena of a layer holds them: the kernel's pass against torch's own, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from basemodel.factor_layout import FactorLayout, LoraPair, is_finite_throughout
+from basemodel.kernels.library import has_cpu_kernels
+from basemodel.packed_linear import STRIP
+
+KERNEL = FactorLayout(torch.bfloat16, STRIP)
+SHAPES = [(1, 64, 16), (5, 64, 48), (16, 70, 32), (17, 64, 33), (40, 128, 7), (64, 3, 100)]  # rank, inputs, outputs
+needs_kernels = pytest.mark.skipif(not has_cpu_kernels(), reason="the CPU kernels are not built, or not for this CPU")
+
+
+def factors(rank: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    a, b = torch.randn(rank, inputs, generator=generator), torch.randn(outputs, rank, generator=generator)
+    a[0, :3] = torch.tensor([1e-40, -0.0, 1.00390625])  # not normal, a zero's sign, half way between two bf16 values
+    return a.to(dtype), b.to(dtype)
+
+
+def laid_out(layout: FactorLayout, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> LoraPair:
+    pair = layout.lay_out(a, b, scale)
+    assert pair is not None
+    return pair
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 0.37, 64.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_kernel_lays_out_what_torch_does(shape: tuple[int, int, int], scale: float, dtype: torch.dtype) -> None:
+    a, b = factors(*shape, dtype)
+    fast, slow = laid_out(KERNEL, a, b, scale), KERNEL.lay_out_reference(a, b, scale)
+    assert slow is not None
+    for ours, theirs in ((fast.a, slow.a), (fast.b, slow.b)):
+        assert torch.equal(ours.view(torch.int16), theirs.view(torch.int16))
+
+
+@pytest.mark.parametrize("layout", [KERNEL, FactorLayout(torch.float32), FactorLayout(torch.bfloat16)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_strip_has_its_outputs_for_each_rank(shape: tuple[int, int, int], layout: FactorLayout) -> None:
+    rank, _, outputs = shape
+    a, b = factors(*shape, torch.float32)
+    pair = layout.lay_out_reference(a, b, 0.5)
+    assert pair is not None
+    assert pair.rank == rank
+    assert torch.equal(pair.a, a.to(layout.dtype))
+    whole = pair.b.transpose(1, 2).reshape(-1, rank)  # [strips * width, r]
+    assert torch.equal(whole[:outputs], (0.5 * b).to(layout.dtype))
+    assert not whole[outputs:].any()
+
+
+@pytest.mark.parametrize("layout", [KERNEL, FactorLayout(torch.float32)])
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize(("half", "place"), [(0, (0, 0)), (0, (4, 63)), (1, (0, 0)), (1, (46, 4))])
+def test_a_value_that_is_not_finite_is_seen_wherever_it_stands(
+    half: int, place: tuple[int, int], bad: float, layout: FactorLayout
+) -> None:
+    pair = factors(5, 64, 47, torch.float32)
+    assert layout.lay_out(*pair, 1.0) is not None
+    pair[half][place] = bad
+    assert layout.lay_out(*pair, 1.0) is None
+    assert layout.lay_out_reference(*pair, 1.0) is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 3e5])
+def test_what_is_not_finite_once_it_is_scaled_and_rounded_is_seen(scale: float) -> None:
+    a, b = factors(5, 64, 47, torch.float32)
+    b[2, 3] = 3.4e38 if scale == 1.0 else 2e33  # rounds to infinity in bfloat16; overflows
+    assert KERNEL.lay_out(a, b, scale) is None
+    assert KERNEL.lay_out_reference(a, b, scale) is None
+
+
+@pytest.mark.parametrize("layout", [KERNEL, FactorLayout(torch.float32)])
+def test_a_pair_keeps_nothing_of_the_file(layout: FactorLayout) -> None:
+    """Tensors of a file are mapped: what is kept must not change, or vanish, with it."""
+    a, b = factors(16, 64, 32, layout.dtype)
+    pair = laid_out(layout, a, b)
+    before = pair.a.clone(), pair.b.clone()
+    a.zero_()
+    b.zero_()
+    assert torch.equal(pair.a, before[0])
+    assert torch.equal(pair.b, before[1])
+
+
+def test_large_finite_values_are_finite() -> None:
+    assert is_finite_throughout(torch.full((8,), 3e38))  # though their sum is not
+    assert not is_finite_throughout(torch.tensor([3e38, float("inf")]))
+    assert not is_finite_throughout(torch.tensor([float("inf"), float("-inf"), 0.0], dtype=torch.bfloat16))
+    assert is_finite_throughout(torch.tensor([1, 2**40]))
