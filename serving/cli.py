@@ -111,6 +111,13 @@ MEBIBYTE = 1024 * 1024
 )
 @number_option("--disk-cache-mib", 1, default=20480, text="Disk for fetched adapters, under HOME/adapters.")
 @grace_option(0, "Seconds that requests have to finish after SIGTERM.")
+@number_option(
+    "--grammar-idle",
+    1,
+    86400,
+    default=300,
+    text="Seconds without work after which a process that compiles grammars ends.",
+)
 @click.option("--preload", multiple=True, metavar="MODEL", help="Load this adapter at the start; may be repeated.")
 @click.option(
     "--keep", multiple=True, metavar="MODEL", help="Keep this adapter in memory, whatever it means; may be repeated."
@@ -154,6 +161,7 @@ def serve(
     cuda_graph_mib: int,
     disk_cache_mib: int,
     grace: float,
+    grammar_idle: int,
     preload: tuple[str, ...],
     keep: tuple[str, ...],
     speculative_ngram: int,
@@ -184,6 +192,7 @@ def serve(
         mixed_step_tokens=mixed_step_tokens,
         kv_cache_tokens=kv_cache_tokens,
         grace_seconds=grace,
+        grammar_idle_seconds=grammar_idle,
         preload=preload,
         keep=keep,
         speculative_ngram=speculative_ngram,

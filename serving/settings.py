@@ -81,6 +81,7 @@ class ServingSettings:
     speculative_ngram: int = 0
     kv_cache_tokens: int | None = None
     grace_seconds: float = 30.0
+    grammar_idle_seconds: float = 300.0
     token_cache_seconds: float = 5.0
     preload: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()

@@ -142,6 +142,7 @@ class Service:
                     compile_seconds=COMPILE_SECONDS,
                     compile_bytes=COMPILE_BYTES,
                 ),
+                idle_seconds=self.settings.grammar_idle_seconds,
                 judged=self.instruments.grammar_judged,
             )
         return self.checker

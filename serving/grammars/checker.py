@@ -1,7 +1,7 @@
 """The API process's side of the compiling processes: is this schema, pattern or grammar one that can be followed?
 
-It does: keep a few worker processes (started with the first grammar), give each tenant one of them at a time, end one
-that takes too long, and remember verdicts. It does not: compile (`worker`).
+It does: keep a few worker processes (started with the first grammar, ended when they were idle for long), give each
+tenant one of them at a time, end one that takes too long, and remember verdicts. It does not: compile (`worker`).
 
 Verdicts are remembered per tenant: how fast an answer comes tells nobody what another tenant's schemas are.
 """
@@ -42,11 +42,13 @@ Key = tuple[str, bytes]
 
 
 class GrammarChecker:
-    """Used on one event loop. `judged` hears `compiled` or `refused` for each source that was not known."""
+    """Used on one event loop. `judged` hears `compiled` or `refused` for each source that was not known. A process that
+    was not asked for `idle_seconds` ends; the next source starts one.
+    """
 
-    def __init__(self, settings: WorkerSettings, *, judged: Callable[[str], None]) -> None:
+    def __init__(self, settings: WorkerSettings, *, idle_seconds: float, judged: Callable[[str], None]) -> None:
         self._judged = judged
-        self._idle = [_Worker(settings) for _ in range(WORKERS)]
+        self._idle = [_Worker(settings, idle_seconds) for _ in range(WORKERS)]
         self._all = tuple(self._idle)
         self._free = asyncio.Semaphore(WORKERS)
         self._turns: dict[str, asyncio.Lock] = {}
@@ -104,14 +106,25 @@ class GrammarChecker:
 class _Worker:
     """One process, started when it is first asked and again after it was ended. One source at a time."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, idle_seconds: float) -> None:
         self._settings = settings
+        self._idle_seconds = idle_seconds
         self._process: asyncio.subprocess.Process | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None  # of a process that was idle
 
     async def ask(self, source: GrammarSource) -> Verdict:
         """The process's verdict; one that ends over it has given one, too. Raises GrammarRefusedError where no
         process can be had at all.
         """
+        if self._expiry is not None:
+            self._expiry.cancel()
+        try:
+            return await self._ask(source)
+        finally:
+            self._expiry = asyncio.get_running_loop().call_later(self._idle_seconds, self._expire)
+
+    async def _ask(self, source: GrammarSource) -> Verdict:
         process = self._process or await self._start()
         assert process.stdin is not None
         try:
@@ -128,12 +141,19 @@ class _Worker:
 
     async def end(self) -> None:
         """Kill the process, if there is one."""
+        if self._expiry is not None:
+            self._expiry.cancel()
         process, self._process = self._process, None
         if process is not None:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)  # `Process.kill` would take its status away from who waits
-            await process.communicate()  # which also closes its pipes
+            await _kill(process)
+        if self._ending is not None:
+            await self._ending
+
+    def _expire(self) -> None:
+        """It was idle for long. From now on it is nobody's: whoever asks next starts another."""
+        process, self._process = self._process, None
+        if process is not None:
+            self._ending = asyncio.create_task(_kill(process))
 
     async def _start(self) -> asyncio.subprocess.Process:
         self._process = process = await asyncio.create_subprocess_exec(
@@ -166,3 +186,10 @@ class _Worker:
         if not line.endswith(b"\n"):
             raise EOFError
         return msgspec.json.decode(line, type=WorkerReply)
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)  # `Process.kill` would take its status away from who waits
+    await process.communicate()  # which also closes its pipes

@@ -11,6 +11,8 @@ import pytest
 
 import registry
 from registry import Principal, Version
+from serving.messages import Ready
+from serving.served_base import ServedBase
 from tests.registry.adapter_folders import OTHER_FINGERPRINT, base_document, manifest_document, write_adapter
 from tests.serving.byte_base import base_json, write_byte_base
 from tests.serving.server import HERE, RunningServer, running_server
@@ -37,6 +39,23 @@ def venv_python() -> str:
 @pytest.fixture(scope="session")
 def byte_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_byte_base(tmp_path_factory.mktemp("byte-base"))
+
+
+@pytest.fixture
+def base(byte_base: Path) -> ServedBase:
+    """The base that the scripted engine says it has, without an engine."""
+    ready = Ready(
+        base=base_json(),
+        base_folder=str(byte_base),
+        device="none",
+        context_tokens=64,
+        kv_blocks=1,
+        kv_block_tokens=16,
+        adapter_slots=1,
+        max_running=1,
+        load_seconds=0.0,
+    )
+    return ServedBase.from_ready(ready, context_limit_tokens=None)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from registry.version import Split
 from serving.adapter_cache import AdapterCache
 from serving.adapter_loader import AdapterLoader
 from serving.errors import AdapterBaseMismatchError, ModelNotFoundError, RegistryUnavailableError
-from serving.messages import Ready
 from serving.served_base import ServedBase
 from serving.target import Selection, Side, Target
 from tests.registry.adapter_folders import write_adapter
@@ -55,22 +54,6 @@ def reg(tmp_path: Path) -> CountingRegistry:
     for seed in range(1, 5):
         opened.publish(write_adapter(tmp_path / f"source-{seed}", seed=seed), f"acme/a{seed}", principal=OPERATOR)
     return opened
-
-
-@pytest.fixture
-def base(byte_base: Path) -> ServedBase:
-    ready = Ready(
-        base=base_json(),
-        base_folder=str(byte_base),
-        device="none",
-        context_tokens=64,
-        kv_blocks=1,
-        kv_block_tokens=16,
-        adapter_slots=1,
-        max_running=1,
-        load_seconds=0.0,
-    )
-    return ServedBase.from_ready(ready, context_limit_tokens=None)
 
 
 @pytest.fixture

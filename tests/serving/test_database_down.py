@@ -14,7 +14,6 @@ from registry.database import DATABASE_FILE
 from serving.adapter_cache import AdapterCache
 from serving.adapter_loader import AdapterLoader
 from serving.errors import RegistryUnavailableError
-from serving.messages import Ready
 from serving.served_base import ServedBase
 from tests.registry.adapter_folders import write_adapter
 from tests.registry.backends import postgres_server
@@ -22,22 +21,6 @@ from tests.serving.byte_base import base_json
 
 OPERATOR = Principal.operator()
 CACHE_BYTES = 1 << 30
-
-
-@pytest.fixture
-def base(byte_base: Path) -> ServedBase:
-    ready = Ready(
-        base=base_json(),
-        base_folder=str(byte_base),
-        device="none",
-        context_tokens=64,
-        kv_blocks=1,
-        kv_block_tokens=16,
-        adapter_slots=1,
-        max_running=1,
-        load_seconds=0.0,
-    )
-    return ServedBase.from_ready(ready, context_limit_tokens=None)
 
 
 @asynccontextmanager

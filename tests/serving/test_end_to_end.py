@@ -16,12 +16,11 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 import registry
 from registry import Principal, Version
-from tests.registry.adapter_folders import config_document, write_json
+from tests.serving.live_adapters import write_adapter
 from tests.serving.server import RunningServer, running_server, wait_until
 
 ADAPTERS = 5
@@ -45,33 +44,9 @@ def adapters(live: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> l
         (base,) = reg.bases()
         versions = []
         for seed in range(ADAPTERS):
-            folder = tmp_path_factory.mktemp(f"adapter-{seed}")
-            _write_adapter(folder, base, seed)
+            folder = write_adapter(tmp_path_factory.mktemp("adapters") / str(seed), base, seed)
             versions.append(reg.publish(folder, f"acme/live{seed}", principal=Principal.operator()))
     return versions
-
-
-def _write_adapter(folder: Path, base: registry.BaseRecord, seed: int) -> None:
-    """Weights large enough to change the answer."""
-    generator = np.random.default_rng(seed)
-    rank = 2 + seed
-    tensors = {}
-    for name, module in base.modules.items():
-        if name.endswith(("q_proj", "v_proj", "down_proj")):
-            a = generator.standard_normal((rank, module.in_features), dtype=np.float32) / module.in_features**0.5
-            b = generator.standard_normal((module.out_features, rank), dtype=np.float32)
-            tensors[f"base_model.model.{name}.lora_A.weight"] = a
-            tensors[f"base_model.model.{name}.lora_B.weight"] = b * 0.5
-    targets = ["q_proj", "v_proj", "down_proj"]
-    write_json(folder / "adapter_config.json", config_document(r=rank, lora_alpha=rank, target_modules=targets))
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    manifest = {
-        "schema": 1,
-        "base": {"name": base.name, "revision": None, "fingerprint": base.fingerprint, "quantization": {"mode": "nf4"}},
-        "parent": None,
-        "probes": [],
-    }
-    write_json(folder / "loraplex.json", manifest)
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def nested(levels: int) -> dict[str, Any]:
 
 
 class Checked:
-    def __init__(self, byte_base: Path, compile_seconds: int = 1) -> None:
+    def __init__(self, byte_base: Path, compile_seconds: int = 1, idle_seconds: float = 600.0) -> None:
         self.outcomes: Counter[str] = Counter()
         settings = WorkerSettings(
             tokenizer_file=str(byte_base / "tokenizer.json"),
@@ -63,7 +63,9 @@ class Checked:
             compile_seconds=compile_seconds,
             compile_bytes=256 * 1024 * 1024,
         )
-        self.checker = GrammarChecker(settings, judged=lambda outcome: self.outcomes.update([outcome]))
+        self.checker = GrammarChecker(
+            settings, idle_seconds=idle_seconds, judged=lambda outcome: self.outcomes.update([outcome])
+        )
 
     async def refusal(self, source: GrammarSource, tenant: str = "acme") -> str | None:
         try:
@@ -83,6 +85,11 @@ async def checked(byte_base: Path) -> AsyncIterator[Checked]:
 @pytest.fixture(scope="module")
 def compiler(byte_base: Path) -> GrammarCompiler:
     return GrammarCompiler.load(byte_base / "tokenizer.json", vocabulary_tokens=VOCABULARY, end_token_ids=[END])
+
+
+def compilers() -> list[psutil.Process]:
+    """The compiling processes of this one."""
+    return [each for each in psutil.Process().children() if "serving.grammars.worker" in each.cmdline()]
 
 
 def accepts(compiler: GrammarCompiler, source: GrammarSource, text: str) -> bool:
@@ -245,11 +252,39 @@ async def test_a_client_that_leaves_does_not_confuse_the_next(checked: Checked) 
 
 async def test_a_compiler_that_dies_is_replaced(checked: Checked) -> None:
     await checked.checker.check("acme", from_choices(["a"]))
-    (child,) = [each for each in psutil.Process().children() if "serving.grammars.worker" in each.cmdline()]
+    (child,) = compilers()
     os.kill(child.pid, signal.SIGKILL)
     child.wait(5)
     await checked.refusal(from_choices(["b"]))
     assert await checked.refusal(from_choices(["c"])) is None
+
+
+async def test_a_compiler_that_has_nothing_to_do_ends_and_another_starts_when_it_is_needed(byte_base: Path) -> None:
+    before = set(compilers())
+    checked = Checked(byte_base, idle_seconds=0.3)
+    try:
+        assert await checked.refusal(from_choices(["a"])) is None
+        (first,) = set(compilers()) - before
+        await asyncio.to_thread(wait_until, lambda: not first.is_running(), seconds=20)
+        assert await checked.refusal(from_choices(["a"])) is None  # its verdict is remembered: no process for it
+        assert set(compilers()) == before
+        assert await checked.refusal(from_choices(["b"])) is None
+        (second,) = set(compilers()) - before
+        assert second != first
+    finally:
+        await checked.checker.close()
+    assert set(compilers()) == before
+
+
+async def test_a_compiler_does_not_end_while_it_works(byte_base: Path) -> None:
+    """Each source comes before the process was idle for long, and takes it longer than that."""
+    checked = Checked(byte_base, compile_seconds=5, idle_seconds=0.01)
+    try:
+        for salt in "abc":
+            texts = [f"{salt}{number}{'x' * 900}" for number in range(900)]
+            assert await checked.refusal(from_choices(texts)) is None
+    finally:
+        await checked.checker.close()
 
 
 async def test_a_tokenizer_that_cannot_follow_grammars_says_so(tmp_path: Path) -> None:

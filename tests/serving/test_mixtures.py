@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 import registry
 from registry import Principal, Version
-from tests.registry.adapter_folders import config_document, write_json
+from tests.registry.adapter_folders import write_json
+from tests.serving.live_adapters import manifest, write_adapter
 from tests.serving.server import RunningServer, running_server, wait_until
 
 OPERATOR = Principal.operator()
@@ -60,25 +61,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             yield World(server, home, experts, mixture, client)
 
 
-def write_adapter(folder: Path, base: registry.BaseRecord, seed: int) -> Path:
-    """Weights large enough to change the answer."""
-    generator = np.random.default_rng(seed)
-    rank = 2 + seed
-    tensors = {}
-    for name, module in base.modules.items():
-        if name.endswith(("q_proj", "v_proj", "down_proj")):
-            a = generator.standard_normal((rank, module.in_features), dtype=np.float32) / module.in_features**0.5
-            b = generator.standard_normal((module.out_features, rank), dtype=np.float32)
-            tensors[f"base_model.model.{name}.lora_A.weight"] = a
-            tensors[f"base_model.model.{name}.lora_B.weight"] = b * 0.5
-    folder.mkdir()
-    targets = ["q_proj", "v_proj", "down_proj"]
-    write_json(folder / "adapter_config.json", config_document(r=rank, lora_alpha=rank, target_modules=targets))
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "loraplex.json", manifest(base))
-    return folder
-
-
 def write_mixture(folder: Path, base: registry.BaseRecord, experts: list[Version]) -> Path:
     """A gate of random weights: tokens choose different experts."""
     generator = np.random.default_rng(9)
@@ -97,11 +79,6 @@ def write_mixture(folder: Path, base: registry.BaseRecord, experts: list[Version
     save_file({"gate.weight": weight, "gate.bias": np.zeros(len(experts), np.float32)}, folder / "gate.safetensors")
     write_json(folder / "loraplex.json", manifest(base))
     return folder
-
-
-def manifest(base: registry.BaseRecord) -> dict[str, Any]:
-    named = {"name": base.name, "revision": None, "fingerprint": base.fingerprint, "quantization": {"mode": "nf4"}}
-    return {"schema": 1, "base": named, "parent": None, "probes": []}
 
 
 def error_of(caught: pytest.ExceptionInfo[openai.APIStatusError]) -> tuple[int, str | None, str | None]:
