@@ -1,12 +1,10 @@
-"""Which adapters are on the device, in which rank rows, and which are only in host memory.
+"""Which adapters are on the device and which are only in host memory, and who goes for whom.
 
-It does: read ahead what is wanted, place adapters into rank rows on demand, evict the least recently used that nobody
-has pinned, and move those that are pinned together where the free rows are scattered.
-It does not: fetch from a registry (the API process has verified the folder), or decide who runs (`scheduler`).
+It does: read ahead what is wanted, place adapters into rank rows on demand, choose the least recently used that nobody
+has pinned to be evicted, and move those that are pinned together where the free rows are scattered.
+It does not: fetch from a registry (the API process has verified the folder), decide who runs (`scheduler`), or keep
+account of rows (`device_adapters`) and of host memory (`host_cache`).
 Identity is the digest throughout.
-
-    rank rows 0 ..................................................... rows-1
-      | adapter x, pinned by 2 | free | adapter y, idle: may be evicted | free |
 
 An operator may have adapters kept: they stay in host memory, come to the device when there is room, and are the last to
 be evicted from there. They never make another adapter wait.
@@ -14,66 +12,36 @@ be evicted from there. They never make another adapter wait.
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Protocol
 
-from basemodel.adapter_weights import AdapterWeights
 from basemodel.lora_segment import RankRows
 from serving.engine.adapter_reader import AdapterReader
+from serving.engine.device_adapters import DeviceAdapters, Places
 from serving.engine.errors import AdapterRefusedError
 from serving.engine.host_adapter import AdapterNature, HostAdapter, HostMixture
 from serving.engine.host_cache import HostCache
 from serving.engine.probe import Probe
-from serving.engine.rank_space import Resident, first_gap, moves_to_gap
+from serving.engine.rank_space import Resident, moves_to_gap
 from serving.engine.router import Router, Tallies
 from serving.messages import AdapterUse
 
-# While rows decode, one step copies adapters of at most so many bytes (at least one adapter): about 5 ms.
-STEP_COPY_BYTES = 16 * 1024 * 1024
-
-
-class Places(Protocol):
-    """Where adapters are put: `basemodel.attach.AdapterSites`."""
-
-    rows: int
-
-    @property
-    def whole_bytes(self) -> int:
-        """Memory of what the placed adapters take beside rank rows."""
-
-    def place(self, start: int, adapter: AdapterWeights) -> int | None:
-        """Copy an adapter into its rank rows; returns the slot of one that changes more than linear layers."""
-
-    def clear(self, start: int) -> None:
-        """Forget the adapter in these rank rows."""
-
 
 class AdapterPool:
-    """Host cache and device rows. Only the engine loop calls it; reading threads touch nothing of it.
-
-    `whole_bytes` is the room for what adapters take beside rank rows: DoRA's scales, biases, whole weights.
+    """The adapters in host memory and on the device. Only the engine loop calls it; reading threads touch nothing of
+    it, and `device` is changed by nobody else.
     """
 
     def __init__(
         self, places: Places, reader: AdapterReader, *, slots: int, host_cache_bytes: int, whole_bytes: int
     ) -> None:
-        self.slots = slots
-        self.loads = 0
-        self.evictions = 0
-        self.moves = 0
-        self.load_seconds = 0.0
         self.tallies = Tallies()
-        self._places = places
+        self._read_seconds = 0.0
+        self.device = DeviceAdapters(places, slots=slots, whole_bytes=whole_bytes)
         self._reader = reader
         self._host = HostCache(host_cache_bytes)
-        self._whole_bytes = whole_bytes
-        self._resident: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
         self._preloads: dict[str, AdapterUse] = {}  # asked for, not yet read
         self._kept: dict[str, AdapterUse] = {}
         self._promised: frozenset[str] = frozenset()
-        self._copy_bytes_left: int | None = None
 
     # ------------------------------------------------------------------------------------------------- reading
     def preload(self, use: AdapterUse) -> None:
@@ -125,13 +93,13 @@ class AdapterPool:
                 refused.append(problem)
             elif not isinstance(outcome, AdapterRefusedError):
                 self._host.put(digest, outcome)
-                self.load_seconds += outcome.read_seconds
+                self._read_seconds += outcome.read_seconds
         self._host.trim(wanted, self._promised | self._kept.keys())
         return refused
 
     def is_loaded(self, digest: str) -> bool:
         """Whether the adapter is in host or device memory."""
-        return digest in self._host or digest in self._resident
+        return digest in self._host or digest in self.device
 
     def probes(self, digest: str) -> tuple[Probe, ...]:
         """The probes of an adapter in host memory; none where only its device copy is left."""
@@ -139,7 +107,7 @@ class AdapterPool:
 
     def nature(self, digest: str) -> AdapterNature:
         """What a loaded adapter is."""
-        return self._resident[digest].nature if digest in self._resident else self._adapter(digest).nature
+        return self.device[digest].nature if digest in self.device else self._adapter(digest).nature
 
     def router(self, use: AdapterUse) -> Router | None:
         """A new router for a request of this mixture, which must be loaded; None where it is no mixture."""
@@ -160,12 +128,12 @@ class AdapterPool:
                         f"adapter {digest[:19]} cannot be weighted or combined with others: it is not LoRA alone "
                         f"({', '.join(kinds)}), and a sum of such changes has no meaning; use it alone, with weight 1"
                     )
-        if len(digests) > self.slots:
-            return f"it needs {len(digests)} adapters at once, and there are {self.slots} slots; raise --adapter-slots"
+        if len(digests) > (slots := self.device.slots):
+            return f"it needs {len(digests)} adapters at once, and there are {slots} slots; raise --adapter-slots"
         ranks = sum(self._rank(digest) for digest in digests)
-        if ranks > self._places.rows:
+        if ranks > self.device.rows:
             return (
-                f"its adapters have {ranks} rank rows together, and the adapter pool has {self._places.rows}; "
+                f"its adapters have {ranks} rank rows together, and the adapter pool has {self.device.rows}; "
                 "raise --adapter-pool-mib"
             )
         return None
@@ -173,62 +141,59 @@ class AdapterPool:
     # ------------------------------------------------------------------------------------------------- placing
     def begin_step(self, *, is_bounded: bool) -> None:
         """A step begins; where others decode, copying is bounded, so that they do not wait for it."""
-        self._copy_bytes_left = STEP_COPY_BYTES if is_bounded else None
+        self.device.begin_step(is_bounded=is_bounded)
         for digest, use in self._kept.items():
-            if digest in self._host and digest not in self._resident and not use.experts and self._has_turn(digest):
-                start = self._gap(digest, self._resident.values())
+            if digest in self._host and digest not in self.device and not use.experts and self._has_turn(digest):
+                start = self.device.gap(self._adapter(digest), self.device.residents)
                 if start is not None:
                     self._put(use, start)
 
     def has_turn(self, uses: Iterable[AdapterUse]) -> bool:
         """Whether this step may still copy what is missing of these adapters; if not, the next one may."""
-        return all(use.digest in self._resident or self._has_turn(use.digest) for use in uses)
+        return all(use.digest in self.device or self._has_turn(use.digest) for use in uses)
 
     def pin(self, uses: Iterable[AdapterUse]) -> tuple[RankRows, ...] | None:
         """Bring every adapter of a request into rank rows and hold it there; None, and no change of pins, if there is
         no room because others are pinned. All of them must be loaded; mixtures are pinned as their experts. Where
-        `moves` grew, others have new `rank_rows`.
+        `device.moves` grew, others have new `rank_rows`.
         """
         uses = tuple(uses)
-        pinned: list[Resident] = []
-        is_used = any(resident.pins for resident in self._resident.values())
-        for use in sorted(uses, key=lambda each: each.digest not in self._resident):  # none is evicted for another
-            resident = self._resident.get(use.digest) or self._place(use)
-            if resident is None:
+        pinned: list[str] = []
+        is_used = bool(self.device.pinned)
+        for use in sorted(uses, key=lambda each: each.digest not in self.device):  # none is evicted for another
+            if use.digest not in self.device and not self._place(use):
                 break
-            resident.pins += 1
-            pinned.append(resident)
-            self._resident.move_to_end(use.digest)
+            self.device.pin(use.digest)
+            pinned.append(use.digest)
         if len(pinned) == len(uses):
             return self.rank_rows(uses)
-        for resident in pinned:
-            resident.pins -= 1
+        for digest in pinned:
+            self.device.unpin(digest)
         if not is_used:  # only how its own rows are cut is in the way, and they could not be moved: begin anew
-            for digest in list(self._resident):
-                self._evict(digest)
+            for digest in self.device:
+                self.device.evict(digest)
         return None
 
     def unpin(self, uses: Iterable[AdapterUse]) -> None:
         """Let go of what `pin` held. The adapters stay until their rows are needed."""
         for use in uses:
-            self._resident[use.digest].pins -= 1
+            self.device.unpin(use.digest)
 
     def rank_rows(self, uses: Iterable[AdapterUse]) -> tuple[RankRows, ...]:
         """Where adapters that are pinned lie now."""
-        residents = [(self._resident[use.digest], use.weight) for use in uses]
-        return tuple(RankRows(each.start, each.rank, weight, each.slot) for each, weight in residents)
+        return self.device.rank_rows(uses)
 
     def drop(self, digest: str) -> None:
         """Forget an adapter everywhere (its probes failed). It must not be pinned."""
         self._host.drop(digest)
         self._kept.pop(digest, None)
-        if digest in self._resident:
-            self._evict(digest)
+        if digest in self.device:
+            self.device.evict(digest)
 
     def _rank(self, digest: str) -> int:
         """Rank rows of an adapter; 0 where it was never loaded."""
-        if digest in self._resident:
-            return self._resident[digest].rank
+        if digest in self.device:
+            return self.device[digest].rank
         return self._host.known_rank(digest)
 
     def _adapter(self, digest: str) -> HostAdapter:
@@ -236,35 +201,24 @@ class AdapterPool:
         assert isinstance(adapter, HostAdapter), "a mixture is placed as its experts"
         return adapter
 
-    def _weights(self, digest: str) -> AdapterWeights:
-        return self._adapter(digest).weights
-
     def _has_turn(self, digest: str) -> bool:
-        left = self._copy_bytes_left
-        return left is None or left == STEP_COPY_BYTES or self._host.known_bytes(digest) <= left
+        return self.device.has_turn(self._host.known_bytes(digest))
 
-    def _place(self, use: AdapterUse) -> Resident | None:
-        """Put an adapter on the device, evicting idle ones only if it then fits."""
-        rank = self._weights(use.digest).rank
-        pinned = [resident for resident in self._resident.values() if resident.pins]
-        free_rows = self._places.rows - sum(resident.rank for resident in pinned)
-        if len(pinned) >= self.slots or rank > free_rows or not self._has_bytes(use.digest, pinned):
-            return None
-        if self._gap(use.digest, pinned) is None and not self._move_together(rank, pinned):
-            return None
-        start = self._gap(use.digest, self._resident.values())
-        while start is None:
-            self._evict(self._idle())
-            start = self._gap(use.digest, self._resident.values())
+    def _place(self, use: AdapterUse) -> bool:
+        """Put an adapter on the device, evicting idle ones only if it then fits; whether it is there."""
+        adapter, pinned = self._adapter(use.digest), self.device.pinned
+        if not self.device.could_hold(adapter, pinned):
+            return False
+        if self.device.gap(adapter, pinned) is None and not self._move_together(adapter.weights.rank, pinned):
+            return False
+        while (start := self.device.gap(adapter, self.device.residents)) is None:
+            self.device.evict(self._next_to_go())
         self._put(use, start)
-        return self._resident[use.digest]
+        return True
 
     def _put(self, use: AdapterUse, start: int) -> None:
-        adapter = self._adapter(use.digest)
-        slot = self._copy(start, adapter.weights)
-        self.loads += 1
+        self.device.put(use, self._adapter(use.digest), start)
         self._host.touch(use.digest)
-        self._resident[use.digest] = Resident(use, start, adapter.weights.rank, adapter.nature, slot)
 
     def _move_together(self, rank: int, pinned: Collection[Resident]) -> bool:
         """Move pinned adapters until a gap of `rank` rows is behind them; False, and nothing moved, while one that has
@@ -278,54 +232,24 @@ class AdapterPool:
         if absent:
             return False
         for resident, position in moves:
-            self._move(resident, position)
+            self.device.move(resident, position, self._adapter(resident.use.digest).weights)
         return True
 
-    def _move(self, moved: Resident, position: int) -> None:
-        stop = position + moved.rank
-        for digest, resident in list(self._resident.items()):
-            if not resident.pins and resident.start < stop and resident.stop > position:
-                self._evict(digest)
-        self._places.clear(moved.start)
-        moved.slot = self._copy(position, self._weights(moved.use.digest))
-        moved.start = position
-        self.moves += 1
-
-    def _copy(self, start: int, weights: AdapterWeights) -> int | None:
-        begin = time.perf_counter()
-        slot = self._places.place(start, weights)
-        self.load_seconds += time.perf_counter() - begin
-        if self._copy_bytes_left is not None:
-            self._copy_bytes_left = max(0, self._copy_bytes_left - weights.adapter_bytes)
-        return slot
-
-    def _gap(self, digest: str, taken: Collection[Resident]) -> int | None:
-        """Where an adapter's rows are free beside those of `taken`, if a slot and bytes are left too."""
-        if len(taken) >= self.slots or not self._has_bytes(digest, taken):
-            return None
-        return first_gap(self._weights(digest).rank, self._places.rows, taken)
-
-    def _has_bytes(self, digest: str, taken: Collection[Resident]) -> bool:
-        """Whether there is room for what an adapter has beside rank rows."""
-        whole_bytes = sum(resident.nature.whole_bytes for resident in taken)
-        return whole_bytes + self._adapter(digest).nature.whole_bytes <= self._whole_bytes
-
-    def _idle(self) -> str:
-        """Who goes next: the least recently used of those that nobody pins, those that are kept last."""
-        idle = [digest for digest, resident in self._resident.items() if not resident.pins]
+    def _next_to_go(self) -> str:
+        """The least recently used of those that nobody pins, those that are kept last."""
+        idle = self.device.idle_digests
         return next((digest for digest in idle if digest not in self._kept), idle[0])
-
-    def _evict(self, digest: str) -> None:
-        resident = self._resident.pop(digest)
-        assert resident.pins == 0
-        self._places.clear(resident.start)
-        self.evictions += 1
 
     # ------------------------------------------------------------------------------------------------- accounts
     @property
     def resident_digests(self) -> list[str]:
         """Adapters in rank rows, least recently used first."""
-        return list(self._resident)
+        return list(self.device)
+
+    @property
+    def load_seconds(self) -> float:
+        """Time that reading and copying adapters took so far."""
+        return self._read_seconds + self.device.copy_seconds
 
     @property
     def host_digests(self) -> list[str]:
@@ -356,34 +280,22 @@ class AdapterPool:
         self._reader.close()
 
     def check_integrity(self, pins: dict[str, int]) -> None:
-        """Rows do not overlap, slots are within the limit, and pins are those of `pins` (digest -> holders)."""
-        position = 0
-        for resident in sorted(self._resident.values(), key=lambda each: each.start):
-            assert resident.start >= position, "two adapters share a rank row"
-            position = resident.start + resident.rank
-        assert position <= self._places.rows
-        assert len(self._resident) <= self.slots
-        whole_bytes = sum(resident.nature.whole_bytes for resident in self._resident.values())
-        assert whole_bytes == self._places.whole_bytes, "what lies beside the rank rows is not what was counted"
-        assert whole_bytes <= self._whole_bytes
-        numbers = [resident.slot for resident in self._resident.values() if resident.slot is not None]
-        assert len(numbers) == len(set(numbers)), "two adapters share a slot"
-        held = {digest: resident.pins for digest, resident in self._resident.items() if resident.pins}
-        assert held == {digest: count for digest, count in pins.items() if count}, "a pin was lost or left behind"
+        """The accounts of the device and of host memory add up, and pins are those of `pins` (digest -> holders)."""
+        self.device.check_integrity(pins)
         self._host.check_integrity()
 
     def _oversize(self, digest: str, adapter: HostAdapter) -> AdapterRefusedError | None:
         nature = adapter.nature
-        if adapter.weights.rank > self._places.rows:
+        if adapter.weights.rank > self.device.rows:
             return AdapterRefusedError(
                 digest,
-                f"its rank {adapter.weights.rank} is more than the {self._places.rows} rank rows of the adapter pool; "
+                f"its rank {adapter.weights.rank} is more than the {self.device.rows} rank rows of the adapter pool; "
                 "raise --adapter-pool-mib",
             )
-        if nature.whole_bytes > self._whole_bytes:
+        if nature.whole_bytes > self.device.whole_bytes:
             return AdapterRefusedError(
                 digest,
                 f"it takes {nature.whole_bytes:,} bytes beside its rank rows ({', '.join(nature.kinds)}), and "
-                f"{self._whole_bytes:,} are set aside for that; raise --adapter-whole-mib",
+                f"{self.device.whole_bytes:,} are set aside for that; raise --adapter-whole-mib",
             )
         return None

@@ -176,10 +176,10 @@ class Scheduler:
         if missing > self.blocks.free:
             self.blocks.give_back(blocks)
             return Lack.BLOCKS
-        moves, loads = self.pool.moves, self.pool.loads
+        moves, loads = self.pool.device.moves, self.pool.device.loads
         rank_rows = self.pool.pin(request.placed)
-        self.fair.charge(request, loads=self.pool.loads - loads)
-        if self.pool.moves > moves:  # also where there was no room in the end
+        self.fair.charge(request, loads=self.pool.device.loads - loads)
+        if self.pool.device.moves > moves:  # also where there was no room in the end
             for each in self.running:
                 each.rank_rows = self.pool.rank_rows(each.placed)
         if rank_rows is None:

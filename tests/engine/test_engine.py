@@ -53,7 +53,7 @@ def test_more_adapters_than_slots_all_answer_rightly(
     for index in range(18):
         few.ask(f"r{index}", [*PROMPT, index], llama_adapters[index % 6])
     few.run()
-    assert few.engine.pool.evictions >= 4
+    assert few.engine.pool.device.evictions >= 4
     for index in (0, 4, 11, 17):
         expected = _tokens_alone(llama, llama_adapters[index % 6], [*PROMPT, index])
         assert few.tokens[f"r{index}"] == expected

@@ -274,4 +274,4 @@ def test_bytes_beside_rank_rows_are_bounded(llama: Snapshot, tmp_path: Path) -> 
     assert all(recorder.last[adapter.name].finish_reason == "length" for adapter in small)
     pool = recorder.engine.pool
     assert sum(pool.nature(digest).whole_bytes for digest in pool.resident_digests) <= 15_000
-    assert pool.evictions
+    assert pool.device.evictions

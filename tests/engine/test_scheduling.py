@@ -282,7 +282,7 @@ def test_a_large_adapter_gets_scattered_rows_together() -> None:
     simulation.step()
     simulation.step()
     assert "large" in simulation.first_step
-    assert simulation.engine.pool.moves > 0
+    assert simulation.engine.pool.device.moves > 0
     assert simulation.scheduler.preemptions == 0
     simulation.run()
     assert all(answer == simulation.expected(name) for name, answer in simulation.answers.items())
@@ -301,7 +301,7 @@ def test_adapters_that_never_fit_together_are_refused() -> None:
 
 
 def test_copying_adapters_is_bounded_while_others_decode(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.engine.adapter_pool.STEP_COPY_BYTES", 8_000)  # one adapter of rank 8
+    monkeypatch.setattr("serving.engine.device_adapters.STEP_COPY_BYTES", 8_000)  # one adapter of rank 8
     simulation = Simulation(slots=8, rank_rows=64, max_running=9)
     simulation.ask("talks", "acme", 2, 60)
     simulation.step()
