@@ -186,7 +186,9 @@ def test_a_walk_over_the_model_gives_the_bits_of_its_own_forward(base: Snapshot)
     fusion.attend = lambda layer, query, key, value, **options: query
     ids, positions = torch.tensor([[7, 100, 7, 31, 2]]), torch.tensor([[0, 1, 90, 4, 127]])
     pair = {
-        path: LoraPair(0.1 * torch.randn(shape.in_features, A.rank), 0.1 * torch.randn(A.rank, shape.out_features))
+        path: sites.weights.layouts[path].lay_out(
+            0.1 * torch.randn(A.rank, shape.in_features), 0.1 * torch.randn(shape.out_features, A.rank), 1.0
+        )
         for path, shape in base.description.modules.items()
         if shape.quantized
     }
