@@ -48,7 +48,6 @@ class DeviceAdapters:
 
     def __init__(self, places: Places, *, slots: int, whole_bytes: int) -> None:
         self.slots = slots
-        self.rows = places.rows
         self.whole_bytes = whole_bytes
         self.loads = 0
         self.evictions = 0
@@ -67,6 +66,11 @@ class DeviceAdapters:
     def __iter__(self) -> Iterator[str]:
         """Digests, least recently used first."""
         return iter(list(self._residents))
+
+    @property
+    def rows(self) -> int:
+        """Rank rows in all."""
+        return self._places.rows
 
     @property
     def residents(self) -> Collection[Resident]:
