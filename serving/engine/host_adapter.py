@@ -17,7 +17,7 @@ from basemodel.adapter_parts import BaseWeights
 from basemodel.adapter_weights import AdapterWeights, read_adapter
 from basemodel.cuda.page_locked import PageLocked
 from basemodel.description import BaseDescription
-from basemodel.linear_parts import LoraPair
+from basemodel.factor_layout import LoraPair
 from basemodel.mixture_gate import read_mixture
 from basemodel.score_table import ScoreTable
 from serving.engine.errors import AdapterRefusedError
@@ -88,8 +88,8 @@ def read_host_adapter(
 
 
 def page_locked(modules: Mapping[str, LoraPair], memory: PageLocked) -> dict[str, LoraPair]:
-    """The same factors as they lie on the device: `a.T` [r, H] and b [r, O] contiguous."""
-    return {path: LoraPair(memory.copy(pair.a.T).T, memory.copy(pair.b)) for path, pair in modules.items()}
+    """The same factors, which are laid out as on the device, in memory from which it copies."""
+    return {path: LoraPair(memory.copy(pair.a), memory.copy(pair.b)) for path, pair in modules.items()}
 
 
 def read_host_mixture(use: AdapterUse, base: BaseDescription, embedding: torch.Tensor) -> HostMixture:
