@@ -243,7 +243,9 @@ def test_another_adapter_in_the_same_rows_is_seen(base: Snapshot) -> None:
     seen = [block(x)]
     for ending in ("gate_proj", "up_proj"):
         pairs = {
-            path: LoraPair(torch.randn(shape.in_features, A.rank), torch.randn(A.rank, shape.out_features))
+            path: sites.weights.layouts[path].lay_out(
+                torch.randn(A.rank, shape.in_features), torch.randn(shape.out_features, A.rank), 1.0
+            )
             for path, shape in base.description.modules.items()
             if path.endswith(ending)
         }
