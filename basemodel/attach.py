@@ -24,7 +24,7 @@ from basemodel.changed_modules import ChangedEmbedding, ChangedVectors
 from basemodel.cuda.joined_layers import JoinedLayers
 from basemodel.cuda.library import add_lora_tiles
 from basemodel.description import BaseDescription
-from basemodel.factor_layout import FactorLayout, LoraPair
+from basemodel.factor_layout import Copy, FactorLayout, LoraPair, copy_factors
 from basemodel.linear_changes import LinearChanges
 from basemodel.lora_ops import ChangedTokens, LoraPlan, add_lora
 from basemodel.packed_linear import STRIP, DenseLinear, PackedLinear, can_multiply, can_pack
@@ -74,8 +74,12 @@ class AdapterSites:
         """
         assert start + adapter.rank <= self.rows
         self.placements += 1
-        for path, site in self._sites.items():
-            site.place(start, adapter.rank, adapter.modules.get(path))
+        copies = [
+            copy
+            for path, site in self._sites.items()
+            for copy in site.place(start, adapter.rank, adapter.modules.get(path))
+        ]
+        copy_factors(copies)
         if adapter.changes is None:
             return None
         slot = next(number for number in range(len(self._changes) + 1) if number not in self._changes)
@@ -249,12 +253,13 @@ class AdaptedLinear(nn.Module):
             add_lora(out, flat, self._a.T, self._b, plan)
         return out
 
-    def place(self, start: int, rank: int, pair: LoraPair | None) -> None:
-        """Copy one adapter's factors, which are laid out as `layout` says; None, or a pair of a smaller rank, leaves
-        zeros in the rest of its rows.
+    def place(self, start: int, rank: int, pair: LoraPair | None) -> list[Copy]:
+        """Make room for one adapter's factors, laid out as `layout` says, and return what is to be copied there.
+
+        None, or a pair of a smaller rank, leaves zeros in the rest of its rows.
         """
         if pair is None and self._a is None and not (self.joined and self.joined[0].has_arena):
-            return
+            return []
         self.set_aside()
         assert self._a is not None
         assert self._b is not None
@@ -263,14 +268,13 @@ class AdaptedLinear(nn.Module):
         if pair is None:
             a.zero_()
             b.zero_()
-            return
+            return []
         b = b.view(-1, rank, self.layout.strip_outputs or self.out_features)  # strip after strip
-        a[: pair.rank].copy_(pair.a, non_blocking=True)
-        b[:, : pair.rank].copy_(pair.b, non_blocking=True)
         if pair.rank < rank:
             a[pair.rank :].zero_()
             b[:, pair.rank :].zero_()
         self.used.add(start)
+        return [Copy(a[: pair.rank], pair.a), Copy(b[:, : pair.rank], pair.b)]
 
     def set_aside(self) -> None:
         """Make the rank rows, where there are none yet."""

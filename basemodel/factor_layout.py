@@ -9,6 +9,7 @@ Letters: O output features, H input features, r rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,14 @@ class LoraPair:
     def rank(self) -> int:
         """Rows of this pair."""
         return self.a.shape[0]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Factors on their way to an arena: `to` is a view of it, of the same shape and type."""
+
+    to: torch.Tensor
+    factors: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,12 @@ class FactorLayout:
 def is_finite_throughout(tensor: torch.Tensor) -> bool:
     """Whether every value is finite. Whether all are is seen in one pass: a sum with one that is not is not finite."""
     return bool(tensor.sum(dtype=torch.float32).isfinite() or torch.isfinite(tensor).all())
+
+
+def copy_factors(copies: Sequence[Copy]) -> None:
+    """Make all copies in one call: between two, a thread that reads adapters could take the interpreter's lock."""
+    if copies:
+        torch._foreach_copy_([copy.to for copy in copies], [copy.factors for copy in copies], non_blocking=True)
 
 
 def _fill_strips(strips: torch.Tensor, b: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ from basemodel.description import BaseDescription
 from basemodel.load import Base, load_base, load_snapshot
 from basemodel.source import EMBEDDED, EMBEDDED_FOLDER
 from benchmarks.repeated_base import repeated_base
-from serving.engine.build import engine_for, warm_up
+from serving.engine.build import engine_for, settle, warm_up
 from serving.engine.engine import Engine
 from serving.messages import EngineSettings
 
@@ -67,10 +67,11 @@ def open_base(model: str, folder: Path, *, device: str = "cpu") -> Base:
 
 
 def ready_engine(base: Base, settings: EngineSettings) -> Engine:
-    """An engine around a base, on a GPU with the steps captured that its settings allow."""
+    """An engine around a base, settled as in its own process; on a GPU with the graphs that its settings allow."""
     engine = engine_for(base, settings)
     if settings.device != "cpu":
         warm_up(engine, settings)
+    settle()
     return engine
 
 

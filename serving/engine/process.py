@@ -20,7 +20,7 @@ import torch
 import zmq
 
 from basemodel.errors import BaseModelError
-from serving.engine.build import build_engine, warm_up
+from serving.engine.build import build_engine, settle, warm_up
 from serving.engine.engine import Engine
 from serving.engine.errors import EngineError
 from serving.messages import (
@@ -98,6 +98,7 @@ def _serve(settings: EngineSettings, link: EngineLink) -> int:
     try:
         engine = build_engine(settings)
         warm_up(engine, settings)
+        settle()
     except (BaseModelError, EngineError, torch.OutOfMemoryError, ValueError) as error:
         link.send(Failed(message=str(error)))
         return 1

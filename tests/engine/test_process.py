@@ -119,3 +119,11 @@ def test_it_ends_when_its_parent_is_killed(peer: Peer, llama: Snapshot) -> None:
     parent.wait()
     assert not psutil.wait_procs([child], timeout=20)[1], "the engine is an orphan"
     assert not Path(peer.address.removeprefix("ipc://")).parent.exists(), "the socket's folder is left"
+
+
+def test_what_an_engine_is_built_of_is_not_searched_for_garbage() -> None:
+    script = "import gc; from serving.engine.build import settle; settle(); print(gc.get_freeze_count(), gc.collect(2))"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=100)
+    frozen, found = map(int, done.stdout.split())
+    assert frozen > 100_000
+    assert found < 1_000
