@@ -19,6 +19,8 @@ namespace {
 using loraplex::Activation, loraplex::Layer, loraplex::LinearJob, loraplex::OptionalTensor, loraplex::Runs,
     loraplex::Scaling, loraplex::Stage, loraplex::STRIP, at::Tensor;
 
+constexpr int64_t GATED_SHARE = 8; // strips of gate, and of up, that are computed together at most
+
 const uint16_t *read(const Tensor &tensor) { return static_cast<const uint16_t *>(tensor.data_ptr()); }
 uint16_t *write(const Tensor &tensor) { return static_cast<uint16_t *>(tensor.data_ptr()); }
 
@@ -152,21 +154,45 @@ Tensor gate(const Tensor &gates, const Tensor &ups, int64_t activation) {
     return y;
 }
 
-// Strips [first, last) of y [T, I] = activation(gate) * up, each from a strip of both layers.
+// Strips [first, last) of y [T, I] = activation(gate) * up, each from a strip of both layers: at most GATED_SHARE.
 void gated_strips(const Layer &gates, const Layer &ups, const LinearJob &job, int64_t rows, Activation activation,
                   int64_t first, int64_t last, uint16_t *y) {
     thread_local std::vector<uint16_t> room;
-    room.resize(2 * rows * STRIP);
-    uint16_t *gate_rows = room.data(), *up_rows = gate_rows + rows * STRIP;
+    const int64_t tile = rows * STRIP; // of one layer's strip
+    room.resize(2 * (last - first) * tile);
     const auto scratch =
         loraplex::strip_scratch(rows, gates.in_features, std::max(gates.members(), ups.members()));
+    std::array<loraplex::Strip, 2 * GATED_SHARE> strips;
     for (int64_t index = first; index < last; index++) {
-        const loraplex::Strip pair[] = {gates.strip(index, gate_rows, STRIP), ups.strip(index, up_rows, STRIP)};
-        loraplex::multiply_strips(pair, 2, job.packed(), rows, gates.in_features, scratch);
+        uint16_t *pair = room.data() + 2 * (index - first) * tile;
+        strips[2 * (index - first)] = gates.strip(index, pair, STRIP);
+        strips[2 * (index - first) + 1] = ups.strip(index, pair + tile, STRIP);
+    }
+    loraplex::multiply_strips(strips.data(), 2 * (last - first), job.packed(), rows, gates.in_features, scratch);
+    for (int64_t index = first; index < last; index++) {
+        const loraplex::Strip &strip = strips[2 * (index - first)];
         for (int64_t row = 0; row < rows; row++)
-            loraplex::gate(gate_rows + row * STRIP, up_rows + row * STRIP, pair[0].outputs, activation,
+            loraplex::gate(strip.y + row * STRIP, strip.y + tile + row * STRIP, strip.outputs, activation,
                            y + row * gates.out_features + index * STRIP);
     }
+}
+
+// The stage of all these strips. Each thread asks for both layers' blocks ahead of it.
+Stage gated_stage(const Layer &gates, const Layer &ups, const LinearJob &job, int64_t rows, Activation activation,
+                  uint16_t *y) {
+    const int64_t blocks = gates.in_features / loraplex::BLOCK;
+    return {gates.strips, std::min(loraplex::share_of(gates.strips), GATED_SHARE),
+            [=, &gates, &ups, &job](int64_t first, int64_t last) {
+                for (; first < last; first += GATED_SHARE)
+                    gated_strips(gates, ups, job, rows, activation, first, std::min(first + GATED_SHARE, last), y);
+            },
+            [=, &gates, &ups](int64_t first, int64_t piece) {
+                const Layer &layer = piece % 2 ? ups : gates;
+                const int64_t item = first + piece / 2 / blocks;
+                if (item < layer.strips)
+                    loraplex::prefetch_codes(layer.codes + item * blocks * loraplex::UNIT_BYTES, piece / 2 % blocks);
+            },
+            loraplex::FORESIGHT};
 }
 
 // x [T, K] bf16 -> [T, K']: gate and up, their gate, and the layer down. Three layers: gate and up [I, K], down [K', I].
@@ -184,11 +210,7 @@ Tensor gated_mlp(const Tensor &x, const c10::List<OptionalTensor> &layers, at::I
         return y;
     LinearJob both(read(x), rows, in_features), last(read(inner), rows, inner_features);
     both.add(gates, nullptr), both.add(ups, nullptr), last.add(down, write(y));
-    const Stage gated{gates.strips, std::min<int64_t>(loraplex::share_of(gates.strips), 8),
-                      [&](int64_t begin, int64_t end) {
-                          gated_strips(gates, ups, both, rows, static_cast<Activation>(activation), begin, end,
-                                       write(inner));
-                      }};
+    const Stage gated = gated_stage(gates, ups, both, rows, static_cast<Activation>(activation), write(inner));
     const Stage stages[] = {both.prepare(), gated, last.prepare(), last.multiply()};
     loraplex::run_stages(stages, 4, loraplex::thread_count(), loraplex::effort_of(both.values() + last.values()));
     return y;
@@ -237,11 +259,7 @@ Tensor after_attention(const Tensor &x, const Tensor &attended, const c10::List<
             norms.apply(given + at, last_norm, given + at);
         loraplex::add(h + at, given + at, size, write(y) + at);
     };
-    const Stage gated{gates.strips, std::min<int64_t>(loraplex::share_of(gates.strips), 8),
-                      [&](int64_t begin, int64_t end) {
-                          gated_strips(gates, ups, both, rows, static_cast<Activation>(activation), begin, end,
-                                       write(inner));
-                      }};
+    const Stage gated = gated_stage(gates, ups, both, rows, static_cast<Activation>(activation), write(inner));
     const Stage stages[] = {first.prepare(), first.multiply(), row_stage(rows, join), both.prepare(), gated,
                             last.prepare(),  last.multiply(),  row_stage(rows, conclude)};
     static_assert(std::size(stages) <= loraplex::MOST_STAGES);

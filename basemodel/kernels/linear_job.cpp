@@ -143,7 +143,18 @@ Stage LinearJob::multiply() {
     for (const Layer *layer : layers_)
         items += layer->strips;
     const int64_t share = std::min(share_of(items, 2), MOST_STRIPS_AT_ONCE);
-    return {items, share, [this](int64_t first, int64_t last) { multiply_items(first, last); }};
+    return {items, share, [this](int64_t first, int64_t last) { multiply_items(first, last); },
+            [this](int64_t first, int64_t piece) { ask(first, piece); }, FORESIGHT};
+}
+
+void LinearJob::ask(int64_t first, int64_t piece) const {
+    const int64_t blocks = in_features_ / BLOCK;
+    int64_t item = first + piece / blocks;
+    for (const Layer *layer : layers_) {
+        if (item < layer->strips)
+            return prefetch_codes(layer->codes + item * blocks * UNIT_BYTES, piece % blocks);
+        item -= layer->strips;
+    }
 }
 
 void LinearJob::multiply_items(int64_t first, int64_t last) {

@@ -19,6 +19,9 @@ Effort effort_of(int64_t values);
 // Items of a stage that a thread takes at a time, so that each thread comes several times; a multiple of `step`.
 int64_t share_of(int64_t items, int64_t step = 1);
 
+// Blocks of weights that a thread asks for at most ahead of a stage: a fraction of its second-level cache.
+constexpr int64_t FORESIGHT = 512;
+
 // This thread's room for strips of a layer that `rows` rows go through, to which `members` add; until its next call.
 Scratch strip_scratch(int64_t rows, int64_t in_features, int64_t members);
 
@@ -64,6 +67,7 @@ class LinearJob {
   private:
     void prepare_items(int64_t first, int64_t last);
     void multiply_items(int64_t first, int64_t last);
+    void ask(int64_t first, int64_t piece) const; // for a block of the strips from `first` on
 
     const uint16_t *x_;
     int64_t rows_, in_features_;

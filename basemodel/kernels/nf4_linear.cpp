@@ -84,8 +84,9 @@ void dequantize_strip(const uint8_t *strip, int64_t blocks, uint16_t *tiles) {
 }
 
 // One strip's part of a block: its products, and between them its next block is dequantized, so that both units have work.
-template <int strip> inline void multiply_block(const uint8_t *next, const uint16_t *now, uint16_t *then) {
-    prefetch_unit(next + PREFETCH_UNITS * UNIT_BYTES);
+template <int strip>
+inline void multiply_block(const uint8_t *ahead, const uint8_t *next, const uint16_t *now, uint16_t *then) {
+    prefetch_unit(ahead);
     _tile_loadd(4, now, 64);
     if constexpr (strip == 0)
         _tile_dpbf16ps(0, 4, 6);
@@ -100,8 +101,11 @@ template <int strip> inline void multiply_block(const uint8_t *next, const uint1
     dequantize_rows<8, 16>(next, then);
 }
 
-// Sums of one strip or two for up to 16 rows, straight from the codes: sums [count][16 outputs][16 rows].
-template <int count> void multiply_few(const Strip *strips, const uint16_t *packed, int64_t blocks, float *sums) {
+// Sums of one strip or two for up to 16 rows, straight from the codes: sums [count][16 outputs][16 rows]. `following` are
+// the codes of the strips that come next: memory is asked for them towards the end.
+template <int count>
+void multiply_few(const Strip *strips, const uint8_t *const *following, const uint16_t *packed, int64_t blocks,
+                  float *sums) {
     alignas(64) uint16_t tiles[2][count][2 * TILE_VALUES]; // of this block and of the next
     _tile_zero(0);
     _tile_zero(1);
@@ -109,13 +113,18 @@ template <int count> void multiply_few(const Strip *strips, const uint16_t *pack
         dequantize_rows<0, 16>(strips[strip].codes, tiles[0][strip]);
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t next = std::min(block + 1, blocks - 1) * UNIT_BYTES; // the last one once more, for nobody
+        const int64_t ahead = block + PREFETCH_UNITS;
+        const auto far = [&](int strip) {
+            return ahead < blocks ? strips[strip].codes + ahead * UNIT_BYTES
+                                  : following[strip] + (ahead - blocks) * UNIT_BYTES;
+        };
         const auto &now = tiles[block & 1];
         auto &then = tiles[(block + 1) & 1];
         _tile_loadd(6, packed + block * 2 * TILE_VALUES, 64);
         _tile_loadd(7, packed + (block * 2 + 1) * TILE_VALUES, 64);
-        multiply_block<0>(strips[0].codes + next, now[0], then[0]);
+        multiply_block<0>(far(0), strips[0].codes + next, now[0], then[0]);
         if constexpr (count == 2)
-            multiply_block<1>(strips[1].codes + next, now[1], then[1]);
+            multiply_block<1>(far(1), strips[1].codes + next, now[1], then[1]);
     }
     _tile_stored(0, sums, 64);
     if constexpr (count == 2)
@@ -376,6 +385,8 @@ void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, in
     }
 }
 
+void prefetch_codes(const uint8_t *codes, int64_t block) { prefetch_unit(codes + block * UNIT_BYTES); }
+
 void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t in_features,
                      const Scratch &scratch) {
     const int64_t blocks = in_features / BLOCK;
@@ -384,11 +395,18 @@ void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed,
         if (strip.adapters)
             expand(*strip.adapters, strip.index, scratch.deltas);
     };
+    // Two strips after this one, or where they would lie if the strips went on as they do.
+    const auto following = [&](int64_t at) {
+        return at + 2 < count ? strips[at + 2].codes
+                              : strips[at].codes + (at >= 2 ? strips[at].codes - strips[at - 2].codes
+                                                            : 2 * blocks * UNIT_BYTES);
+    };
     configure_tiles();
     for (int64_t at = 0; at < count; at++) {
         const Strip &strip = strips[at];
+        const uint8_t *const next[] = {following(at), following(std::min(at + 1, count - 1))};
         if (rows <= TILE_ROWS && at + 1 < count) {
-            multiply_few<2>(&strip, packed, blocks, sums);
+            multiply_few<2>(&strip, next, packed, blocks, sums);
             expand_of(strip);
             finish(sums, 0, rows, strip, scratch.deltas);
             expand_of(strips[++at]);
@@ -396,7 +414,7 @@ void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed,
             continue;
         }
         if (rows <= TILE_ROWS) {
-            multiply_few<1>(&strip, packed, blocks, sums);
+            multiply_few<1>(&strip, next, packed, blocks, sums);
             expand_of(strip);
             finish(sums, 0, rows, strip, scratch.deltas);
             continue;

@@ -78,13 +78,16 @@ struct Strip {
     int64_t y_stride;         // from one row of y to the next
 };
 
+// Ask memory for one block of a strip's codes.
+void prefetch_codes(const uint8_t *codes, int64_t block);
+
 // Room of one thread, at multiples of 64 bytes.
 struct Scratch {
     uint16_t *tiles; // [16 * K] where there are more than TILE_ROWS rows
     float *deltas;   // [U, 16]: what each member adds to a strip
 };
 
-// `count` strips that read the same x.
+// `count` strips that read the same x, two at a time: best given so that every second one follows in memory.
 void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t in_features,
                      const Scratch &scratch);
 
