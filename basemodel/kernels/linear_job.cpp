@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t FEW_VALUES = 1 << 16;     // about a microsecond's work: below that a second thread costs more than it brings
 constexpr int64_t MANY_VALUES = 1 << 19;    // worth waking a thread that sleeps
-constexpr int64_t SHARES_PER_THREAD = 8;
+constexpr int64_t SHARES_PER_THREAD = 32;
 constexpr int64_t MOST_STRIPS_AT_ONCE = 16;
 
 Tensor bytes(int64_t count) { return at::empty({count}, at::TensorOptions().dtype(at::kByte)); }

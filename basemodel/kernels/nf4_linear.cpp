@@ -131,14 +131,17 @@ void multiply_few(const Strip *strips, const uint8_t *const *following, const ui
         _tile_stored(1, sums + 256, 64);
 }
 
-// The same for 16 rows of bf16 weights as they lie in a matrix [O, K].
+// Memory is asked for one block of 16 rows of a matrix [O, K], as they lie one after the other.
+inline void prefetch_rows(const uint16_t *rows, int64_t block) {
+    for (int64_t value = 0; value < BLOCK * STRIP; value += 32)
+        _mm_prefetch(reinterpret_cast<const char *>(rows + block * BLOCK * STRIP + value), _MM_HINT_T1);
+}
+
+// The same for 16 rows of bf16 weights as they lie in a matrix [O, K]. Meanwhile the 16 rows behind them are asked for.
 void multiply_few_dense(const uint16_t *weight, int64_t in_features, const uint16_t *packed, float *sums) {
     _tile_zero(0);
     for (int64_t k = 0; k < in_features; k += BLOCK) {
-        for (int64_t row = 0; row < STRIP; row++)
-            for (int64_t half = 0; half < BLOCK; half += 32)
-                _mm_prefetch(reinterpret_cast<const char *>(weight + row * in_features + k + 4 * BLOCK + half),
-                             _MM_HINT_T0);
+        prefetch_rows(weight + STRIP * in_features, k / BLOCK);
         const uint16_t *x = packed + k / 32 * TILE_VALUES;
         _tile_loadd(4, weight + k, in_features * 2);
         _tile_loadd(6, x, 64);
@@ -386,6 +389,7 @@ void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, in
 }
 
 void prefetch_codes(const uint8_t *codes, int64_t block) { prefetch_unit(codes + block * UNIT_BYTES); }
+void prefetch_dense(const uint16_t *rows, int64_t block) { prefetch_rows(rows, block); }
 
 void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t in_features,
                      const Scratch &scratch) {

@@ -78,8 +78,9 @@ struct Strip {
     int64_t y_stride;         // from one row of y to the next
 };
 
-// Ask memory for one block of a strip's codes.
+// Ask memory for one block of a strip's codes, or for as many values of bf16 rows.
 void prefetch_codes(const uint8_t *codes, int64_t block);
+void prefetch_dense(const uint16_t *rows, int64_t block);
 
 // Room of one thread, at multiples of 64 bytes.
 struct Scratch {

@@ -69,13 +69,17 @@ Tensor bf16_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &
         layer.change(*changed, *scale, *shift, rows);
     loraplex::LinearJob job(read(x), rows, in_features); // it packs x and computes x A; the strips are multiplied here
     job.add(layer, write(y));
-    const Stage multiply{strips, loraplex::share_of(strips), [&](int64_t first, int64_t last) {
-                             loraplex::multiply_dense(read(weight), job.packed(), layer.bias,
-                                                      layer.adapters ? &*layer.adapters : nullptr,
-                                                      layer.changes ? &*layer.changes : nullptr, rows, in_features,
-                                                      out_features, first, last, write(y),
-                                                         loraplex::strip_scratch(rows, 0, layer.members()));
-                         }};
+    const auto work = [&](int64_t first, int64_t last) {
+        loraplex::multiply_dense(read(weight), job.packed(), layer.bias, layer.adapters ? &*layer.adapters : nullptr,
+                                 layer.changes ? &*layer.changes : nullptr, rows, in_features, out_features, first,
+                                 last, write(y), loraplex::strip_scratch(rows, 0, layer.members()));
+    };
+    const auto ask = [&](int64_t first, int64_t piece) {
+        const int64_t blocks = in_features / loraplex::BLOCK, strip = first + piece / blocks;
+        if (strip < strips)
+            loraplex::prefetch_dense(read(weight) + strip * loraplex::STRIP * in_features, piece % blocks);
+    };
+    const Stage multiply{strips, loraplex::share_of(strips), work, ask, loraplex::FORESIGHT / 4};
     const Stage stages[] = {job.prepare(), multiply};
     loraplex::run_stages(stages, 2, loraplex::thread_count(),
                          loraplex::effort_of(weight.numel() * (rows + 63) / 64));
