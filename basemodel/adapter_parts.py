@@ -26,9 +26,12 @@ from basemodel.tensor_file import map_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# Endings of names and what they are, longest first. "carried" is a base's weight that was saved along. Of a module of
-# `modules_to_save` whose vocabulary has grown PEFT saves the trained weight twice, and the one before training.
+# Endings of names and what they are: the most frequent first, then the longest. "carried" is a base's weight that was saved
+# along. Of a module of `modules_to_save` whose vocabulary has grown PEFT saves the trained weight twice, and the one before
+# training.
 PARTS = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
     ".modules_to_save.weight": "copy",
     ".modules_to_save.bias": "copy of bias",
     ".original_module.weight": "original",
@@ -40,8 +43,6 @@ PARTS = {
     ".lora_embedding_B": "embedding_b",
     ".base_layer.weight": "carried",
     ".base_layer.bias": "bias",
-    ".lora_A.weight": "a",
-    ".lora_B.weight": "b",
     ".lora_B.bias": "lora_bias",
     ".weight": "weight",
     ".bias": "bias",

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from basemodel.adapter_changes import Changes, EmbeddingChange, LinearChange
-from basemodel.adapter_parts import BaseWeights, Parts, Reading, read_parts
+from basemodel.adapter_parts import PREFIX, BaseWeights, Parts, Reading, read_parts, refuse_infinite
 from basemodel.adapter_settings import read_settings
 from basemodel.description import BaseDescription
 from basemodel.embedding_parts import known_tokens, read_embedding, tied_change
-from basemodel.factor_layout import LoraPair
+from basemodel.factor_layout import Factors, LoraPair, lay_out_all
 from basemodel.linear_parts import read_linear
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -44,7 +44,7 @@ def read_adapter(folder: Path, base: BaseDescription, dtype: torch.dtype, weight
     """Read and fit an adapter. Raises AdapterFormatError; nothing is attached in part."""
     own_dtype = DTYPES[base.quantization.compute_dtype]
     reading = Reading(read_settings(folder), base, weights, dtype, own_dtype)
-    pairs: dict[str, LoraPair] = {}
+    factors: dict[str, Factors] = {}
     linears: dict[str, LinearChange] = {}
     embeddings: dict[str, EmbeddingChange] = {}
     vectors: dict[str, Parts] = {}
@@ -54,17 +54,30 @@ def read_adapter(folder: Path, base: BaseDescription, dtype: torch.dtype, weight
         if shape is None:
             vectors[path] = _vectors(reading, path, parts)
         elif shape.kind == "linear":
-            pair, change = read_linear(reading, path, parts, shape)
-            pairs |= {} if pair is None else {path: pair}
-            linears |= {} if change is None else {path: change}
+            own, change = read_linear(reading, path, parts, shape)
+            if own is not None:
+                factors[path] = own
+            if change is not None:
+                linears[path] = change
         else:
             table = read_embedding(reading, path, parts, shape)
             embeddings |= {} if table is None else {path: table}
+    pairs = _laid_out(reading, factors)
     original = modules.get(weights.embedding_path, {}).get("original")
     changes = _changes(reading, pairs, linears, embeddings, vectors, original)
     size = sum(t.nbytes for pair in pairs.values() for t in (pair.a, pair.b))
     rank = max((pair.rank for pair in pairs.values()), default=1)
     return AdapterWeights(pairs, rank, size + (changes.whole_bytes if changes else 0), changes)
+
+
+def _laid_out(reading: Reading, factors: dict[str, Factors]) -> dict[str, LoraPair]:
+    """The pairs. Raises AdapterFormatError where a value is not finite."""
+    pairs, bad = lay_out_all(factors)
+    if bad is not None:
+        for half, name in ((factors[bad].a, "lora_A"), (factors[bad].b, "lora_B")):
+            refuse_infinite(reading.settings.folder, f"{PREFIX}{bad}.{name}.weight", half)
+        reading.refuse(f"'{bad}' holds values that are not finite once they are scaled")
+    return pairs
 
 
 def _changes(

@@ -1,15 +1,15 @@
 """How a linear layer keeps adapters' factors, and factors laid out so.
 
-It does: round a module's factors into the type and the order in which the layer's arena holds them, its scale folded
-in, once, where the adapter is read: what is left for the step is to copy bytes.
-It does not: read files (`adapter_parts`), judge shapes (`linear_parts`) or own an arena (`attach`).
+It does: round a module's factors into the type and the order in which they are computed, its scale folded in, once,
+where the adapter is read: a step reads them where they lie (`factor_table`), or copies bytes (`layer_arena`).
+It does not: read files (`adapter_parts`), judge shapes (`linear_parts`) or own an arena.
 
 Letters: O output features, H input features, r rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ KERNEL_SOURCES = (torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True)
 class LoraPair:
-    """One module's factors as they lie in its arena: a [r, H], which is lora_A, and b [strips, r, width], which is
+    """One module's factors as its layer keeps them: a [r, H], which is lora_A, and b [strips, r, width], which is
     lora_B times the scale, transposed strip by strip; outputs behind O are zeros.
     """
 
@@ -55,10 +55,8 @@ class FactorLayout:
         Each value is rounded once, from float32, and copied: the pair shares no memory with what it is made of. What
         is not finite in `a` or `b` is not finite in the pair.
         """
-        if self._is_for_kernel and a.dtype in KERNEL_SOURCES and b.dtype in KERNEL_SOURCES and has_cpu_kernels():
-            *pair, is_finite = torch.ops.loraplex.lay_out_factors(a, b, scale)
-            return LoraPair(*pair) if is_finite else None
-        return self.lay_out_reference(a, b, scale)
+        pairs, bad = lay_out_all({"": Factors(a, b, scale, self)})
+        return None if bad is not None else pairs[""]
 
     def lay_out_reference(self, a: torch.Tensor, b: torch.Tensor, scale: float) -> LoraPair | None:
         """The same by torch alone."""
@@ -69,9 +67,56 @@ class FactorLayout:
         pair = LoraPair(a.to(self.dtype, copy=True), strips)
         return pair if is_finite_throughout(pair.a) and is_finite_throughout(pair.b) else None
 
+
+@dataclass(frozen=True)
+class Factors:
+    """One module's factors as they stand in the file, a [r, H] and b [O, r], and how they are to be kept."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+    layout: FactorLayout
+
     @property
-    def _is_for_kernel(self) -> bool:
-        return self.strip_outputs is not None and self.dtype == torch.bfloat16
+    def rank(self) -> int:
+        """Rows of lora_A."""
+        return self.a.shape[0]
+
+    @property
+    def is_for_kernel(self) -> bool:
+        """Whether the CPU kernels lay them out."""
+        return (
+            self.layout.strip_outputs is not None
+            and self.layout.dtype == torch.bfloat16
+            and self.a.dtype in KERNEL_SOURCES
+            and self.b.dtype in KERNEL_SOURCES
+            and has_cpu_kernels()
+        )
+
+
+def lay_out_all(factors: Mapping[str, Factors]) -> tuple[dict[str, LoraPair], str | None]:
+    """The pairs of an adapter by module, as `FactorLayout.lay_out` says, and a module with a value that is not finite.
+
+    What the kernels lay out they do in one call, without the interpreter, into one piece of memory.
+    """
+    first = {path: each for path, each in factors.items() if each.is_for_kernel}
+    pairs: dict[str, LoraPair] = {}
+    if first:
+        given = list(first.values())
+        kept_a, kept_b, bad = torch.ops.loraplex.lay_out_factors(
+            [each.a for each in given], [each.b for each in given], [each.scale for each in given]
+        )
+        if bad >= 0:
+            return {}, list(first)[bad]
+        pairs = dict(zip(first, map(LoraPair, kept_a, kept_b), strict=True))
+    for path, each in factors.items():
+        if path in first:
+            continue
+        pair = each.layout.lay_out_reference(each.a, each.b, each.scale)
+        if pair is None:
+            return {}, path
+        pairs[path] = pair
+    return pairs, None
 
 
 def is_finite_throughout(tensor: torch.Tensor) -> bool:

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from basemodel.attach import AdaptedLinear, AdapterSites
-from basemodel.block_operands import BlockOperands, kernel_plan, packed_layers
+from basemodel.adapted_linear import AdaptedLinear
+from basemodel.attach import AdapterSites
+from basemodel.block_operands import block_operands, kernel_plan, packed_layers
 from basemodel.changed_modules import ChangedVectors
 from basemodel.fused_norm import ROUNDED, FusedNorm, norm_of
 from basemodel.lora_ops import LoraPlan
@@ -38,7 +39,7 @@ class FusedAttention:
         self._config: Any = module.config
         self._general = module.forward
         self._features = [layer.out_features for layer in layers[:3]]
-        self._operands = BlockOperands(layers[:3], sites)
+        self._operands = block_operands(layers[:3])
         q_norm, k_norm = (norm_of(getattr(module, name, None)) for name in ("q_norm", "k_norm"))
         self.norm_kind = (q_norm.epsilon, q_norm.scaling) if q_norm else None
         self._norms = (q_norm.weight if q_norm else None, k_norm.weight if k_norm else None)
@@ -81,7 +82,7 @@ class FusedAttention:
                 self._rotate(q, k, (cosines, sines), kind, own_norms)
                 size = cosines.shape[-1]
                 return q.view(len(rows), -1, size), k.view(len(rows), -1, size), v.view(len(rows), -1, size)
-        weight, operands = None if norm is None else norm.weight, self._operands.of(plan)
+        weight, operands = None if norm is None else norm.weight, self._operands
         q, k, v = torch.ops.loraplex.attention_inputs(
             rows, operands, self._features, cosines, sines, weight, *self._norms, *kind, *kernel_plan(plan)
         )

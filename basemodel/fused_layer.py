@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from basemodel.attach import AdapterSites
-from basemodel.block_operands import BlockOperands, kernel_plan
+from basemodel.block_operands import block_operands, kernel_plan
 from basemodel.changed_modules import has_own
 from basemodel.fused_attention import FusedAttention
 from basemodel.fused_mlp import FusedMLP
@@ -79,7 +79,7 @@ class FusedLayer:
         self._index = int(self._attention.module.layer_idx)
         options = self._attention.options
         self._options: dict[str, Any] = {name: options.get(name) for name in KNOWN_OPTIONS - {"dropout"}}
-        self._operands = BlockOperands(self._layers, sites)
+        self._operands = block_operands(self._layers)
         self._sites = sites
         self._fusion = fusion
 
@@ -109,7 +109,7 @@ class FusedLayer:
         out: torch.Tensor = torch.ops.loraplex.after_attention(
             rows,
             attended.view(rows.shape[0], -1),
-            self._operands.of(plan),
+            self._operands,
             self._features,
             *self._norms,
             self._first.epsilon,

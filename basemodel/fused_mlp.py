@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from basemodel.attach import AdaptedLinear, AdapterSites
-from basemodel.block_operands import BlockOperands, kernel_plan, packed_layers
+from basemodel.adapted_linear import AdaptedLinear
+from basemodel.attach import AdapterSites
+from basemodel.block_operands import block_operands, kernel_plan, packed_layers
 from basemodel.trials import agree, trial_rows
 
 MLPS = {f"{name}MLP" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Granite", "Gemma", "Gemma2", "Gemma3")}
@@ -23,7 +24,7 @@ class FusedMLP:
         self.layers = layers
         self.activation = activation
         self._features = [layer.out_features for layer in layers]
-        self._operands = BlockOperands(layers, sites)
+        self._operands = block_operands(layers)
         self._sites = sites
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -36,7 +37,7 @@ class FusedMLP:
             own: torch.Tensor = down(inner)
             return own.view(x.shape)
         out: torch.Tensor = torch.ops.loraplex.gated_mlp(
-            rows, self._operands.of(plan), self._features, self.activation, *kernel_plan(plan)
+            rows, self._operands, self._features, self.activation, *kernel_plan(plan)
         )
         return out.view(x.shape)
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 
 from basemodel.adapter_changes import LinearChange
-from basemodel.adapter_parts import PREFIX, Parts, Reading, refuse_infinite
+from basemodel.adapter_parts import Parts, Reading
 from basemodel.adapter_settings import CONFIG_FILE
 from basemodel.description import ModuleShape
-from basemodel.factor_layout import LoraPair
+from basemodel.factor_layout import Factors
 
 KNOWN = frozenset({"a", "b", "lora_bias", "magnitude", "weight", "carried", "original", "bias", "tokens"})
 MERGE_FIRST = "has LoRA over a weight that is not the base's own; merge it before you save"
@@ -22,10 +22,10 @@ MERGE_FIRST = "has LoRA over a weight that is not the base's own; merge it befor
 
 def read_linear(
     reading: Reading, path: str, parts: Parts, shape: ModuleShape
-) -> tuple[LoraPair | None, LinearChange | None]:
+) -> tuple[Factors | None, LinearChange | None]:
     """What the adapter does at this layer. Raises AdapterFormatError."""
     reading.refuse_others(path, parts, KNOWN, "a linear layer")
-    pair = _pair(reading, path, parts, shape) if "a" in parts or "b" in parts else None
+    pair = _factors(reading, path, parts, shape) if "a" in parts or "b" in parts else None
     weight = _weight(reading, path, parts, shape)
     tokens = reading.tokens(path, parts, shape.in_features)
     if weight is not None or tokens is not None:
@@ -49,7 +49,7 @@ def read_linear(
     )
 
 
-def _pair(reading: Reading, path: str, parts: Parts, shape: ModuleShape) -> LoraPair:
+def _factors(reading: Reading, path: str, parts: Parts, shape: ModuleShape) -> Factors:
     a, b = reading.halves(path, parts, "a", "b")
     rank = a.shape[0]
     if a.shape != (rank, shape.in_features) or b.shape != (shape.out_features, rank) or rank == 0:
@@ -57,16 +57,10 @@ def _pair(reading: Reading, path: str, parts: Parts, shape: ModuleShape) -> Lora
             f"'{path}' has factors {tuple(a.shape)} and {tuple(b.shape)}; "
             f"the layer is {shape.in_features} -> {shape.out_features}"
         )
-    scale = reading.scale(path, rank)
-    pair = reading.layout_of(path).lay_out(a, b, scale)
-    if pair is None:
-        for half, name in ((a, "lora_A"), (b, "lora_B")):
-            refuse_infinite(reading.settings.folder, f"{PREFIX}{path}.{name}.weight", half)
-        reading.refuse(f"'{path}' holds values that are not finite once they are scaled")
-    return pair
+    return Factors(a, b, reading.scale(path, rank), reading.layout_of(path))
 
 
-def _dora_scale(reading: Reading, path: str, parts: Parts, pair: LoraPair | None, shape: ModuleShape) -> torch.Tensor:
+def _dora_scale(reading: Reading, path: str, parts: Parts, pair: Factors | None, shape: ModuleShape) -> torch.Tensor:
     """magnitude / |W + s B A|, by row."""
     if pair is None:
         reading.refuse(f"'{path}' has a lora_magnitude_vector without LoRA factors")

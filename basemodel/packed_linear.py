@@ -58,12 +58,11 @@ class PackedLinear:
         self,
         x: torch.Tensor,
         plan: LoraPlan | None = None,
-        a: torch.Tensor | None = None,
-        b: torch.Tensor | None = None,
+        table: torch.Tensor | None = None,
         changed: OutputRows | None = None,
     ) -> torch.Tensor:
-        """The layer's output; with a plan, every token's adapters added: a [R, K], b [R, strips * 16], bfloat16."""
-        besides = _besides(plan, a, b, changed)
+        """The layer's output; with a plan, every token's adapters added, which `table` [R, 3] finds (factor_table)."""
+        besides = _besides(plan, table, changed)
         y: torch.Tensor = torch.ops.loraplex.nf4_linear(x, self.weight, self.bias, self.out_features, *besides)
         return y
 
@@ -92,24 +91,21 @@ class DenseLinear:
         self,
         x: torch.Tensor,
         plan: LoraPlan | None = None,
-        a: torch.Tensor | None = None,
-        b: torch.Tensor | None = None,
+        table: torch.Tensor | None = None,
         changed: OutputRows | None = None,
     ) -> torch.Tensor:
         """The layer's output; the rest as for `PackedLinear`."""
-        besides = _besides(plan, a, b, changed)
+        besides = _besides(plan, table, changed)
         y: torch.Tensor = torch.ops.loraplex.bf16_linear(x, self._weight, self._bias, *besides)
         return y
 
 
-def _besides(
-    plan: LoraPlan | None, a: torch.Tensor | None, b: torch.Tensor | None, changed: OutputRows | None
-) -> tuple[object, ...]:
+def _besides(plan: LoraPlan | None, table: torch.Tensor | None, changed: OutputRows | None) -> tuple[object, ...]:
     """What the kernel does besides the product, as it reads it."""
-    adapters: tuple[object, ...] = (None,) * 7 + (0,)
+    adapters: tuple[object, ...] = (None,) * 6 + (0,)
     assert plan is None or plan.runs is not None or not plan.starts, "adapters would be left out in silence"
     if plan is not None and plan.runs is not None:
-        adapters = (a, b, *plan.runs.tensors, plan.runs.hidden_size)
+        adapters = (table, *plan.runs.tensors, plan.runs.hidden_size)
     return adapters if changed is None else (*adapters, changed.index, changed.scale, changed.shift)
 
 

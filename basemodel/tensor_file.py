@@ -8,11 +8,11 @@ It does not: know what the tensors are (`adapter_parts`).
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -27,7 +27,7 @@ def map_tensors(path: Path) -> dict[str, torch.Tensor]:
     with safe_open(path, framework="pt"):  # it refuses what is not such a file: offsets, sizes, names, types
         raw = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
         begin = LENGTH_BYTES + int.from_bytes(raw[:LENGTH_BYTES].numpy().tobytes(), "little")
-        entries: dict[str, Any] = json.loads(raw[LENGTH_BYTES:begin].numpy().tobytes())
+        entries: dict[str, Any] = msgspec.json.decode(raw[LENGTH_BYTES:begin].numpy().tobytes())
     entries.pop("__metadata__", None)
     ordered = sorted(entries.items(), key=lambda each: each[1]["data_offsets"])
     shapes = [entry["shape"] for _, entry in ordered]

@@ -28,12 +28,12 @@ void check_rows(const Tensor &x) {
     TORCH_CHECK(x.is_contiguous() && x.scalar_type() == at::kBFloat16 && x.dim() == 2, "rows: contiguous bfloat16");
 }
 
-// Four tensors for each layer, see Layer: weight, bias, a, b.
+// Three tensors for each layer, see Layer: weight, bias, table.
 Layer layer_of(const c10::List<OptionalTensor> &parts, size_t number, int64_t in_features, int64_t out_features,
                const Runs &runs) {
-    TORCH_CHECK(parts.size() >= 4 * number + 4, "four tensors for each layer");
-    const auto part = [&](size_t index) -> OptionalTensor { return parts.get(4 * number + index); };
-    return Layer(part(0), part(1), part(2), part(3), in_features, out_features, runs);
+    TORCH_CHECK(parts.size() >= 3 * number + 3, "three tensors for each layer");
+    const auto part = [&](size_t index) -> OptionalTensor { return parts.get(3 * number + index); };
+    return Layer(part(0), part(1), part(2), in_features, out_features, runs);
 }
 
 // Heads of some tokens: normed where there is a norm, then rotated. Items are (token, head) of q, then of k.

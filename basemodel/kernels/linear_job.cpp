@@ -55,10 +55,12 @@ Runs::Runs(at::TensorList given, int64_t hidden_values, int64_t rows) : parts(gi
                 "a use has no weight or member");
 }
 
-Adapters Runs::over(const Tensor &a, const Tensor &b, float *hidden) const {
-    return {static_cast<const uint16_t *>(a.data_ptr()),
-            static_cast<const uint16_t *>(b.data_ptr()),
-            b.size(1) / STRIP,
+Adapters Runs::over(const Tensor &table) const {
+    static_assert(sizeof(Factors) == 3 * sizeof(int64_t), "Factors is three integers");
+    TORCH_CHECK(table.scalar_type() == at::kLong && table.dim() == 2 && table.size(1) == 3 && table.stride(1) == 1,
+                "a layer's table of factors must be int64 [R, 3]");
+    return {table.const_data_ptr<int64_t>(),
+            table.stride(0),
             parts[0].const_data_ptr<int64_t>(),
             parts[1].const_data_ptr<int64_t>(),
             parts[2].const_data_ptr<float>(),
@@ -66,11 +68,19 @@ Adapters Runs::over(const Tensor &a, const Tensor &b, float *hidden) const {
             parts[3].size(0),
             parts[4].const_data_ptr<int64_t>(),
             parts[4].size(0),
-            hidden};
+            nullptr};
 }
 
-Layer::Layer(const OptionalTensor &weight, const OptionalTensor &offsets, const OptionalTensor &a,
-             const OptionalTensor &b, int64_t in, int64_t out, const Runs &runs)
+bool Runs::touch(const Tensor &table) const {
+    if (parts.empty())
+        return false;
+    const Adapters adapters = over(table);
+    return std::any_of(adapters.groups, adapters.groups + adapters.group_count,
+                       [&](const Group &group) { return adapters.factors_of(group).a != nullptr; });
+}
+
+Layer::Layer(const OptionalTensor &weight, const OptionalTensor &offsets, const OptionalTensor &table, int64_t in,
+             int64_t out, const Runs &runs)
     : in_features(in), out_features(out), strips((out + STRIP - 1) / STRIP) {
     TORCH_CHECK(in_features % BLOCK == 0, "in_features must be a multiple of 64");
     const bool is_dense = weight && weight->scalar_type() == at::kBFloat16;
@@ -79,14 +89,11 @@ Layer::Layer(const OptionalTensor &weight, const OptionalTensor &offsets, const 
     TORCH_CHECK(!offsets || (offsets->scalar_type() == at::kBFloat16 && offsets->numel() == out), "bias: bfloat16 [O]");
     codes = is_dense ? nullptr : static_cast<const uint8_t *>(weight->data_ptr());
     bias = offsets ? static_cast<const uint16_t *>(offsets->data_ptr()) : nullptr;
-    if (runs.parts.empty() || !a || !b)
+    if (!table || !runs.touch(*table))
         return;
-    TORCH_CHECK(a->scalar_type() == at::kBFloat16 && b->scalar_type() == at::kBFloat16 && a->is_contiguous() &&
-                    b->is_contiguous() && a->size(1) == in_features && b->size(1) == strips * STRIP &&
-                    b->size(0) == a->size(0),
-                "a must be bfloat16 [R, K] and b [R, strips * 16]");
     hidden = bytes(runs.hidden_size * sizeof(float));
-    adapters = runs.over(*a, *b, static_cast<float *>(hidden.data_ptr()));
+    adapters = runs.over(*table);
+    adapters->hidden = static_cast<float *>(hidden.data_ptr());
 }
 
 void Layer::change(const Tensor &rows, const Tensor &scale, const Tensor &shift, int64_t row_count) {

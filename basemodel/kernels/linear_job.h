@@ -29,17 +29,19 @@ Scratch strip_scratch(int64_t rows, int64_t in_features, int64_t members);
 // The tensors must outlive it.
 struct Runs {
     Runs(at::TensorList parts, int64_t hidden_size, int64_t rows);
-    Adapters over(const Tensor &a, const Tensor &b, float *hidden) const; // one layer's arena
+    Adapters over(const Tensor &table) const; // of one layer; where its x A goes is not said yet
+    // Whether an adapter of the step has factors in the layer of this table.
+    bool touch(const Tensor &table) const;
 
     at::TensorList parts;
     int64_t hidden_size;
 };
 
 // One layer as an operator was given it: weight [strips * blocks * UNIT_BYTES] uint8 (or [O, K] bf16: then it has no
-// codes), bias [O] bf16, a [R, K] and b [R, strips * 16] bf16 (both none: no adapter of this step touches it).
+// codes), bias [O] bf16, table [R, 3] int64: `Factors` of the adapter in each row (none: it has no adapters).
 struct Layer {
-    Layer(const OptionalTensor &weight, const OptionalTensor &bias, const OptionalTensor &a, const OptionalTensor &b,
-          int64_t in_features, int64_t out_features, const Runs &runs);
+    Layer(const OptionalTensor &weight, const OptionalTensor &bias, const OptionalTensor &table, int64_t in_features,
+          int64_t out_features, const Runs &runs);
     Strip strip(int64_t index, uint16_t *y, int64_t y_stride) const;
     int64_t members() const; // that add to each of its strips
     // Outputs that change: rows [T] int32, scale and shift [N, strips * 16] float (see Changes).

@@ -215,22 +215,34 @@ template <int count> void expand_members(const uint16_t *b, int64_t rank, const 
         _mm512_store_ps(deltas + member * STRIP, _mm512_add_ps(even[member], odd[member]));
 }
 
+// The deltas of an adapter that has no factors here: -0, which changes no value that it is added to, not even a -0.
+void add_nothing(float *deltas, int64_t members) {
+    for (int64_t member = 0; member < members; member++)
+        _mm512_store_ps(deltas + member * STRIP, _mm512_set1_ps(-0.0f));
+}
+
 // What all members of all groups add to a strip.
 void expand(const Adapters &adapters, int64_t strip, float *deltas) {
     for (int64_t index = 0; index < adapters.group_count; index++) {
         const Group &group = adapters.groups[index];
-        const uint16_t *b = adapters.b + (group.start * adapters.strips + strip * group.rank) * STRIP;
+        const Factors &factors = adapters.factors_of(group);
+        const int64_t rank = factors.rank;
         const float *hidden = adapters.hidden + group.hidden;
         float *own = deltas + group.first_member * STRIP;
+        if (!factors.a) {
+            add_nothing(own, group.members);
+            continue;
+        }
+        const uint16_t *b = factors.b + strip * rank * STRIP;
         int64_t done = 0;
         for (; done + 8 <= group.members; done += 8)
-            expand_members<8>(b, group.rank, hidden + done * group.rank, own + done * STRIP);
+            expand_members<8>(b, rank, hidden + done * rank, own + done * STRIP);
         for (; done + 4 <= group.members; done += 4)
-            expand_members<4>(b, group.rank, hidden + done * group.rank, own + done * STRIP);
+            expand_members<4>(b, rank, hidden + done * rank, own + done * STRIP);
         for (; done + 2 <= group.members; done += 2)
-            expand_members<2>(b, group.rank, hidden + done * group.rank, own + done * STRIP);
+            expand_members<2>(b, rank, hidden + done * rank, own + done * STRIP);
         if (done < group.members)
-            expand_members<1>(b, group.rank, hidden + done * group.rank, own + done * STRIP);
+            expand_members<1>(b, rank, hidden + done * rank, own + done * STRIP);
     }
 }
 
@@ -311,24 +323,27 @@ void dot_ranks(const uint16_t *x, int64_t in_features, const uint16_t *a, float 
 void shrink_group(const uint16_t *x, int64_t in_features, const Adapters &adapters, const Group &group, int64_t first,
                   int64_t last) {
     const int64_t *rows = adapters.members + group.first_member;
+    const Factors &factors = adapters.factors_of(group);
+    if (!factors.a)
+        return;
+    const int64_t stride = factors.rank, end = std::min(last, factors.rank);
     int64_t rank = std::max<int64_t>(first, 0);
-    const int64_t end = std::min(last, group.rank);
     if (group.members == 1)
         for (; rank + 4 <= end; rank += 4)
-            dot_ranks<4>(x + rows[0] * in_features, in_features, adapters.a + (group.start + rank) * in_features,
+            dot_ranks<4>(x + rows[0] * in_features, in_features, factors.a + rank * in_features,
                          adapters.hidden + group.hidden + rank);
     for (; rank < end; rank++) {
-        const uint16_t *a = adapters.a + (group.start + rank) * in_features;
+        const uint16_t *a = factors.a + rank * in_features;
         float *hidden = adapters.hidden + group.hidden + rank;
         int64_t done = 0;
         for (; done + 8 <= group.members; done += 8)
-            dot_rows<8>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
+            dot_rows<8>(x, in_features, rows + done, a, hidden + done * stride, stride);
         for (; done + 4 <= group.members; done += 4)
-            dot_rows<4>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
+            dot_rows<4>(x, in_features, rows + done, a, hidden + done * stride, stride);
         for (; done + 2 <= group.members; done += 2)
-            dot_rows<2>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
+            dot_rows<2>(x, in_features, rows + done, a, hidden + done * stride, stride);
         if (done < group.members)
-            dot_rows<1>(x, in_features, rows + done, a, hidden + done * group.rank, group.rank);
+            dot_rows<1>(x, in_features, rows + done, a, hidden + done * stride, stride);
     }
 }
 

@@ -12,11 +12,20 @@ constexpr int64_t UNIT_BYTES = STRIP * 4 + STRIP * 32; // of one strip and one b
 constexpr int64_t TILE_ROWS = 16;                      // rows of x that fit one tile
 constexpr int64_t CHUNK_ROWS = 4 * TILE_ROWS;          // rows of x that are multiplied with a dequantized tile at once
 
+// Where one adapter's factors of one layer lie, in its own memory; `a` is null where it has none here. As Python writes
+// them (factor_table.py).
+struct Factors {
+    const uint16_t *a; // [rank, K] bf16
+    const uint16_t *b; // [strips, rank, 16] bf16: strip after strip
+    int64_t rank;      // of this layer: at most that of the group
+};
+
 // The rows of x that use one adapter, wherever they stand: its part of A is read once for all of them. Their numbers are
-// members [first_member, first_member + members); x A of member m begins at hidden + m * rank in the scratch.
+// members [first_member, first_member + members); x A of member m begins at hidden + m * (rank of this layer) in the
+// scratch.
 struct Group {
-    int64_t start;
-    int64_t rank;
+    int64_t start; // its row of the layer's table
+    int64_t rank;  // the largest of its layers
     int64_t first_member;
     int64_t members;
     int64_t hidden;
@@ -26,9 +35,8 @@ struct Group {
 // of its own that no other row changes: what is added to a row, and in which order, does not depend on its neighbours.
 // A use is the number of the member that computes it.
 struct Adapters {
-    const uint16_t *a; // [R, K] bf16
-    const uint16_t *b; // [R, strips * 16] bf16; the rows of one adapter hold its [strips, rank, 16], strip after strip
-    int64_t strips;
+    const int64_t *table; // of this layer: a row of three for each adapter
+    int64_t table_stride; // from one row to the next
     const int64_t *first_use; // [T + 1]
     const int64_t *uses;  // [U]
     const float *weights; // [U]
@@ -37,6 +45,10 @@ struct Adapters {
     const int64_t *members; // [U]
     int64_t member_count;   // U
     float *hidden;
+
+    const Factors &factors_of(const Group &group) const {
+        return *reinterpret_cast<const Factors *>(table + group.start * table_stride);
+    }
 };
 
 // Rows of x whose outputs, with bias and adapters, become scale * y + shift before they are rounded: DoRA and trained

@@ -19,11 +19,11 @@ const uint16_t *read(const Tensor &tensor) { return static_cast<const uint16_t *
 uint16_t *write(const Tensor &tensor) { return static_cast<uint16_t *>(tensor.data_ptr()); }
 
 // x [T, K] bf16, weight [strips * blocks * UNIT_BYTES] uint8, bias [O] bf16 -> [T, O] bf16.
-// a [R, K] and b [R, strips * 16] bf16; first_use [T + 1], uses [U], groups [G, 5], members [U] int64 and weights [U]
-// float as `Adapters` and `Group` describe them; changed [T] int32, scale and shift [N, strips * 16] as `Changes`.
+// table [R, 3] int64: `Factors`; first_use [T + 1], uses [U], groups [G, 5], members [U] int64 and weights [U] float as
+// `Adapters` and `Group` describe them; changed [T] int32, scale and shift [N, strips * 16] as `Changes`.
 Tensor nf4_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, int64_t out_features,
-                  const OptionalTensor &a, const OptionalTensor &b, const OptionalTensor &first_use,
-                  const OptionalTensor &uses, const OptionalTensor &weights, const OptionalTensor &groups,
+                  const OptionalTensor &table, const OptionalTensor &first_use, const OptionalTensor &uses,
+                  const OptionalTensor &weights, const OptionalTensor &groups,
                   const OptionalTensor &members, int64_t hidden_size, const OptionalTensor &changed,
                   const OptionalTensor &scale, const OptionalTensor &shift) {
     TORCH_CHECK(x.is_contiguous() && x.scalar_type() == at::kBFloat16, "x must be contiguous bfloat16 [T, K]");
@@ -32,7 +32,7 @@ Tensor nf4_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &b
     if (groups)
         plan = {*first_use, *uses, *weights, *groups, *members};
     const loraplex::Runs runs(plan, hidden_size, rows);
-    loraplex::Layer layer(weight, bias, a, b, in_features, out_features, runs);
+    loraplex::Layer layer(weight, bias, table, in_features, out_features, runs);
     if (changed)
         layer.change(*changed, *scale, *shift, rows);
     Tensor y = at::empty({rows, out_features}, x.options());
@@ -46,8 +46,8 @@ Tensor nf4_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &b
 }
 
 // x [T, K] bf16, weight [O, K] bf16, bias [O] bf16 -> [T, O] bf16: the output head. The rest as for nf4_linear.
-Tensor bf16_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const OptionalTensor &a,
-                   const OptionalTensor &b, const OptionalTensor &first_use, const OptionalTensor &uses,
+Tensor bf16_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias,
+                   const OptionalTensor &table, const OptionalTensor &first_use, const OptionalTensor &uses,
                    const OptionalTensor &weights, const OptionalTensor &groups, const OptionalTensor &members,
                    int64_t hidden_size, const OptionalTensor &changed, const OptionalTensor &scale,
                    const OptionalTensor &shift) {
@@ -64,7 +64,7 @@ Tensor bf16_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &
     if (groups)
         plan = {*first_use, *uses, *weights, *groups, *members};
     const loraplex::Runs runs(plan, hidden_size, rows);
-    loraplex::Layer layer(weight, bias, a, b, in_features, out_features, runs);
+    loraplex::Layer layer(weight, bias, table, in_features, out_features, runs);
     if (changed)
         layer.change(*changed, *scale, *shift, rows);
     loraplex::LinearJob job(read(x), rows, in_features); // it packs x and computes x A; the strips are multiplied here
@@ -156,27 +156,50 @@ Tensor nf4_row_squares(const Tensor &weight, int64_t out_features, int64_t in_fe
     return squares;
 }
 
-// a [r, K] and b [O, r], float or bf16 -> a and scale * b as the arena holds them, a [r, K] and b [strips, r, 16] bf16,
-// and whether all of it is finite.
-std::tuple<Tensor, Tensor, bool> lay_out_factors(const Tensor &a, const Tensor &b, double scale) {
+// Each a [r, K] and b [O, r], float or bf16 -> a and scale * b as a layer keeps them, a [r, K] and b [strips, r, 16] bf16,
+// all of them parts of one piece of memory; and the number of the first pair that is not finite, -1 if all are. All of an
+// adapter in one call: Python's lock is let go once, not once for each of hundreds of layers.
+std::tuple<std::vector<Tensor>, std::vector<Tensor>, int64_t> lay_out_factors(at::TensorList a, at::TensorList b,
+                                                                              at::ArrayRef<double> scales) {
+    constexpr int64_t ALIGNMENT = 32; // values: 64 bytes
     const auto is_read = [](const Tensor &given) {
         return given.is_contiguous() && given.dim() == 2 &&
                (given.scalar_type() == at::kFloat || given.scalar_type() == at::kBFloat16);
     };
-    TORCH_CHECK(is_read(a) && is_read(b) && a.size(0) == b.size(1), "a [r, K], b [O, r]: contiguous float or bfloat16");
-    const int64_t outputs = b.size(0), rank = b.size(1);
-    const int64_t strips = (outputs + loraplex::STRIP - 1) / loraplex::STRIP;
-    const auto kept = a.options().dtype(at::kBFloat16);
-    const Tensor kept_a = at::empty(a.sizes(), kept), kept_b = at::empty({strips, rank, loraplex::STRIP}, kept);
-    const bool is_a_finite = a.scalar_type() == at::kFloat
-                                 ? loraplex::round_factor(a.const_data_ptr<float>(), a.numel(), write(kept_a))
-                                 : loraplex::round_factor(read(a), a.numel(), write(kept_a));
-    const auto factor = static_cast<float>(scale);
-    const bool is_b_finite =
-        b.scalar_type() == at::kFloat
-            ? loraplex::lay_out_strips(b.const_data_ptr<float>(), outputs, rank, factor, write(kept_b))
-            : loraplex::lay_out_strips(read(b), outputs, rank, factor, write(kept_b));
-    return {kept_a, kept_b, is_a_finite && is_b_finite};
+    const auto strips_of = [](const Tensor &given) { return (given.size(0) + loraplex::STRIP - 1) / loraplex::STRIP; };
+    const auto room_of = [](int64_t values) { return (values + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; };
+    TORCH_CHECK(a.size() == b.size() && a.size() == scales.size(), "a, b and scales: one of each for each pair");
+    int64_t room = 0;
+    for (size_t index = 0; index < a.size(); index++) {
+        TORCH_CHECK(is_read(a[index]) && is_read(b[index]) && a[index].size(0) == b[index].size(1),
+                    "a [r, K], b [O, r]: contiguous float or bfloat16");
+        room += room_of(a[index].numel()) + room_of(strips_of(b[index]) * b[index].size(1) * loraplex::STRIP);
+    }
+    const Tensor memory = at::empty({room}, at::TensorOptions().dtype(at::kBFloat16));
+    std::vector<Tensor> kept_a, kept_b;
+    int64_t first_bad = -1, begin = 0;
+    for (size_t index = 0; index < a.size(); index++) {
+        const Tensor &from_a = a[index], &from_b = b[index];
+        const int64_t rank = from_b.size(1), strips = strips_of(from_b), inputs = from_a.size(1);
+        kept_a.push_back(memory.as_strided({rank, inputs}, {inputs, 1}, begin));
+        begin += room_of(from_a.numel());
+        kept_b.push_back(memory.as_strided({strips, rank, loraplex::STRIP}, {rank * loraplex::STRIP, loraplex::STRIP, 1},
+                                           begin));
+        begin += room_of(strips * rank * loraplex::STRIP);
+        const auto scale = static_cast<float>(scales[index]);
+        const bool is_a_finite =
+            from_a.scalar_type() == at::kFloat
+                ? loraplex::round_factor(from_a.const_data_ptr<float>(), from_a.numel(), write(kept_a.back()))
+                : loraplex::round_factor(read(from_a), from_a.numel(), write(kept_a.back()));
+        const bool is_b_finite =
+            from_b.scalar_type() == at::kFloat
+                ? loraplex::lay_out_strips(from_b.const_data_ptr<float>(), from_b.size(0), rank, scale,
+                                           write(kept_b.back()))
+                : loraplex::lay_out_strips(read(from_b), from_b.size(0), rank, scale, write(kept_b.back()));
+        if (first_bad < 0 && !(is_a_finite && is_b_finite))
+            first_bad = static_cast<int64_t>(index);
+    }
+    return {kept_a, kept_b, first_bad};
 }
 
 bool is_supported() { return loraplex::is_supported(); }
@@ -185,18 +208,18 @@ bool is_supported() { return loraplex::is_supported(); }
 
 TORCH_LIBRARY(loraplex, library) {
     library.def("nf4_linear(Tensor x, Tensor weight, Tensor? bias, int out_features, "
-                "Tensor? a=None, Tensor? b=None, Tensor? first_use=None, "
+                "Tensor? table=None, Tensor? first_use=None, "
                 "Tensor? uses=None, Tensor? weights=None, Tensor? groups=None, Tensor? members=None, "
                 "int hidden_size=0, Tensor? changed=None, Tensor? scale=None, Tensor? shift=None) -> Tensor");
     library.def("bf16_linear(Tensor x, Tensor weight, Tensor? bias, "
-                "Tensor? a=None, Tensor? b=None, Tensor? first_use=None, "
+                "Tensor? table=None, Tensor? first_use=None, "
                 "Tensor? uses=None, Tensor? weights=None, Tensor? groups=None, Tensor? members=None, "
                 "int hidden_size=0, Tensor? changed=None, Tensor? scale=None, Tensor? shift=None) -> Tensor");
     library.def("nf4_row_squares(Tensor weight, int out_features, int in_features) -> Tensor");
     library.def("paged_attention(Tensor query, Tensor(a!) keys, Tensor(b!) values, Tensor slots, Tensor starts, "
                 "Tensor lengths, float scaling, int window, float softcap, Tensor? key=None, Tensor? value=None, "
                 "Tensor? write_slots=None) -> Tensor");
-    library.def("lay_out_factors(Tensor a, Tensor b, float scale) -> (Tensor, Tensor, bool)");
+    library.def("lay_out_factors(Tensor[] a, Tensor[] b, float[] scales) -> (Tensor[], Tensor[], int)");
     library.def("is_supported() -> bool", &is_supported);
 }
 

@@ -20,7 +20,7 @@ from serving.engine.host_adapter import HostAdapter
 from serving.engine.rank_space import Resident, first_gap
 from serving.messages import AdapterUse
 
-# While rows decode, one step copies adapters of at most so many bytes (at least one adapter): about 5 ms.
+# Where adapters are copied, a step in which rows decode copies at most so many bytes (at least one adapter).
 STEP_COPY_BYTES = 16 * 1024 * 1024
 
 
@@ -30,11 +30,15 @@ class Places(Protocol):
     rows: int
 
     @property
+    def copies(self) -> bool:
+        """Whether placing an adapter copies its factors; where it does not, a step may place any number."""
+
+    @property
     def whole_bytes(self) -> int:
         """Memory of what the placed adapters take beside rank rows."""
 
     def place(self, start: int, adapter: AdapterWeights) -> int | None:
-        """Copy an adapter into its rank rows; returns the slot of one that changes more than linear layers."""
+        """Let an adapter into its rank rows; returns the slot of one that changes more than linear layers."""
 
     def clear(self, start: int) -> None:
         """Forget the adapter in these rank rows."""
@@ -90,7 +94,7 @@ class DeviceAdapters:
     # ------------------------------------------------------------------------------------------------- the step
     def begin_step(self, *, is_bounded: bool) -> None:
         """A step begins; where others decode, copying is bounded, so that they do not wait for it."""
-        self._copy_bytes_left = STEP_COPY_BYTES if is_bounded else None
+        self._copy_bytes_left = STEP_COPY_BYTES if is_bounded and self._places.copies else None
 
     def has_turn(self, adapter_bytes: int) -> bool:
         """Whether this step may still copy so much; the first adapter of a step always may."""

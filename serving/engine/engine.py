@@ -140,7 +140,7 @@ class Engine:
 
     def stats(self) -> Stats:
         """A snapshot of queues, memory and counters."""
-        return take_snapshot(self.scheduler, self.counters, slot_bytes=self.runner.sites.arena_bytes)
+        return take_snapshot(self.scheduler, self.counters, slot_bytes=self.runner.sites.factor_bytes)
 
     def check_integrity(self) -> None:
         """Everything that is accounted for adds up."""

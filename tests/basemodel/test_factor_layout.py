@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from basemodel.factor_layout import FactorLayout, LoraPair, is_finite_throughout
+from basemodel.factor_layout import FactorLayout, Factors, LoraPair, is_finite_throughout, lay_out_all
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.packed_linear import STRIP
 
@@ -84,6 +84,30 @@ def test_a_pair_keeps_nothing_of_the_file(layout: FactorLayout) -> None:
     b.zero_()
     assert torch.equal(pair.a, before[0])
     assert torch.equal(pair.b, before[1])
+
+
+@needs_kernels
+def test_an_adapter_is_laid_out_as_its_modules_are() -> None:
+    layouts = (KERNEL, FactorLayout(torch.float32), KERNEL)
+    given = {
+        f"module {index}": Factors(*factors(*shape, dtype), 0.25 * index, layouts[index % 3])
+        for index, shape in enumerate(SHAPES)
+        for dtype in ([torch.float32, torch.float16, torch.bfloat16][index % 3],)
+    }
+    pairs, bad = lay_out_all(given)
+    assert bad is None
+    assert pairs.keys() == given.keys()
+    for path, each in given.items():
+        alone = each.layout.lay_out_reference(each.a, each.b, each.scale)
+        assert alone is not None
+        for ours, theirs in ((pairs[path].a, alone.a), (pairs[path].b, alone.b)):
+            assert ours.is_contiguous()
+            assert ours.dtype == theirs.dtype
+            assert torch.equal(ours, theirs)
+    for path, each in given.items():
+        spoilt = each.b.clone()
+        spoilt[-1, -1] = torch.nan
+        assert lay_out_all(given | {path: Factors(each.a, spoilt, each.scale, each.layout)}) == ({}, path)
 
 
 def test_large_finite_values_are_finite() -> None:

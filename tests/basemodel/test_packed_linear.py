@@ -11,6 +11,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Params4bit
 
 from basemodel.factor_layout import FactorLayout
+from basemodel.factor_table import FactorTable
 from basemodel.four_bit import Linear4bit
 from basemodel.kernels import build
 from basemodel.kernels.library import has_cpu_kernels
@@ -67,15 +68,20 @@ def dense(layer: Linear4bit) -> torch.Tensor:
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(torch.bfloat16)
 
 
-def in_arena(b: torch.Tensor) -> torch.Tensor:
-    """B of A, B and C, which is b [R, O] in their rank rows, as the kernel reads it."""
-    arena = torch.full((len(b), b.shape[1] + -b.shape[1] % STRIP), torch.inf, dtype=b.dtype)  # rows of nobody: anything
-    for adapter in (A, B, C):
-        rows = slice(adapter.start, adapter.start + adapter.rank)
-        pair = FactorLayout(b.dtype, STRIP).lay_out(torch.zeros(adapter.rank, 1), b[rows].T.contiguous(), 1.0)
-        assert pair is not None
-        arena[rows] = pair.b.view(adapter.rank, -1)
-    return arena
+class Placed:
+    """A, B and C with the factors a [R, K] and b [R, O] of their rank rows, as the kernel finds them."""
+
+    def __init__(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        self.factors = FactorTable(RANK_ROWS, ["another", "layer"])
+        for adapter in (A, B, C):
+            rows = slice(adapter.start, adapter.start + adapter.rank)
+            pair = FactorLayout(b.dtype, STRIP).lay_out(a[rows].contiguous(), b[rows].T.contiguous(), 1.0)
+            assert pair is not None
+            self.factors.put(adapter.start, {"layer": pair})
+
+    @property
+    def table(self) -> torch.Tensor:
+        return self.factors.of("layer")
 
 
 @needs_kernels
@@ -87,7 +93,7 @@ def test_it_is_as_exact_as_bitsandbytes(rows: int, out_features: int, in_feature
     x = torch.randn(rows, in_features).to(torch.bfloat16)
     exact = x.double() @ weight.double().T
     theirs = torch.nn.functional.linear(x, weight)
-    ours = PackedLinear(layer)(x, None, None, None)
+    ours = PackedLinear(layer)(x)
     assert ours.shape == exact.shape
     assert (ours.double() - exact).abs().max() <= (theirs.double() - exact).abs().max() * 1.05 + 1e-6
     assert (ours == theirs).float().mean() > 0.99
@@ -99,7 +105,7 @@ def test_bias_and_both_kinds_of_scales(nested: bool) -> None:
     layer = make_layer(48, 128, bias=True, nested=nested)
     x = torch.randn(3, 128).to(torch.bfloat16)
     expected = torch.nn.functional.linear(x.double(), dense(layer).double(), layer.bias.to(torch.bfloat16).double())
-    torch.testing.assert_close(PackedLinear(layer)(x, None, None, None).double(), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(PackedLinear(layer)(x).double(), expected, rtol=1e-2, atol=1e-2)
 
 
 @needs_kernels
@@ -110,12 +116,12 @@ def test_adapters_are_added_as_the_reference_does(name: str) -> None:
     weight = dense(layer)
     torch.manual_seed(1)
     a, b = (0.1 * torch.randn(RANK_ROWS, width).to(torch.bfloat16) for width in (192, 100))
-    a[10 * 3 : 40] = float("inf")  # rows of nobody here: they may hold anything
     x = torch.randn(sum(segment.tokens for segment in segments), 192).to(torch.bfloat16)
     expected = x.double() @ weight.double().T
     add_lora_reference(expected, x.double(), a.double().T, b.double(), segments)
     plan = plan_lora(segments, device=torch.device("cpu"), dtype=torch.float32)
-    ours = PackedLinear(layer)(x, plan, a, in_arena(b)).double()
+    placed = Placed(a, b)
+    ours = PackedLinear(layer)(x, plan, placed.table).double()
     rounding = expected.abs() * 2**-8 + 1e-3
     assert ((ours - expected).abs() <= rounding).all()
     if name != "nobody":
@@ -129,15 +135,15 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     packed = PackedLinear(make_layer(128, 256))
     torch.manual_seed(2)
     a = torch.randn(RANK_ROWS, 256).to(torch.bfloat16)
-    b = in_arena(torch.randn(RANK_ROWS, 128).to(torch.bfloat16))
+    placed = Placed(a, torch.randn(RANK_ROWS, 128).to(torch.bfloat16))
     x = torch.randn(90, 256).to(torch.bfloat16)
     alone = plan_lora([Segment(1, (B,))], device=torch.device("cpu"), dtype=torch.float32)
     for rows in (1, 2, 9, 16, 17, 40, 64, 65, 90):
         for position in {0, rows // 2, rows - 1}:
             neighbours = [Segment(position, (A,)), Segment(1, (B,)), Segment(rows - position - 1, (C, A))]
             plan = plan_lora(neighbours, device=torch.device("cpu"), dtype=torch.float32)
-            batched = packed(x[:rows], plan, a, b)[position]
-            assert torch.equal(batched, packed(x[position : position + 1], alone, a, b)[0]), (rows, position)
+            batched = packed(x[:rows], plan, placed.table)[position]
+            assert torch.equal(batched, packed(x[position : position + 1], alone, placed.table)[0]), (rows, position)
 
 
 @needs_kernels
@@ -145,16 +151,16 @@ def test_what_a_token_chose_does_not_depend_on_how_the_prompt_was_cut() -> None:
     packed = PackedLinear(make_layer(128, 256))
     torch.manual_seed(4)
     a = torch.randn(RANK_ROWS, 256).to(torch.bfloat16)
-    b = in_arena(torch.randn(RANK_ROWS, 128).to(torch.bfloat16))
+    placed = Placed(a, torch.randn(RANK_ROWS, 128).to(torch.bfloat16))
     x = torch.randn(70, 256).to(torch.bfloat16)
     whole = routed(70, (A, B, C), 2)
     assert whole.choice is not None
-    together = packed(x, plan_lora([whole], device=torch.device("cpu"), dtype=torch.float32), a, b)
+    together = packed(x, plan_lora([whole], device=torch.device("cpu"), dtype=torch.float32), placed.table)
     for begin, end in ((0, 1), (1, 18), (18, 19), (19, 70)):
         chosen = whole.choice.part(slice(begin, end))
         part = [Segment(3, (B, C)), Segment(end - begin, whole.adapters, chosen)]
         plan = plan_lora(part, device=torch.device("cpu"), dtype=torch.float32)
-        alone = packed(torch.cat([x[:3], x[begin:end]]), plan, a, b)[3:]
+        alone = packed(torch.cat([x[:3], x[begin:end]]), plan, placed.table)[3:]
         assert torch.equal(alone, together[begin:end]), (begin, end)
 
 

@@ -75,7 +75,8 @@ class Shelf:
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
-        self.arena_bytes = self.whole_bytes = 0
+        self.copies = True
+        self.factor_bytes = self.whole_bytes = 0
         self.lies: list[str | None] = [None] * rows
         self.placed = 0
 
