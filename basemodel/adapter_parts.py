@@ -26,9 +26,9 @@ from basemodel.tensor_file import map_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# Endings of names and what they are: the most frequent first, then the longest. "carried" is a base's weight that was saved
-# along. Of a module of `modules_to_save` whose vocabulary has grown PEFT saves the trained weight twice, and the one before
-# training.
+# Endings of names and what they are: the most frequent first, then the longest. "carried" is a base's weight that was
+# saved along. Of a module of `modules_to_save` whose vocabulary has grown PEFT saves the trained weight twice, and the
+# one before training.
 PARTS = {
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
