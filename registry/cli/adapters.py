@@ -27,9 +27,11 @@ from registry.cli.options import (
     reference_argument,
     version_argument,
 )
-from registry.names import AdapterRef
+from registry.errors import RegistryError
+from registry.names import AdapterRef, parse_alias
 from registry.principal import OPERATOR
-from registry.version import Canary
+from registry.registry import Registry
+from registry.version import Canary, Version
 
 
 @click.command(cls=RegistryCommand)
@@ -60,6 +62,8 @@ def publish(
 
     Publishing the same files again gives the version that has them already.
     """
+    if alias is not None:
+        parse_alias(alias)
     visibility = None if is_public is None else "public" if is_public else "private"
     with call.open_with_bases() as reg:
         outcome = reg.publish_outcome(
@@ -71,13 +75,16 @@ def publish(
             message=message,
         )
         version = outcome.version
-        if alias is not None:
-            reg.promote(f"{version.adapter}@{version.number}", alias, principal=OPERATOR)
+        refusal = None if alias is None else _refusal_of(reg, version, alias)
         base = reg.base(version.base_fingerprint)
+    moved = alias if refusal is None else None
     if call.as_json:
-        report.print_json({"is_new": outcome.is_new, "alias": alias, "version": report.version_document(version)})
+        report.print_json({"is_new": outcome.is_new, "alias": moved, "version": report.version_document(version)})
     else:
-        report.print_publication(outcome, base, alias)
+        report.print_publication(outcome, base, moved)
+    if refusal is not None:
+        name = f"{version.adapter}@{version.number}"
+        raise click.ClickException(f"{name} is published, but {alias} was not moved to it. {refusal.message}")
 
 
 @click.command(cls=RegistryCommand)
@@ -176,6 +183,15 @@ def rollback(call: RegistryCall, adapter: str, *, alias: str, expect: Expected, 
     with call.open() as reg:
         move = reg.rollback(adapter, alias, principal=OPERATOR, expected=expect, evidence=evidence)
     call.show(move, report.print_move)
+
+
+def _refusal_of(reg: Registry, version: Version, alias: str) -> RegistryError | None:
+    """Why the alias cannot move to what was just published; None: it points there."""
+    try:
+        reg.promote(f"{version.adapter}@{version.number}", alias, principal=OPERATOR)
+    except RegistryError as error:
+        return error
+    return None
 
 
 def _pointing(aliases: Mapping[str, int], canaries: Sequence[Canary]) -> dict[int, list[str]]:

@@ -12,7 +12,7 @@ answers in `errors.py`, and runs what blocks in `await hub.run(function, ...)`. 
 captured, decoded; `request.principal` who asks; `request.base_url` the address that the client used;
 `request.pieces(limit_bytes=)`, `request.body()` and `request.json(Struct)` the body, bounded. Routes ask for a
 principal unless they say `access=Access.SIGNED`: then the handler itself checks the signature in the address, or a
-bearer token that it gave out.
+bearer token that it gave out; or `Access.OPEN`, for what clients ask without a token and is about nothing in here.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ _OWN_PREFIXES = (b"/api/", b"/cas/", b"/oauth/")
 _REPO_PATH = re.compile(rb"/[^/]+/(?:[^/]+/resolve/|[^/]+\.git/)")
 _WITHOUT_TENANT = re.compile(rb"/api/models/[^/]+/?$|/[^/]+/resolve/[^/]+/.")
 _OTHER_KINDS = re.compile(rb"/(?:api/)?(?:datasets|spaces|kernels)(?:/|$)")
+NOT_OFFERED = 501
+"""What this registry does not have by design: an answer like any other, and no fault of the server."""
+
 _HOST = re.compile(r"[A-Za-z0-9.\-_]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
 
 logger = logging.getLogger(__name__)
@@ -95,7 +98,8 @@ class HubApp:
                 assert principal is not None
                 return _no_route(raw_path, found)
             is_repo = "{tenant}" in found.route.pattern
-            principal = None if found.route.access is Access.SIGNED else await self._authenticate(scope)
+            asks_who = found.route.access is Access.PRINCIPAL
+            principal = await self._authenticate(scope) if asks_who else None
             request = Request(
                 scope,
                 receive,
@@ -109,7 +113,7 @@ class HubApp:
             raise
         except RegistryError as error:
             failure = failure_of(error)
-            if failure.status >= 500:
+            if failure.status >= 500 and failure.status != NOT_OFFERED:
                 logger.error("%s %s failed (request %s): %s", scope["method"], scope["path"], request_id, error)
             return _error_response(_hide(failure, error, is_repo=is_repo))
         except Exception:

@@ -19,7 +19,7 @@ from registry.hub.errors import HubError
 from registry.hub.repo import Repo
 from registry.hub.request import Request
 from registry.hub.response import Response, json_response, next_link
-from registry.hub.routing import Route
+from registry.hub.routing import Access, Route
 from registry.hub.times import hub_time
 from registry.hub.tree import content_oid, is_true, lfs_info
 from registry.principal import Principal
@@ -27,6 +27,8 @@ from registry.repositories import Order, Position, Repository
 from registry.snapshots import Snapshot
 from registry.version import Version, Visibility
 
+CHECKED_BYTES_LIMIT = 2_000_000
+"""A card that is sent to be checked, as JSON."""
 PAGE = 100
 PAGE_LIMIT = 1_000
 FULL_PAGE_LIMIT = 100
@@ -40,9 +42,14 @@ CARD_PATH = "/registry/v1/card"
 _SORTS = {"lastModified": Order.UPDATED, "createdAt": Order.CREATED}
 _LISTED_FIELDS = frozenset("search author filter sort direction limit full cardData config expand cursor".split())
 _FIELDS = frozenset(
-    "author baseModels cardData config createdAt disabled downloads downloadsAllTime gated lastModified library_name "
-    "likes pipeline_tag private safetensors sha siblings tags usedStorage trendingScore".split()
+    "author baseModels cardData config createdAt disabled downloads gated lastModified library_name "
+    "likes pipeline_tag private safetensors sha siblings tags usedStorage xetEnabled".split()
 )
+_UNKNOWN_HERE = frozenset(
+    "childrenModelCount downloadsAllTime evalResults gguf inference inferenceProviderMapping mask_token model-index "
+    "resourceGroup spaces transformersInfo trendingScore widgetData".split()
+)
+"""What clients may ask for by name and a registry of adapters cannot say: null."""
 _DEEP = frozenset("cardData config library_name pipeline_tag safetensors siblings tags usedStorage".split())
 """What only a repository's files say, in whole or in part."""
 
@@ -50,7 +57,7 @@ _DEEP = frozenset("cardData config library_name pipeline_tag safetensors sibling
 class YamlCheck(msgspec.Struct, frozen=True, rename={"repo_type": "repoType"}):
     """Body of validate-yaml."""
 
-    content: Annotated[str, msgspec.Meta(max_length=4_000_000)]
+    content: Annotated[str, msgspec.Meta(max_length=CHECKED_BYTES_LIMIT)]
     repo_type: str = "model"
 
 
@@ -80,11 +87,11 @@ async def list_models(hub: Hub, request: Request) -> Response:
     return json_response(documents, headers=headers)
 
 
-async def validate_yaml(_: Hub, request: Request) -> Response:
-    """POST /api/validate-yaml: whether a card's metadata can be read."""
-    body = await request.json(YamlCheck)
+async def validate_yaml(hub: Hub, request: Request) -> Response:
+    """POST /api/validate-yaml: whether a card's metadata can be read. Clients ask without their token."""
+    body = await request.json(YamlCheck, limit_bytes=CHECKED_BYTES_LIMIT)
     try:
-        read_card(body.content.encode("utf-8", "replace")[: CARD_BYTES_LIMIT + 1])
+        await hub.run(read_card, body.content.encode("utf-8", "replace")[: CARD_BYTES_LIMIT + 1])
     except CardError as error:
         return json_response({"errors": [{"message": str(error)}], "warnings": []}, status=400)
     return json_response({"errors": [], "warnings": []})
@@ -182,6 +189,7 @@ def _document(
         "tags": _tags(base, card),
         "downloads": 0,
         "likes": 0,
+        "xetEnabled": True,
         "library_name": card.get("library_name") or ("peft" if is_adapter else None),
         "pipeline_tag": card.get("pipeline_tag") or ("text-generation" if is_adapter else None),
         "cardData": dict(card) or None,
@@ -235,7 +243,7 @@ def _version(version: Version) -> dict[str, Any]:
 def _expanded(query: list[tuple[str, str]]) -> frozenset[str] | None:
     """The fields that were asked for by name; None where none was."""
     wanted = frozenset(value for key, value in query if key in ("expand", "expand[]"))
-    if unknown := sorted(wanted - _FIELDS):
+    if unknown := sorted(wanted - _FIELDS - _UNKNOWN_HERE):
         raise HubError(400, f"This registry knows no field {unknown[0][:40]!r} of a model.")
     return wanted or None
 
@@ -259,7 +267,7 @@ def _decode_cursor(text: str) -> Position:
 
 ROUTES = (
     Route("GET", "/api/models", list_models),
-    Route("POST", "/api/validate-yaml", validate_yaml),
+    Route("POST", "/api/validate-yaml", validate_yaml, Access.OPEN),
     Route("GET", "/api/models/{tenant}/{name}", model_info),
     Route("GET", "/api/models/{tenant}/{name}/revision/{revision}", model_info),
 )

@@ -49,8 +49,8 @@ class Request:
 
     @property
     def principal(self) -> Principal:
-        """Who asks. A route that is opened by a signature has none."""
-        assert self._principal is not None, "a signed route has no principal"
+        """Who asks. A route that is signed or open has none."""
+        assert self._principal is not None, "a signed or open route has no principal"
         return self._principal
 
     @property

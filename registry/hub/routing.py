@@ -31,6 +31,8 @@ class Access(Enum):
     """A bearer token, or the local operator."""
     SIGNED = "signed"
     """An address that carries its own signature; the handler checks it."""
+    OPEN = "open"
+    """Nothing: clients send no token here. The handler reads and changes nothing of the registry."""
 
 
 @dataclass(frozen=True)

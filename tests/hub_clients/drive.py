@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import io
 import json
+import shutil
 import sys
 import time
 import traceback
@@ -21,14 +22,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationCopy,
     CommitOperationDelete,
     HfApi,
     HfFileSystem,
+    ModelCard,
     get_hf_file_metadata,
     hf_hub_url,
+    metadata_update,
 )
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import HfHubHTTPError
@@ -396,6 +400,24 @@ def ranges(client: Client) -> None:
         stream.seek(5)
         assert stream.read(11) == content[5:16]
     assert f"{client.repo}/{ADAPTER}" in files.ls(client.repo, detail=False)
+
+
+@feature("read", "upload_large_folder, where the client has it; ModelCard.push_to_hub and load")
+def large_folders_and_cards(client: Client) -> None:
+    repo = f"{client.tenant}/large-folder"
+    client.api.create_repo(repo)
+    if hasattr(client.api, "upload_large_folder"):
+        folder = shutil.copytree(client.adapter, client.work / "large-folder")  # it leaves a cache of its own behind
+        client.api.upload_large_folder(
+            repo_id=repo, folder_path=folder, repo_type="model", num_workers=2, print_report=False
+        )
+        assert [tag.name for tag in client.api.list_repo_refs(repo).tags] == ["v1"]
+    if int(huggingface_hub.__version__.split(".")[0]) < 2:
+        return  # they ask huggingface.co about cards, whatever HF_ENDPOINT says
+    ModelCard("---\nlicense: mit\n---\n# Hello\n").push_to_hub(repo)
+    metadata_update(repo, {"language": "en"})
+    assert ModelCard.load(repo).data.to_dict() == {"license": "mit", "language": "en"}
+    raises(ValueError, lambda: ModelCard("---\nlicense: &x [*x]\n---\n").validate())
 
 
 def tensors() -> bytes:

@@ -155,6 +155,25 @@ def test_json(shell: Shell, make_adapter: MakeAdapter, tmp_path: Path) -> None:
     assert shell.json("promote", "acme/a@2", "--alias", "new", "--expect", "none")["from_number"] is None
 
 
+def test_publish_with_an_alias_that_is_refused(shell: Shell, make_adapter: MakeAdapter) -> None:
+    folder = make_adapter()
+    assert "is not an alias" in shell.refused("publish", folder, "acme/a", "--alias", "7")
+    assert "There is no registry" in shell.refused("ls"), "refused before anything is done"
+
+    shell.ok("publish", folder, "acme/a", "--alias", "prod")
+    with registry.open(shell.home / "registry") as reg:
+        reg.set_policy("acme/a", "prod", {"approvals": 1}, principal=registry.Principal.operator())
+    result = shell.run("publish", make_adapter(seed=2), "acme/a", "--alias", "prod")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("Published acme/a@2\n")
+    assert result.stderr.startswith(
+        "Error: acme/a@2 is published, but prod was not moved to it. Version 2 of 'acme/a' does"
+    )
+    result = shell.run("publish", make_adapter(seed=2), "acme/a", "--alias", "prod", "--json")
+    document = json.loads(result.stdout)
+    assert (result.exit_code, document["alias"], document["version"]["number"]) == (1, None, 2)
+
+
 def test_tenants_and_tokens(shell: Shell) -> None:
     assert "loraplex token create --tenant acme" in shell.ok("tenant", "create", "acme")
     assert shell.json("tenant", "create", "globex")["name"] == "globex"

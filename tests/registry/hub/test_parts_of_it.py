@@ -77,6 +77,7 @@ def test_model_cards() -> None:
         b"---\na: " + b"[" * 40 + b"]" * 40 + b"\n---\n",
         b"---\na: \xff\n---\n",
         b"---\na: " + b"[" * 20_000 + b"\n---\n",
+        b"---\na: [" + b"1," * 12_000 + b"]\n---\n",
     ):
         with pytest.raises(CardError):
             read_card(broken)

@@ -9,11 +9,12 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.hf_api import ExpandModelProperty_T
 
 import registry
 from registry.file_entry import Blob
@@ -278,6 +279,20 @@ def test_malformed_bodies_are_refused(raw: httpx.Client) -> None:
 
 @pytest.mark.sqlite_only
 @pytest.mark.usefixtures("repo")
+def test_every_field_that_a_client_can_name(raw: httpx.Client) -> None:
+    fields = [*get_args(ExpandModelProperty_T), "xetEnabled"]  # the last one: releases before 1.0
+    assert len(fields) > 20
+    for address in (REPO, "/api/models"):
+        answer = raw.get(address, params=[("expand", field) for field in fields])
+        assert answer.status_code == 200, answer.text
+        document = answer.json() if address == REPO else answer.json()[0]
+        assert set(fields) <= set(document)
+    assert document["xetEnabled"] is True
+    assert raw.get(REPO, params={"expand": "nonsense"}).status_code == 400
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.usefixtures("repo")
 def test_bodies_are_bounded(raw: httpx.Client) -> None:
     assert commit(raw, inline("a.txt", b"x" * 40_000)).status_code == 413
     assert raw.post(f"{REPO}/commit/main", content=(b"x" for _ in range(60_000))).status_code == 413, (
@@ -333,9 +348,12 @@ def test_every_route_asks_who_it_is(server: Server) -> None:
         for route in app.table.routes:
             address = route.pattern.replace("{", "").replace("...}", "").replace("}", "")
             answer = nobody.request(route.method, address)
-            expected = (400, 401, 403) if route.access is Access.SIGNED else (401,)
+            expected = (400, 401, 403) if route.access is not Access.PRINCIPAL else (401,)
             assert answer.status_code in expected, (route.method, route.pattern, answer.status_code)
             assert app.takes(address.encode()), address
+        check = nobody.post("/api/validate-yaml", json={"content": "---\na: 1\n---\n"})
+        assert check.json() == {"errors": [], "warnings": []}, "clients check a card without their token"
+    assert [route.pattern for route in app.table.routes if route.access is Access.OPEN] == ["/api/validate-yaml"]
     app.close()
 
 
