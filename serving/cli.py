@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 import uvloop
 
-import registry
 from registry import Principal, Registry
+from registry.cli.place import REGISTRY_FOLDER, Place, blobs_option, given_blobs, registry_option
 from registry.cli.server_options import (
     grace_option,
     log_level_option,
@@ -25,6 +25,7 @@ from registry.cli.server_options import (
 )
 from registry.errors import RegistryError
 from registry.listening import url_of
+from registry.opening import open_registry
 from registry.version import AdapterSummary
 from serving.api.service import Service
 from serving.errors import ServingError
@@ -56,12 +57,8 @@ MEBIBYTE = 1024 * 1024
     show_default=True,
     help="Where bases, adapters and the registry lie.",
 )
-@click.option(
-    "--registry",
-    "registry_place",
-    default=None,
-    help="The registry: a folder, or http://HOST:PORT.  [default: HOME/registry]",
-)
+@registry_option
+@blobs_option
 @click.option(
     "--token",
     envvar="LORAPLEX_TOKEN",
@@ -143,7 +140,7 @@ def serve(
     host: str,
     port: int,
     home: Path,
-    registry_place: str | None,
+    registry: Place | None,
     token: str | None,
     device: str,
     threads: int | None,
@@ -171,10 +168,12 @@ def serve(
 ) -> None:
     """Serve one base and every adapter of the registry, with an OpenAI-compatible API."""
     home = home.expanduser()
+    place = registry or home / REGISTRY_FOLDER
     settings = ServingSettings(
         home=home,
-        registry=registry_place or str(home / "registry"),
+        registry=str(place),
         registry_token=token,
+        registry_blobs=given_blobs(click.get_current_context().meta, place),
         host=host,
         port=port,
         base=base,
@@ -214,7 +213,8 @@ def serve(
 
 def serve_settings(settings: ServingSettings) -> None:
     """Serve until a signal. Raises ServingError or RegistryError with a message for the terminal."""
-    with registry.open(settings.registry, token=settings.registry_token) as opened:
+    place, blobs = settings.registry, settings.registry_blobs
+    with open_registry(place, token=settings.registry_token, blobs=blobs) as opened:
         settings.refuse_open_server(has_tokens=opened.has_tokens())
         with open_port(settings.host, settings.port) as listener:
             click.echo(f"Loading the base {settings.base} ({settings.mode}) on {settings.device} ...")

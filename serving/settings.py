@@ -54,8 +54,9 @@ class LimitSettings:
 class ServingSettings:
     """Everything that `loraplex serve` is told.
 
-    `registry` is a folder or a URL; `registry_token` is what the server itself asks one over HTTP with. `metrics_open`
-    serves /metrics without a token. `speculative_ngram` is for requests that do not say.
+    `registry` is a folder or a URL; `registry_token` is what the server itself asks one over HTTP with;
+    `registry_blobs` is where the files of one in PostgreSQL are. `metrics_open` serves /metrics without a token.
+    `speculative_ngram` is for requests that do not say.
     `keep` are models whose adapters stay in memory. `upkeep`: this server does its share of its registry's upkeep.
     The engine's fields have the meanings of `serving.messages.EngineSettings`.
     """
@@ -63,6 +64,7 @@ class ServingSettings:
     home: Path
     registry: str
     registry_token: str | None = field(default=None, repr=False)
+    registry_blobs: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     base: str = "embedded"

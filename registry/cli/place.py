@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +57,7 @@ def _keep_blobs(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 def place_options(command: Command) -> Command:
     """Add --home, --registry, --token and --blobs: where the registry is, and what it is asked with."""
-    for option in (_blobs_option, token_option, registry_option):
+    for option in (blobs_option, token_option, registry_option):
         command = option(command)
     return click.option(
         "--home",
@@ -85,7 +85,7 @@ token_option = click.option(
     callback=_keep(_TOKEN),
     help="What a registry over HTTP is asked with.",
 )
-_blobs_option = click.option(
+blobs_option = click.option(
     "--blobs",
     envvar="LORAPLEX_BLOBS",
     default=None,
@@ -107,14 +107,18 @@ def open_given(place: Place, *, create: bool = True) -> Registry:
     meta = {} if ctx is None else ctx.meta
     if scheme_of(place) in HTTP_SCHEMES:
         return open_registry(place, token=meta.get(_TOKEN), progress=progress_of(ctx))
-    blobs = meta.get(_BLOBS_OF_FOLDER if scheme_of(place) is None else _BLOBS)
-    return open_registry(place, blobs=blobs, create=create)
+    return open_registry(place, blobs=given_blobs(meta, place), create=create)
+
+
+def given_blobs(meta: Mapping[str, Any], place: Place) -> str | None:
+    """What --blobs says of the registry at this place; `meta` is that of the running command."""
+    blobs: str | None = meta.get(_BLOBS_OF_FOLDER if scheme_of(place) is None else _BLOBS)
+    return None if scheme_of(place) in HTTP_SCHEMES else blobs
 
 
 def open_briefly(ctx: click.Context, home: Path, registry: Place | None) -> Registry:
     """As `open_place`, for somebody who waits at a prompt: a registry over HTTP is asked once, and not for long."""
     place = registry or home / REGISTRY_FOLDER
     if scheme_of(place) not in HTTP_SCHEMES:
-        blobs = ctx.meta.get(_BLOBS_OF_FOLDER if scheme_of(place) is None else _BLOBS)
-        return open_registry(place, blobs=blobs, create=False)
+        return open_registry(place, blobs=given_blobs(ctx.meta, place), create=False)
     return cast("Registry", RemoteRegistry(str(place), token=ctx.meta.get(_TOKEN), is_patient=False))

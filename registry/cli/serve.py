@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from registry.cli.options import HomePath, RegistryCommand
+from registry.cli.place import blobs_option, given_blobs
 from registry.cli.server_options import (
     grace_option,
     log_level_option,
@@ -30,7 +31,7 @@ from registry.server import open_port, read_operator_secret, refuse_open_server,
     metavar="DIR|URL",
     help="The registry: a folder (made where there is none) or postgresql://.",
 )
-@click.option("--blobs", default=None, metavar="DIR|URL", help="Where the files are, if not in the folder: s3://...")
+@blobs_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address; beyond this machine it needs tokens.")
 @port_option(8001)
 @click.option("--public-url", default=None, metavar="URL", help="The address that clients use, behind a proxy.")
@@ -53,7 +54,6 @@ from registry.server import open_port, read_operator_secret, refuse_open_server,
 def serve(
     data: str,
     *,
-    blobs: str | None,
     host: str,
     port: int,
     public_url: str | None,
@@ -75,6 +75,7 @@ def serve(
         upkeep=upkeep,
     )
     place = data if "://" in data else Path(data).expanduser()
+    blobs = given_blobs(click.get_current_context().meta, place)
     with open_registry(place, blobs=blobs) as registry:
         refuse_open_server(registry, host, settings)
         with open_port(host, port) as listener:

@@ -125,3 +125,25 @@ def test_shell_completion_lists_commands() -> None:
         prog_name="loraplex",
     )  # fmt: skip
     assert "promote" in result.output
+
+
+def test_what_names_the_registry_has_one_name_in_the_environment() -> None:
+    """`LORAPLEX_REGISTRY` names it for every command: one that forgets it acts on another registry."""
+    names = {"--registry": "LORAPLEX_REGISTRY", "--token": "LORAPLEX_TOKEN", "--blobs": "LORAPLEX_BLOBS"}
+    found: dict[str, list[str]] = {}
+
+    def walk(path: str, command: click.Command) -> None:
+        if isinstance(command, click.Group):
+            for name, child in command.commands.items():
+                walk(f"{path} {name}", child)
+        options = {flag: param for param in command.params for flag in param.opts}
+        if path != " doctor":  # it looks at a folder of this machine
+            for option in options.keys() & names.keys():
+                assert options[option].envvar == names[option], (path, option)
+                found.setdefault(option, []).append(path)
+            assert ("--registry" in options) <= ("--blobs" in options), path
+
+    for name in COMMANDS:
+        walk(f" {name}", COMMANDS[name].load())
+    assert all(" serve" in found[option] for option in names)
+    assert " registry serve" in found["--blobs"]
