@@ -84,51 +84,62 @@ void dequantize_strip(const uint8_t *strip, int64_t blocks, uint16_t *tiles) {
 }
 
 // One strip's part of a block: its products, and between them its next block is dequantized, so that both units have work.
+// A product waits for the load of its tile, and what comes behind it waits too: rows of the next block come in between.
 template <int strip>
 inline void multiply_block(const uint8_t *ahead, const uint8_t *next, const uint16_t *now, uint16_t *then) {
     prefetch_unit(ahead);
     _tile_loadd(4, now, 64);
+    dequantize_rows<0, 6>(next, then);
     if constexpr (strip == 0)
         _tile_dpbf16ps(0, 4, 6);
     else
         _tile_dpbf16ps(1, 4, 6);
-    dequantize_rows<0, 8>(next, then);
+    dequantize_rows<6, 8>(next, then);
     _tile_loadd(5, now + TILE_VALUES, 64);
+    dequantize_rows<8, 14>(next, then);
     if constexpr (strip == 0)
         _tile_dpbf16ps(0, 5, 7);
     else
         _tile_dpbf16ps(1, 5, 7);
-    dequantize_rows<8, 16>(next, then);
+    dequantize_rows<14, 16>(next, then);
 }
 
-// Sums of one strip or two for up to 16 rows, straight from the codes: sums [count][16 outputs][16 rows]. `following` are
-// the codes of the strips that come next: memory is asked for them towards the end.
+// Two strips that are multiplied together: their codes, those of the strips that come next (the same ones where there are
+// none), and where memory is asked for them.
+struct Pair {
+    const uint8_t *codes[2];
+    const uint8_t *next[2];
+    const uint8_t *following[2];
+};
+
+// Sums of one strip or two for up to 16 rows, straight from the codes: sums [count][16 outputs][16 rows]. Tiles [2 turns]
+// [2 strips]: block 0 lies in those of `turn` already, and when it returns, block 0 of the next strips in those of
+// the turn that it returns.
 template <int count>
-void multiply_few(const Strip *strips, const uint8_t *const *following, const uint16_t *packed, int64_t blocks,
-                  float *sums) {
-    alignas(64) uint16_t tiles[2][count][2 * TILE_VALUES]; // of this block and of the next
+int64_t multiply_few(const Pair &pair, const uint16_t *packed, int64_t blocks, uint16_t (*tiles)[2][2 * TILE_VALUES],
+                     int64_t turn, float *sums) {
     _tile_zero(0);
     _tile_zero(1);
-    for (int strip = 0; strip < count; strip++)
-        dequantize_rows<0, 16>(strips[strip].codes, tiles[0][strip]);
-    for (int64_t block = 0; block < blocks; block++) {
-        const int64_t next = std::min(block + 1, blocks - 1) * UNIT_BYTES; // the last one once more, for nobody
+    for (int64_t block = 0; block < blocks; block++, turn ^= 1) {
+        const bool is_end = block + 1 == blocks;
         const int64_t ahead = block + PREFETCH_UNITS;
-        const auto far = [&](int strip) {
-            return ahead < blocks ? strips[strip].codes + ahead * UNIT_BYTES
-                                  : following[strip] + (ahead - blocks) * UNIT_BYTES;
+        const auto next = [&](int strip) {
+            return is_end ? pair.next[strip] : pair.codes[strip] + (block + 1) * UNIT_BYTES;
         };
-        const auto &now = tiles[block & 1];
-        auto &then = tiles[(block + 1) & 1];
+        const auto far = [&](int strip) {
+            return ahead < blocks ? pair.codes[strip] + ahead * UNIT_BYTES
+                                  : pair.following[strip] + (ahead - blocks) * UNIT_BYTES;
+        };
         _tile_loadd(6, packed + block * 2 * TILE_VALUES, 64);
         _tile_loadd(7, packed + (block * 2 + 1) * TILE_VALUES, 64);
-        multiply_block<0>(far(0), strips[0].codes + next, now[0], then[0]);
+        multiply_block<0>(far(0), next(0), tiles[turn][0], tiles[turn ^ 1][0]);
         if constexpr (count == 2)
-            multiply_block<1>(far(1), strips[1].codes + next, now[1], then[1]);
+            multiply_block<1>(far(1), next(1), tiles[turn][1], tiles[turn ^ 1][1]);
     }
     _tile_stored(0, sums, 64);
     if constexpr (count == 2)
         _tile_stored(1, sums + 256, 64);
+    return turn;
 }
 
 // Memory is asked for one block of 16 rows of a matrix [O, K], as they lie one after the other.
@@ -406,39 +417,48 @@ void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, in
 void prefetch_codes(const uint8_t *codes, int64_t block) { prefetch_unit(codes + block * UNIT_BYTES); }
 void prefetch_dense(const uint16_t *rows, int64_t block) { prefetch_rows(rows, block); }
 
-void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t in_features,
-                     const Scratch &scratch) {
-    const int64_t blocks = in_features / BLOCK;
-    alignas(64) float sums[4 * 256];
-    const auto expand_of = [&](const Strip &strip) {
-        if (strip.adapters)
-            expand(*strip.adapters, strip.index, scratch.deltas);
-    };
-    // Two strips after this one, or where they would lie if the strips went on as they do.
+// Up to 16 rows: strips two at a time, and while one pair is multiplied the next one is dequantized.
+void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t blocks,
+                    float *deltas) {
+    alignas(64) float sums[2 * 256];
+    alignas(64) uint16_t tiles[2][2][2 * TILE_VALUES];
+    // The strip two further on, or where it would lie if the strips went on as they do.
     const auto following = [&](int64_t at) {
         return at + 2 < count ? strips[at + 2].codes
                               : strips[at].codes + (at >= 2 ? strips[at].codes - strips[at - 2].codes
                                                             : 2 * blocks * UNIT_BYTES);
     };
+    for (int64_t at = 0; at < std::min<int64_t>(count, 2); at++)
+        dequantize_rows<0, 16>(strips[at].codes, tiles[0][at]);
+    int64_t turn = 0;
+    for (int64_t at = 0; at < count; at += 2) {
+        const int64_t other = std::min(at + 1, count - 1);
+        const auto next = [&](int64_t index) { return strips[index + 2 < count ? index + 2 : index].codes; };
+        const Pair pair{{strips[at].codes, strips[other].codes}, {next(at), next(other)}, {following(at), following(other)}};
+        turn = other > at ? multiply_few<2>(pair, packed, blocks, tiles, turn, sums)
+                          : multiply_few<1>(pair, packed, blocks, tiles, turn, sums);
+        for (int64_t index = at; index <= other; index++) {
+            if (strips[index].adapters)
+                expand(*strips[index].adapters, strips[index].index, deltas);
+            finish(sums + (index - at) * 256, 0, rows, strips[index], deltas);
+        }
+    }
+}
+
+void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t in_features,
+                     const Scratch &scratch) {
+    const int64_t blocks = in_features / BLOCK;
+    alignas(64) float sums[4 * 256];
     configure_tiles();
+    if (rows <= TILE_ROWS) {
+        multiply_pairs(strips, count, packed, rows, blocks, scratch.deltas);
+        _tile_release();
+        return;
+    }
     for (int64_t at = 0; at < count; at++) {
         const Strip &strip = strips[at];
-        const uint8_t *const next[] = {following(at), following(std::min(at + 1, count - 1))};
-        if (rows <= TILE_ROWS && at + 1 < count) {
-            multiply_few<2>(&strip, next, packed, blocks, sums);
-            expand_of(strip);
-            finish(sums, 0, rows, strip, scratch.deltas);
-            expand_of(strips[++at]);
-            finish(sums + 256, 0, rows, strips[at], scratch.deltas);
-            continue;
-        }
-        if (rows <= TILE_ROWS) {
-            multiply_few<1>(&strip, next, packed, blocks, sums);
-            expand_of(strip);
-            finish(sums, 0, rows, strip, scratch.deltas);
-            continue;
-        }
-        expand_of(strip);
+        if (strip.adapters)
+            expand(*strip.adapters, strip.index, scratch.deltas);
         dequantize_strip(strip.codes, blocks, scratch.tiles);
         for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
             const int64_t present = std::min(CHUNK_ROWS, rows - row);
