@@ -16,11 +16,12 @@ from loraplex.settings import read_settings
 COMMANDS = {
     "train": LazyCommand("trainer.cli:train", "Train a LoRA or QLoRA adapter."),
     "publish": LazyCommand("registry.cli.adapters:publish", "Publish an adapter folder as a new version."),
-    "ls": LazyCommand("registry.cli.adapters:ls", "List adapters, or the versions of one."),
+    "ls": LazyCommand("registry.cli.adapters:ls", "List adapters, a tenant's, or the versions of one."),
     "show": LazyCommand("registry.cli.adapters:show", "Show a version: files, base, training, metrics."),
     "pull": LazyCommand("registry.cli.adapters:pull", "Copy a version out of the registry, each byte checked."),
     "promote": LazyCommand("registry.cli.adapters:promote", "Move an alias to a version."),
     "rollback": LazyCommand("registry.cli.adapters:rollback", "Move an alias back to where it was before."),
+    "alias": LazyCommand("registry.cli.aliases:alias", "List aliases and their moves, and delete them."),
     "export": LazyCommand("registry.cli.archives:export", "Write versions into an archive or an OCI layout."),
     "import": LazyCommand("registry.cli.archives:import_", "Publish what export has written, judged again."),
     "mirror": LazyCommand("registry.cli.mirrors:mirror", "Pull adapters in from another Hub."),

@@ -4,7 +4,9 @@ A move reads the alias, compares it with what the caller expected, and writes, w
 Rolling back undoes promotions one by one, as a stack (`rollback.py`).
 
 Where the alias has a policy, a promotion passes its gate in the same transaction (`gates.py`); a rollback is never held
-up. Both end the alias's canary.
+up. A deletion takes the alias away and keeps its history and its policy; it needs the role admin where there is a
+policy, because a new alias has no incumbent that a margin would be measured against. Each of them ends the alias's
+canary.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry import audit, events
-from registry.alias_rows import find_moves, record_move, to_move
+from registry.alias_rows import current_number, find_moves, record_move, to_move
 from registry.database import Database
 from registry.errors import AliasMovedError, ConflictError, GateError, NotFoundError
 from registry.events import EventKind
 from registry.gates import Signers, judge, refuse
 from registry.lookup import find_adapter, find_version
-from registry.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
+from registry.models import AdapterRow, AliasMoveRow, AliasPolicyRow, AliasRow, VersionRow
 from registry.names import AdapterName, AdapterRef
 from registry.policies import GateVerdict
-from registry.principal import Principal
+from registry.principal import Principal, Role
 from registry.rollback import numbers_moved_to, promotions_in_force, rollback_target
 from registry.trees import kind_of_ref
 from registry.version import AliasMove, MoveKind, Visibility
@@ -69,12 +71,12 @@ class Aliases:
             return {row.name: row.number for row in found}
 
     def history(self, name: AdapterName, alias: str, principal: Principal) -> list[AliasMove]:
-        """Every move of an alias, newest first. Raises NotFoundError."""
+        """Every move of an alias, newest first, also of one that was deleted. Raises NotFoundError."""
         with self._database.reading() as session:
             adapter = find_adapter(session, name, principal)
             moves = find_moves(session, adapter, alias)
             if not moves:
-                raise _missing_alias(name, alias)
+                raise missing_alias(name, alias)
             return [to_move(name, move) for move in reversed(moves)]
 
     def promote(
@@ -93,9 +95,9 @@ class Aliases:
                 version, _, _ = find_version(session, ref, principal)
                 moves = find_moves(session, adapter, alias)
                 _compare(name, alias, moves, expected)
-                if moves and moves[-1].to_number == version.number:
+                if current_number(moves) == version.number:
                     return to_move(name, moves[-1])
-                if not moves:
+                if current_number(moves) is None:
                     _refuse_taken(session, adapter, name, alias)
                 gate = self._pass_gate(session, name, adapter, alias, moves, version)
                 kind = MoveKind.PROMOTE
@@ -123,8 +125,8 @@ class Aliases:
         with self._database.writing() as session:
             adapter = find_adapter(session, name, principal, lock=True)
             moves = find_moves(session, adapter, alias)
-            if not moves:
-                raise _missing_alias(name, alias)
+            if current_number(moves) is None:
+                raise missing_alias(name, alias)
             _compare(name, alias, moves, expected)
             number = rollback_target(moves, numbers_moved_to(session, adapter.id))
             if number is None:
@@ -132,7 +134,25 @@ class Aliases:
             query = select(VersionRow).where(VersionRow.adapter_id == adapter.id, VersionRow.number == number)
             version = session.scalars(query).one()
             kind = MoveKind.ROLLBACK
-            return record_move(session, name, adapter, alias, kind, moves, version, evidence, principal, None)
+            return record_move(session, name, adapter, alias, kind, moves, version, evidence, principal)
+
+    def delete(
+        self, name: AdapterName, alias: str, *, expected: Expected, evidence: str, principal: Principal
+    ) -> AliasMove:
+        """Take the alias away; what it pointed at and would be rolled back to is not kept for its sake any more.
+
+        Raises NotFoundError, AliasMovedError, and PermissionDeniedError where it has a policy and the caller is no
+        admin.
+        """
+        with self._database.writing() as session:
+            adapter = find_adapter(session, name, principal, lock=True)
+            moves = find_moves(session, adapter, alias)
+            if current_number(moves) is None:
+                raise missing_alias(name, alias)
+            if session.get(AliasPolicyRow, (adapter.id, alias)) is not None:
+                principal.require(Role.ADMIN, name, action="delete an alias with a policy of")
+            _compare(name, alias, moves, expected)
+            return record_move(session, name, adapter, alias, MoveKind.DELETE, moves, None, evidence, principal)
 
     def _pass_gate(
         self,
@@ -158,9 +178,9 @@ class Aliases:
         version: VersionRow,
     ) -> GateVerdict | None:
         incumbent = None
-        if moves:
+        if (number := current_number(moves)) is not None:
             query = select(VersionRow).where(VersionRow.adapter_id == adapter.id)
-            incumbent = session.scalar(query.where(VersionRow.number == moves[-1].to_number))
+            incumbent = session.scalar(query.where(VersionRow.number == number))
         return judge(
             session,
             name,
@@ -211,16 +231,17 @@ def _refuse_taken(session: Session, adapter: AdapterRow, name: AdapterName, alia
 
 
 def _compare(name: AdapterName, alias: str, moves: list[AliasMoveRow], expected: Expected) -> None:
-    actual = moves[-1].to_number if moves else None
+    actual = current_number(moves)
     if isinstance(expected, AtSequence):
-        if expected.sequence != len(moves):
+        if expected.sequence != len(moves) or actual is None:
             seen = moves[: expected.sequence]
             raise AliasMovedError(str(name), alias, expected=seen[-1].to_number if seen else None, actual=actual)
     elif not isinstance(expected, Expectation) and expected != actual:
         raise AliasMovedError(str(name), alias, expected=expected, actual=actual)
 
 
-def _missing_alias(name: AdapterName, alias: str) -> NotFoundError:
+def missing_alias(name: AdapterName, alias: str) -> NotFoundError:
+    """The error for an alias that was never there, or was deleted."""
     return NotFoundError("alias", f"{name}@{alias}", f"See its versions and aliases with `loraplex show {name}`.")
 
 

@@ -76,7 +76,7 @@ class ArchivedMove(msgspec.Struct, frozen=True):
     sequence: _Number
     kind: _Short
     from_number: _Number | None
-    to_number: _Number
+    to_number: _Number | None
     actor: _Short
     evidence: _Text
     moved_at: datetime
@@ -223,7 +223,7 @@ class Importer:
         for alias in sorted({move.alias for move in self._index.moves}) if with_aliases else ():
             parse_alias(alias)
             for move in promotions_in_force(move for move in self._index.moves if move.alias == alias):
-                if move.to_number in numbers:
+                if move.to_number is not None and move.to_number in numbers:
                     ref = f"{self.adapter}@{numbers[move.to_number]}"
                     self._reg.promote(ref, alias, principal=self._principal, evidence=_provenance(self._index, move))
                     aliases[alias] = numbers[move.to_number]

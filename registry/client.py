@@ -79,6 +79,7 @@ class RemoteRegistry:
     alias_history = _aliases.method(RemoteAliases.alias_history)
     promote = _aliases.method(RemoteAliases.promote)
     rollback = _aliases.method(RemoteAliases.rollback)
+    delete_alias = _aliases.method(RemoteAliases.delete_alias)
     canaries = _aliases.method(RemoteAliases.canaries)
     start_canary = _aliases.method(RemoteAliases.start_canary)
     change_canary = _aliases.method(RemoteAliases.change_canary)

@@ -46,6 +46,7 @@ class EventKind(StrEnum):
     VERSION_DELETED = "version.deleted"
     ALIAS_PROMOTED = "alias.promoted"
     ALIAS_ROLLED_BACK = "alias.rolled_back"
+    ALIAS_DELETED = "alias.deleted"
     ALIAS_REFUSED = "alias.refused"
     ALIAS_POLICY = "alias.policy"
     CANARY_STARTED = "canary.started"

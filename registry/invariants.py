@@ -2,7 +2,7 @@
 
 Numbers     every number up to the adapter's last one is a version's or a tombstone's
 Digests     a version's digest is that of its files; a commit that is a version holds its files
-Aliases     an alias points where its last move took it, at a version of its own adapter
+Aliases     an alias points where its last move took it, at a version of its own adapter; a deleted one nowhere
 Refs        a branch or tag points at a commit of its own adapter
 Blobs       what versions and commits refer to, their tenant has, stored
 Experts     a mixture's experts are versions of its own tenant
@@ -173,7 +173,9 @@ def _aliases(session: Session) -> Iterator[str]:
         AliasMoveRow.sequence == last.c.sequence,
     )
     moves = {
-        (row.adapter_id, row.alias): row.to_number for row in session.scalars(select(AliasMoveRow).join(last, moved))
+        (row.adapter_id, row.alias): row.to_number
+        for row in session.scalars(select(AliasMoveRow).join(last, moved))
+        if row.to_number is not None
     }
     query = (
         select(AliasRow, VersionRow, AdapterRow.name, TenantRow.name)

@@ -86,6 +86,8 @@ class AdapterName:
     def parse(cls, text: str) -> AdapterName:
         """Parse `tenant/name`. Raises InvalidNameError with the rule that it breaks."""
         kind = "an adapter name"
+        if "@" in text:
+            raise InvalidNameError(kind, text, "a whole adapter is meant here; leave out the '@' and what follows it")
         if len(text) > REFERENCE_CHARACTERS or text.count("/") != 1:
             raise InvalidNameError(kind, text, "it is written TENANT/NAME, such as acme/text2sql")
         tenant, name = text.split("/")

@@ -1,11 +1,11 @@
-"""Promotion and rollback: an alias moves by compare-and-set, and its history keeps who, when, and why."""
+"""Promotion, rollback and deletion: an alias moves by compare-and-set; its history keeps who, when, and why."""
 
 from __future__ import annotations
 
 from registry.aliases import Aliases, Expected
 from registry.bounded_text import check_text
 from registry.canaries import Canaries
-from registry.errors import InvalidNameError
+from registry.errors import InvalidNameError, InvalidValueError
 from registry.failpoints import reach
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.policies import GateVerdict
@@ -13,6 +13,8 @@ from registry.principal import Principal, Role
 from registry.version import AliasMove
 
 EVIDENCE_CHARACTERS = 10_000
+REASON_CHARACTERS = 1_000
+"""Of a deletion's evidence: over HTTP it stands in the address."""
 
 
 def promote(
@@ -63,8 +65,24 @@ def roll_back(
     return aliases.roll_back(name, alias, expected=expected, evidence=evidence, principal=principal)
 
 
-def _check(aliases: Aliases, name: AdapterName, principal: Principal, evidence: str) -> None:
+def delete_alias(
+    aliases: Aliases, name: AdapterName, alias: str, *, principal: Principal, expected: Expected, evidence: str
+) -> AliasMove:
+    """Take an alias away; its history stays. Raises NotFoundError, PermissionDeniedError, AliasMovedError."""
+    check_text("evidence", evidence, limit_characters=REASON_CHARACTERS)
+    if expected is None:
+        raise InvalidValueError("expected", "what must not exist cannot be deleted; leave it out, or name a number")
+    parse_alias(alias)
+    _check(aliases, name, principal, evidence, action="delete an alias of")
+    move = aliases.delete(name, alias, expected=expected, evidence=evidence, principal=principal)
+    reach("promote.after_commit")
+    return move
+
+
+def _check(
+    aliases: Aliases, name: AdapterName, principal: Principal, evidence: str, *, action: str = "move an alias of"
+) -> None:
     """What the caller may not read is missing; only what it may read can be forbidden."""
     check_text("evidence", evidence, limit_characters=EVIDENCE_CHARACTERS)
     aliases.current(name, principal)
-    principal.require(Role.PROMOTER, name, action="move an alias of")
+    principal.require(Role.PROMOTER, name, action=action)

@@ -154,10 +154,10 @@ class Refs:
 def _refuse_taken(session: Session, adapter: AdapterRow, name: AdapterName, ref: str) -> None:
     """One name means one thing, be it a branch, a tag or an alias. Raises ConflictError."""
     kind = kind_of_ref(session, adapter, ref)
-    if kind is None and session.get(AliasRow, (adapter.id, ref)) is not None:
-        kind = "alias"
     if kind is not None:
         raise ConflictError(f"Reference {ref!r} of {str(name)!r} exists already: it is a {kind}. Choose another name.")
+    if session.get(AliasRow, (adapter.id, ref)) is not None:
+        raise ConflictError(f"Reference {ref!r} of {str(name)!r} exists already: it is an alias. Choose another name.")
     count = session.scalar(select(func.count()).select_from(RefRow).where(RefRow.adapter_id == adapter.id))
     if (count or 0) >= REFS_LIMIT:
         raise ConflictError(f"{str(name)!r} has {REFS_LIMIT:,} branches and tags already. Delete some first.")

@@ -85,6 +85,7 @@ class Registry:
     alias_history = _aliases.method(LocalAliases.alias_history)
     promote = _aliases.method(LocalAliases.promote)
     rollback = _aliases.method(LocalAliases.rollback)
+    delete_alias = _aliases.method(LocalAliases.delete_alias)
     canaries = _aliases.method(LocalAliases.canaries)
     start_canary = _aliases.method(LocalAliases.start_canary)
     change_canary = _aliases.method(LocalAliases.change_canary)

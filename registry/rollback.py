@@ -2,7 +2,8 @@
 
 Rolling back undoes promotions one by one, as a stack: promote 1, promote 2, promote 3, roll back (to 2), roll back (to
 1); what was rolled back is not returned to. A version that was deleted meanwhile is passed over: whoever has to leave a
-version in a hurry leaves it with one call, whatever somebody tidied up before.
+version in a hurry leaves it with one call, whatever somebody tidied up before. Deleting the alias ends its stack: one
+of the same name that is made afterwards is not rolled back to what was before.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Move(Protocol):
         """`promote` or `rollback`."""
 
     @property
-    def to_number(self) -> int:
-        """The version that the alias points at after it."""
+    def to_number(self) -> int | None:
+        """The version that the alias points at after it; None where it deleted the alias."""
 
 
 M = TypeVar("M", bound=Move)
@@ -40,6 +41,9 @@ def promotions_in_force(moves: Iterable[M]) -> list[M]:
         if move.kind == MoveKind.PROMOTE.value:
             stack.append(move)
             continue
+        if move.kind == MoveKind.DELETE.value:
+            stack.clear()
+            continue
         del stack[-1:]
         while stack and stack[-1].to_number != move.to_number:
             del stack[-1]
@@ -48,7 +52,7 @@ def promotions_in_force(moves: Iterable[M]) -> list[M]:
 
 def rollback_target(moves: Iterable[Move], present: Container[int]) -> int | None:
     """Where a rollback takes the alias of these moves, oldest first; `present` are the versions that are there."""
-    numbers = [move.to_number for move in promotions_in_force(moves)]
+    numbers = [move.to_number for move in promotions_in_force(moves) if move.to_number is not None]
     before = (number for number in reversed(numbers[:-1]) if number in present and number != numbers[-1])
     return next(before, None)
 

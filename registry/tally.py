@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from registry.errors import RejectedAdapterError
 
 PUBLISHES = ("new", "known", "refused")
-MOVES = ("promote", "rollback")
+MOVES = ("promote", "rollback", "delete")
 
 
 class Outcome(Protocol):
@@ -59,7 +59,7 @@ class Tally:
         return outcome
 
     def move(self, kind: str, promote: Callable[[], Moved]) -> Moved:
-        """Move an alias, and count it."""
+        """Move an alias or delete it, and count that."""
         moved = promote()
         assert kind in MOVES, kind
         with self._lock:

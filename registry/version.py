@@ -21,10 +21,11 @@ class Visibility(StrEnum):
 
 
 class MoveKind(StrEnum):
-    """How an alias came to point where it does."""
+    """How an alias came to point where it does, or not to be there any more."""
 
     PROMOTE = "promote"
     ROLLBACK = "rollback"
+    DELETE = "delete"
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,10 @@ class AdapterSummary:
 
 @dataclass(frozen=True)
 class AliasMove:
-    """One entry of an alias's history. `from_number` is None where the alias was new.
+    """One entry of an alias's history. `from_number` is None where the alias was new, `to_number` where it was deleted.
 
-    `gate` is how the alias's policy judged the version; None where there was no policy, and for rollbacks, which no
-    policy holds up.
+    `gate` is how the alias's policy judged the version; None where there was no policy, and for rollbacks and
+    deletions, which judge no version.
     """
 
     adapter: str
@@ -111,7 +112,7 @@ class AliasMove:
     sequence: int
     kind: MoveKind
     from_number: int | None
-    to_number: int
+    to_number: int | None
     actor: str
     evidence: str
     moved_at: datetime

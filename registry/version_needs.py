@@ -101,5 +101,6 @@ def _previous_numbers(session: Session, adapter: AdapterRow) -> set[int]:
     """Where each alias was before: before its last move, and where a rollback would take it."""
     present = numbers_moved_to(session, adapter.id)
     histories = moves_by_alias(session, adapter.id).values()
-    previous = {number for moves in histories for number in (moves[-1].from_number, rollback_target(moves, present))}
+    standing = [moves for moves in histories if moves[-1].to_number is not None]  # a deleted alias needs nothing
+    previous = {number for moves in standing for number in (moves[-1].from_number, rollback_target(moves, present))}
     return {number for number in previous if number is not None}

@@ -28,10 +28,11 @@ from registry.cli.options import (
     version_argument,
 )
 from registry.errors import RegistryError
-from registry.names import AdapterRef, parse_alias
+from registry.names import AdapterRef, parse_alias, parse_tenant
+from registry.page import PAGE_LIMIT
 from registry.principal import OPERATOR
 from registry.registry import Registry
-from registry.version import Canary, Version
+from registry.version import AdapterSummary, Canary, Version
 
 
 @click.command(cls=RegistryCommand)
@@ -88,12 +89,13 @@ def publish(
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("adapter", metavar="[TENANT/NAME]", required=False, shell_complete=complete_adapter)
+@click.argument("adapter", metavar="[TENANT[/NAME]]", required=False, shell_complete=complete_adapter)
 @registry_call
 def ls(call: RegistryCall, adapter: str | None) -> None:
-    """List all adapters, or the versions of one."""
+    """List all adapters, those of a tenant, or the versions of one."""
+    tenant = None if adapter is None else adapter.removesuffix("/")
     with call.open() as reg:
-        if adapter is not None:
+        if adapter is not None and "/" in str(tenant):
             versions = reg.list_versions(adapter, OPERATOR)
             if call.as_json:
                 report.print_json([report.version_document(version, with_manifest=False) for version in versions])
@@ -101,9 +103,11 @@ def ls(call: RegistryCall, adapter: str | None) -> None:
                 pointing = _pointing(reg.aliases(adapter, OPERATOR), reg.canaries(adapter, OPERATOR))
                 report.print_versions(versions, pointing)
             return
-        summaries = reg.list_adapters(OPERATOR)
+        summaries = reg.list_adapters(OPERATOR) if tenant is None else _adapters_of(reg, tenant)
         if call.as_json:
             report.print_json(summaries)
+        elif tenant is not None and not summaries:
+            click.echo(f"No adapters of {tenant} that you may read. See all: loraplex ls")
         else:
             report.print_adapters(summaries, {base.fingerprint: base for base in reg.bases()})
 
@@ -137,7 +141,9 @@ def show(call: RegistryCall, ref: str) -> None:
         return
     if AdapterRef.parse(ref).is_bare:
         report.print_versions(versions, _pointing(aliases, canaries))
-        report.print_histories(histories)
+        if histories:
+            click.echo()
+            report.print_histories(histories)
     report.print_version(version, base, _pointing(aliases, canaries))
 
 
@@ -192,6 +198,19 @@ def _refusal_of(reg: Registry, version: Version, alias: str) -> RegistryError | 
     except RegistryError as error:
         return error
     return None
+
+
+def _adapters_of(reg: Registry, tenant: str) -> list[AdapterSummary]:
+    """Every adapter of the tenant that the caller may read, by name. Raises InvalidNameError."""
+    parse_tenant(tenant)
+    found: list[AdapterSummary] = []
+    cursor = None
+    while True:
+        page = reg.page_adapters(OPERATOR, limit=PAGE_LIMIT, cursor=cursor, tenant=tenant)
+        found += page.items
+        cursor = page.next_cursor
+        if cursor is None:
+            return found
 
 
 def _pointing(aliases: Mapping[str, int], canaries: Sequence[Canary]) -> dict[int, list[str]]:

@@ -14,7 +14,6 @@ from registry import local_bases
 from registry.cli.options import json_option
 from registry.cli.place import Command, Place, open_place, place_options
 from registry.cli.report import print_json
-from registry.errors import InvalidValueError
 from registry.opening import HTTP_SCHEMES, scheme_of
 from registry.registry import Registry
 
@@ -44,10 +43,13 @@ class RegistryCall:
         return reg
 
     def open_local(self, *, create: bool = False) -> Registry:
-        """As `open`, for what needs the registry's own storage. Raises InvalidValueError where it is over HTTP."""
+        """As `open`, for what needs the registry's own storage; one over HTTP is refused with what to do instead."""
         if self.place is not None and scheme_of(self.place) in HTTP_SCHEMES:
-            raise InvalidValueError(
-                "registry", "this needs the registry's own storage: run it where the registry is, with --registry DIR"
+            command = click.get_current_context().command_path
+            raise click.ClickException(
+                f"`{command}` works on the registry's own storage, which {self.place} does not hand out. Run it on the "
+                "machine of that server, with what its `loraplex registry serve` was given: --registry DIR, or "
+                "--registry postgresql://... and --blobs."
             )
         return self.open(create=create)
 

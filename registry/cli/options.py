@@ -85,7 +85,7 @@ alias_option = click.option(
     required=True,
     metavar="ALIAS",
     shell_complete=complete_alias,
-    help="The alias to move, such as prod.",
+    help="The alias, such as prod.",
 )
 evidence_option = click.option("--evidence", default="", help="Why; kept in the alias's history.")
 expect_option = click.option(

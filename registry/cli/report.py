@@ -104,17 +104,26 @@ def print_versions(versions: Sequence[Version], pointing: Mapping[int, Sequence[
     console().print(table)
 
 
+def print_aliases(adapter: str, aliases: Mapping[str, int]) -> None:
+    """The aliases of one adapter, and where they point."""
+    if not aliases:
+        click.echo(f"{adapter} has no aliases yet. Make one: loraplex promote {adapter}@NUMBER --alias prod")
+        return
+    table = table_of("ALIAS", "VERSION")
+    for alias, number in aliases.items():
+        table.add_row(alias, str(number))
+    console().print(table)
+
+
 def print_histories(histories: Mapping[str, Sequence[AliasMove]]) -> None:
     """The moves of every alias, newest first."""
-    if not histories:
-        return
     table = table_of("ALIAS", "MOVE", "FROM", "TO", "WHEN", "BY", "EVIDENCE")
     for alias, moves in histories.items():
         for move in moves:
             origin = "-" if move.from_number is None else str(move.from_number)
-            row = (alias, move.kind.value, origin, str(move.to_number), time_text(move.moved_at), move.actor)
+            goal = "-" if move.to_number is None else str(move.to_number)
+            row = (alias, move.kind.value, origin, goal, time_text(move.moved_at), move.actor)
             table.add_row(*row, Text(printable(move.evidence)))
-    click.echo()
     console().print(table)
 
 
@@ -149,7 +158,11 @@ def print_pull(version: Version, folder: Path) -> None:
 
 
 def print_move(move: AliasMove) -> None:
-    """Where the alias points now, and where it did before."""
+    """Where the alias points now, and where it did before; or that it is gone."""
+    if move.to_number is None:
+        click.echo(f"{move.adapter}@{move.alias} is deleted (it pointed at version {move.from_number})")
+        click.echo(f"Undo: loraplex promote {move.adapter}@{move.from_number} --alias {move.alias}")
+        return
     origin = "nowhere" if move.from_number is None else f"version {move.from_number}"
     click.echo(f"{move.adapter}@{move.alias} now points at version {move.to_number} (before: {origin})")
     if move.kind is MoveKind.PROMOTE and move.from_number is not None:

@@ -1,6 +1,6 @@
 """The registry's whole HTTP application: the REST API and the Hub protocol on one port.
 
-    what the Hub protocol has a route for         the Hub (`registry/hub/app.py`)
+    what the Hub protocol has a route for         the Hub (`registry/hub/app.py`), and pages for browsers
     /registry/...  /livez  /readyz  /metrics      REST (Litestar, `rest.py`), and 404 for everything else
 
 It counts requests and bytes of both, and starts and stops what works in the background. It may run alone
@@ -101,7 +101,7 @@ class RegistryApp:
         await self._idle.wait()
 
     def _is_for_hub(self, scope: Scope) -> bool:
-        return self._hub.takes(scope.get("raw_path") or quote(scope["path"]).encode())
+        return self._hub.takes(scope.get("raw_path") or quote(scope["path"]).encode()) or self._hub.shows(scope)
 
     async def _counted(self, app: AsgiApp, face: str, scope: Scope, receive: Receive, send: Send) -> None:
         status, received_bytes, sent_bytes = CLIENT_GONE, 0, 0

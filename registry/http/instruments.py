@@ -72,7 +72,7 @@ class _TallyCollector:
         """Called by the Prometheus client."""
         publishes = "Publishes over REST, over the Hub protocol and in this process by outcome: new, known, refused."
         yield _family("publishes", publishes, "outcome", self._tally.publishes)
-        moves = "Moves of aliases through this process: promote, rollback."
+        moves = "Moves of aliases through this process: promote, rollback, delete."
         yield _family("promotions", moves, "kind", self._tally.moves)
 
 

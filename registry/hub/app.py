@@ -2,7 +2,10 @@
 
     app = create_hub_app(reg, authenticate=authenticator.principal_of_scope, settings=HubSettings())
     app.takes(raw_path)     whether a path belongs here; whoever composes the faces asks
+    app.shows(scope)        whether a request is a browser's, for a page that is shown here
     await app(scope, receive, send)
+
+Browsers that ask for HTML at a repository's address get pages (`pages.py`), which have a table of routes of their own.
 
 It is an application of its own because revisions and file names carry `%2F`: routing works on the raw path.
 
@@ -13,6 +16,7 @@ captured, decoded; `request.principal` who asks; `request.base_url` the address 
 `request.pieces(limit_bytes=)`, `request.body()` and `request.json(Struct)` the body, bounded. Routes ask for a
 principal unless they say `access=Access.SIGNED`: then the handler itself checks the signature in the address, or a
 bearer token that it gave out; or `Access.OPEN`, for what clients ask without a token and is about nothing in here.
+`Access.BROWSER` lets a browser send its token as a password.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from contextlib import aclosing
 from typing import Any
 
 from registry.errors import AuthenticationError, MissingTokenError, NotFoundError, RegistryError
-from registry.hub import account, cas, commit, download, history, info, lfs, preupload, repos, tree
+from registry.hub import account, cas, commit, download, history, info, lfs, pages, preupload, repos, tree
 from registry.hub.context import Hub, HubSettings
 from registry.hub.errors import REPO_NOT_FOUND, ClientGoneError, Failure, failure_of
 from registry.hub.repo import Repo
@@ -63,6 +67,7 @@ class HubApp:
         self._hub = hub
         self._authenticate = authenticate
         self.table = RouteTable(route for module in _MODULES for route in module.ROUTES)
+        self.pages = RouteTable(pages.ROUTES)
 
     @staticmethod
     def takes(raw_path: bytes) -> bool:
@@ -73,6 +78,11 @@ class HubApp:
             or _REPO_PATH.match(raw_path) is not None
             or _WITHOUT_TENANT.match(raw_path) is not None
         )
+
+    @staticmethod
+    def shows(scope: Scope) -> bool:
+        """Whether this request is answered by a page."""
+        return pages.is_asked(scope)
 
     def close(self) -> None:
         """End the threads."""
@@ -90,16 +100,17 @@ class HubApp:
 
     async def _respond(self, scope: Scope, receive: Receive, request_id: str) -> Response:
         raw_path = raw_path_of(scope)
+        is_page = pages.is_asked(scope)
+        error_response = pages.failure_page if is_page else _error_response
         is_repo = True
         try:
-            found = self.table.find(scope["method"], raw_path)
+            found = self._find(scope["method"], raw_path, is_page=is_page)
             if not isinstance(found, Match):
                 principal = await self._authenticate(scope)
                 assert principal is not None
-                return _no_route(raw_path, found)
+                return error_response(_no_route(raw_path, found))
             is_repo = "{tenant}" in found.route.pattern
-            asks_who = found.route.access is Access.PRINCIPAL
-            principal = await self._authenticate(scope) if asks_who else None
+            principal = await self._principal(scope, found.route.access)
             request = Request(
                 scope,
                 receive,
@@ -115,10 +126,19 @@ class HubApp:
             failure = failure_of(error)
             if failure.status >= 500 and failure.status != NOT_OFFERED:
                 logger.error("%s %s failed (request %s): %s", scope["method"], scope["path"], request_id, error)
-            return _error_response(_hide(failure, error, is_repo=is_repo))
+            return error_response(_hide(failure, error, is_repo=is_repo))
         except Exception:
             logger.exception("%s %s failed (request %s)", scope["method"], scope["path"], request_id)
-            return _error_response(Failure(500, "Internal error."))
+            return error_response(Failure(500, "Internal error."))
+
+    def _find(self, method: str, raw_path: bytes, *, is_page: bool) -> Match | frozenset[str]:
+        return self.pages.find(method, raw_path.rstrip(b"/")) if is_page else self.table.find(method, raw_path)
+
+    async def _principal(self, scope: Scope, access: Access) -> Any:
+        """Who asks, where the route wants to know."""
+        if access in (Access.SIGNED, Access.OPEN):
+            return None
+        return await self._authenticate(pages.with_bearer(scope) if access is Access.BROWSER else scope)
 
     async def _handle(self, route: Route, request: Request) -> Response:
         """Run the handler; a repository that was renamed sends readers to its new name."""
@@ -155,13 +175,12 @@ def _hide(failure: Failure, error: RegistryError, *, is_repo: bool) -> Failure:
     return failure
 
 
-def _no_route(raw_path: bytes, allowed: frozenset[str]) -> Response:
+def _no_route(raw_path: bytes, allowed: frozenset[str]) -> Failure:
     if _OTHER_KINDS.match(raw_path) or _WITHOUT_TENANT.match(raw_path):  # no repository here has such a name
-        return _error_response(Failure(404, REPO_NOT_FOUND, "RepoNotFound"))
+        return Failure(404, REPO_NOT_FOUND, "RepoNotFound")
     if allowed:
-        message = "This address does not take this method."
-        return _error_response(Failure(405, message, headers={"allow": ", ".join(sorted(allowed))}))
-    return _error_response(Failure(404, "There is nothing at this address: this registry does not offer it."))
+        return Failure(405, "This address does not take this method.", headers={"allow": ", ".join(sorted(allowed))})
+    return Failure(404, "There is nothing at this address: this registry does not offer it.")
 
 
 def _error_response(failure: Failure) -> Response:

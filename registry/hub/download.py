@@ -19,7 +19,7 @@ from registry.hub.errors import EntryNotFoundError
 from registry.hub.repo import Repo
 from registry.hub.request import Request
 from registry.hub.response import Response
-from registry.hub.routing import Route
+from registry.hub.routing import Access, Route
 from registry.hub.tree import content_oid
 from registry.principal import Principal
 from registry.revisions import is_commit_id
@@ -119,6 +119,6 @@ async def _pieces(hub: Hub, reader: BlobReader) -> AsyncGenerator[bytes, None]:
 
 
 ROUTES = (
-    Route("GET", "/{tenant}/{name}/resolve/{revision}/{path...}", resolve),
-    Route("HEAD", "/{tenant}/{name}/resolve/{revision}/{path...}", resolve),
+    Route("GET", "/{tenant}/{name}/resolve/{revision}/{path...}", resolve, Access.BROWSER),
+    Route("HEAD", "/{tenant}/{name}/resolve/{revision}/{path...}", resolve, Access.BROWSER),
 )

@@ -29,6 +29,8 @@ class Access(Enum):
 
     PRINCIPAL = "principal"
     """A bearer token, or the local operator."""
+    BROWSER = "browser"
+    """The same; a browser may send the token as the password of HTTP Basic. For reading only."""
     SIGNED = "signed"
     """An address that carries its own signature; the handler checks it."""
     OPEN = "open"

@@ -7,7 +7,7 @@ from registry.canaries import Canaries
 from registry.mirror import Mirrors
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.principal import Principal
-from registry.promote import promote, promote_canary, roll_back
+from registry.promote import delete_alias, promote, promote_canary, roll_back
 from registry.tally import Tally
 from registry.version import AliasMove, Canary, Split
 
@@ -26,7 +26,7 @@ class LocalAliases:
         return self._aliases.current(AdapterName.parse(name), principal)
 
     def alias_history(self, name: str, alias: str, principal: Principal) -> list[AliasMove]:
-        """Every move of an alias, newest first."""
+        """Every move of an alias, newest first; also of one that was deleted."""
         return self._aliases.history(AdapterName.parse(name), parse_alias(alias), principal)
 
     def promote(
@@ -47,6 +47,18 @@ class LocalAliases:
         return self._tally.move(
             "rollback",
             lambda: roll_back(self._aliases, parsed, alias, principal=principal, expected=expected, evidence=evidence),
+        )
+
+    def delete_alias(
+        self, name: str, alias: str, *, principal: Principal, expected: Expected = ANY, evidence: str = ""
+    ) -> AliasMove:
+        """Take an alias away, and its canary with it. Its history and its policy stay; nothing is kept for its sake."""
+        parsed = AdapterName.parse(name)
+        return self._tally.move(
+            "delete",
+            lambda: delete_alias(
+                self._aliases, parsed, alias, principal=principal, expected=expected, evidence=evidence
+            ),
         )
 
     def canaries(self, name: str, principal: Principal) -> list[Canary]:

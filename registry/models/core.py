@@ -129,7 +129,10 @@ class AliasRow(Row):
 
 
 class AliasMoveRow(Row):
-    """One move of an alias; `sequence` counts from 1 per alias. `gate` is JSON: how the alias's policy judged it."""
+    """One move of an alias; `sequence` counts from 1 per alias, and goes on after a deletion (`to_number` null).
+
+    `gate` is JSON: how the alias's policy judged it.
+    """
 
     __tablename__ = "alias_moves"
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
@@ -137,7 +140,7 @@ class AliasMoveRow(Row):
     sequence: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(20))
     from_number: Mapped[int | None]
-    to_number: Mapped[int]
+    to_number: Mapped[int | None]
     actor: Mapped[str] = mapped_column(String(80))
     evidence: Mapped[str] = mapped_column(Text)
     moved_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from registry.aliases import ANY, AtSequence, Expectation, Expected
-from registry.errors import InvalidNameError
+from registry.errors import InvalidNameError, InvalidValueError
 from registry.names import AdapterRef
 from registry.principal import Principal
 from registry.remote.paths import adapter_path, alias_path, reference_of
@@ -24,7 +24,7 @@ class RemoteAliases:
         return self._http.get(adapter_path(name) + "/aliases", dict[str, int], principal=principal)
 
     def alias_history(self, name: str, alias: str, principal: Principal) -> list[AliasMove]:
-        """Every move of an alias, newest first."""
+        """Every move of an alias, newest first; also of one that was deleted."""
         return self._http.get(alias_path(name, alias) + "/history", list[AliasMove], principal=principal)
 
     def promote(
@@ -44,6 +44,17 @@ class RemoteAliases:
     ) -> AliasMove:
         """Undo an alias's last promotion."""
         return self._move("POST", alias_path(name, alias) + "/rollback", principal, {"evidence": evidence}, expected)
+
+    def delete_alias(
+        self, name: str, alias: str, *, principal: Principal, expected: Expected = ANY, evidence: str = ""
+    ) -> AliasMove:
+        """Take an alias away, and its canary with it. Its history and its policy stay; nothing is kept for its sake."""
+        if expected is None:
+            raise InvalidValueError("expected", "what must not exist cannot be deleted; leave it out, or name a number")
+        params: dict[str, Any] = {"evidence": evidence or None}
+        headers = _conditions_of(expected, params)
+        path = alias_path(name, alias)
+        return self._http.ask("DELETE", path, AliasMove, principal=principal, params=params, headers=headers)
 
     def canaries(self, name: str, principal: Principal) -> list[Canary]:
         """The canaries that run on an adapter's aliases."""

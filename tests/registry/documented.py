@@ -18,7 +18,7 @@ import click
 import numpy as np
 from click.testing import CliRunner
 
-from registry.cli import adapters, canaries, insight, promotion, tenants
+from registry.cli import adapters, aliases, canaries, insight, promotion, tenants
 from registry.reasons import ADVICE
 from tests.registry.adapter_folders import (
     OTHER_FINGERPRINT,
@@ -39,6 +39,7 @@ COMMANDS = (
     adapters.pull,
     adapters.promote,
     adapters.rollback,
+    aliases.alias,
     promotion.policy,
     promotion.approve,
     promotion.attest,

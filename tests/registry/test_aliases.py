@@ -1,4 +1,4 @@
-"""Aliases: promotion by compare-and-set, rollback as a stack, and the history."""
+"""Aliases: promotion by compare-and-set, rollback as a stack, deletion, and the history."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 import registry
-from registry.errors import AliasMovedError, ConflictError, InvalidNameError, InvalidValueError, NotFoundError
+from registry.aliases import AtSequence
+from registry.errors import (
+    AliasMovedError,
+    ConflictError,
+    InvalidNameError,
+    InvalidValueError,
+    NotFoundError,
+    PermissionDeniedError,
+    ReadOnlyRevisionError,
+)
+from registry.retention import RetentionRule
 from tests.registry.adapter_folders import base_document, write_adapter
 
 Publish = Callable[..., registry.Version]
@@ -158,3 +168,117 @@ def test_any_sequence_of_moves_keeps_alias_and_history_in_step(tmp_path: Path) -
                     assert [move.to_number for move in history][1:] == [move.from_number for move in history][:-1]
 
         run_state_machine_as_test(Moves, settings=settings(max_examples=15, stateful_step_count=12, deadline=None))
+
+
+@pytest.mark.usefixtures("three")
+def test_a_deleted_alias_is_gone_and_its_history_stays(reg: registry.Registry, operator: registry.Principal) -> None:
+    reg.promote(f"{NAME}@1", "prod", principal=operator)
+    reg.promote(f"{NAME}@2", "prod", principal=operator)
+    assert reg.resolve(f"{NAME}@prod", principal=operator).number == 2
+    move = reg.delete_alias(NAME, "prod", principal=operator, evidence="the product ended")
+    assert (move.kind, move.from_number, move.to_number, move.sequence) == ("delete", 2, None, 3)
+    assert (move.actor, move.evidence, move.gate) == ("operator", "the product ended", None)
+    assert reg.aliases(NAME, operator) == {}
+    assert reg.alias_history(NAME, "prod", operator)[0] == move
+    for act in (
+        lambda: reg.resolve(f"{NAME}@prod", principal=operator),
+        lambda: reg.resolve_split(f"{NAME}@prod", principal=operator),
+        lambda: reg.rollback(NAME, "prod", principal=operator),
+        lambda: reg.delete_alias(NAME, "prod", principal=operator),
+        lambda: reg.promote(f"{NAME}@prod", "staging", principal=operator),
+    ):
+        with pytest.raises(NotFoundError, match="There is no alias"):
+            act()
+    event = reg.events(operator, after=0).events[-1]
+    assert (event.kind, event.adapter) == ("alias.deleted", NAME)
+    assert event.document == {"actor": "operator", "alias": "prod", "from_version": 2, "sequence": 3}
+    row = reg.audit_entries(principal=operator)[0]
+    assert (row.action, row.subject) == ("delete_alias", f"{NAME}@prod")
+    reg.check_integrity()
+
+
+@pytest.mark.usefixtures("three")
+def test_a_deletion_is_a_compare_and_set(reg: registry.Registry, operator: registry.Principal) -> None:
+    reg.promote(f"{NAME}@1", "prod", principal=operator)
+    for expected in (2, AtSequence(2), AtSequence(0)):
+        with pytest.raises(AliasMovedError) as caught:
+            reg.delete_alias(NAME, "prod", principal=operator, expected=expected)
+        assert caught.value.actual == 1
+    with pytest.raises(InvalidValueError, match="what must not exist"):
+        reg.delete_alias(NAME, "prod", principal=operator, expected=None)
+    with pytest.raises(InvalidValueError, match="evidence"):
+        reg.delete_alias(NAME, "prod", principal=operator, evidence="x" * 1_001)
+    assert reg.delete_alias(NAME, "prod", principal=operator, expected=AtSequence(1)).sequence == 2
+    for expected in (1, AtSequence(1), AtSequence(2)):
+        with pytest.raises(AliasMovedError, match="does not exist"):
+            reg.promote(f"{NAME}@3", "prod", principal=operator, expected=expected)
+    assert reg.promote(f"{NAME}@3", "prod", principal=operator, expected=None).sequence == 3
+
+
+@pytest.mark.usefixtures("three")
+def test_an_alias_that_is_made_anew_begins_anew(reg: registry.Registry, operator: registry.Principal) -> None:
+    for number in (1, 2):
+        reg.promote(f"{NAME}@{number}", "prod", principal=operator)
+    reg.delete_alias(NAME, "prod", principal=operator)
+    again = reg.promote(f"{NAME}@2", "prod", principal=operator)
+    assert (again.from_number, again.to_number, again.sequence) == (None, 2, 4)
+    with pytest.raises(ConflictError, match="with none before it"):
+        reg.rollback(NAME, "prod", principal=operator)
+    reg.promote(f"{NAME}@3", "prod", principal=operator)
+    assert reg.rollback(NAME, "prod", principal=operator).to_number == 2
+    kinds = [move.kind.value for move in reversed(reg.alias_history(NAME, "prod", operator))]
+    assert kinds == ["promote", "promote", "delete", "promote", "promote", "rollback"]
+    reg.check_integrity()
+
+
+@pytest.mark.usefixtures("three")
+def test_nothing_is_kept_for_a_deleted_alias(reg: registry.Registry, operator: registry.Principal) -> None:
+    """Neither what it pointed at nor what a rollback would have gone back to; and its canary ends."""
+    reg.promote(f"{NAME}@1", "prod", principal=operator)
+    reg.promote(f"{NAME}@2", "prod", principal=operator)
+    reg.start_canary(f"{NAME}@3", "prod", permille=10, principal=operator)
+    reg.set_retention(NAME, RetentionRule(keep_last=1), operator)
+    assert reg.collect_garbage().versions == []
+    reg.delete_alias(NAME, "prod", principal=operator)
+    assert reg.canaries(NAME, operator) == []
+    ended = next(event for event in reversed(reg.events(operator, after=0).events) if event.kind == "canary.ended")
+    assert ended.document["why"] == "delete"
+    reg.delete_version(f"{NAME}@2", operator)
+    assert len(reg.collect_garbage().versions) == 1
+    assert [version.number for version in reg.list_versions(NAME, operator)] == [3]
+
+
+@pytest.mark.usefixtures("three")
+def test_who_may_delete_an_alias(reg: registry.Registry, operator: registry.Principal) -> None:
+    roles = {
+        role: reg.authenticate(reg.create_token("acme", role).secret) for role in ("publisher", "promoter", "admin")
+    }
+    for alias in ("prod", "next"):
+        reg.promote(f"{NAME}@1", alias, principal=operator)
+    with pytest.raises(PermissionDeniedError, match="delete an alias of"):
+        reg.delete_alias(NAME, "next", principal=roles["publisher"])
+    assert reg.delete_alias(NAME, "next", principal=roles["promoter"]).actor == roles["promoter"].actor
+    reg.set_policy(NAME, "prod", {"base_verified": True}, principal=operator)
+    with pytest.raises(PermissionDeniedError, match="delete an alias with a policy of"):
+        reg.delete_alias(NAME, "prod", principal=roles["promoter"])
+    assert reg.aliases(NAME, operator) == {"prod": 1}
+    reg.delete_alias(NAME, "prod", principal=roles["admin"])
+    assert reg.policy(NAME, "prod", operator).alias == "prod", "a new one is judged as well"
+    reg.create_tenant("globex")
+    foreign = reg.authenticate(reg.create_token("globex", "admin").secret)
+    with pytest.raises(NotFoundError, match="There is no adapter"):
+        reg.delete_alias(NAME, "prod", principal=foreign)
+
+
+@pytest.mark.usefixtures("three")
+def test_the_name_of_a_deleted_alias_is_free_for_a_branch(reg: registry.Registry, operator: registry.Principal) -> None:
+    name = registry.AdapterName.parse(NAME)
+    reg.promote(f"{NAME}@1", "prod", principal=operator)
+    with pytest.raises(ReadOnlyRevisionError):
+        reg.refs.delete_branch(name, "prod", operator)
+    with pytest.raises(ConflictError, match="it is an alias"):
+        reg.refs.create_branch(name, "prod", None, operator)
+    reg.delete_alias(NAME, "prod", principal=operator)
+    reg.refs.create_branch(name, "prod", None, operator)
+    with pytest.raises(ConflictError, match="is the name of a branch already"):
+        reg.promote(f"{NAME}@1", "prod", principal=operator)

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import registry
-from registry.cli import adapters, tenants
+from registry.cli import adapters, aliases, tenants
 from registry.names import AdapterRef
 from tests.registry.adapter_folders import (
     FINGERPRINT,
@@ -30,6 +30,7 @@ COMMANDS = (
     adapters.pull,
     adapters.promote,
     adapters.rollback,
+    aliases.alias,
     tenants.tenant,
     tenants.token,
 )
@@ -172,6 +173,30 @@ def test_publish_with_an_alias_that_is_refused(shell: Shell, make_adapter: MakeA
     result = shell.run("publish", make_adapter(seed=2), "acme/a", "--alias", "prod", "--json")
     document = json.loads(result.stdout)
     assert (result.exit_code, document["alias"], document["version"]["number"]) == (1, None, 2)
+
+
+def test_aliases(shell: Shell, make_adapter: MakeAdapter) -> None:
+    shell.ok("publish", make_adapter(), "acme/a")
+    assert shell.ok("alias", "ls", "acme/a").startswith("acme/a has no aliases yet. Make one: loraplex promote acme/a@")
+    shell.ok("promote", "acme/a@1", "--alias", "prod")
+    assert shell.json("alias", "ls", "acme/a") == {"prod": 1}
+    assert "prod" in shell.ok("alias", "ls", "acme/a")
+    asked = shell.run("alias", "delete", "acme/a", "--alias", "prod")
+    assert (asked.exit_code, "Requests that name it will fail" in asked.output) == (1, True), "nobody said yes"
+    deletion = ("alias", "delete", "acme/a", "--alias", "prod", "--yes")
+    assert "points at version 1, not at what you expected (version 2)" in shell.refused(*deletion, "--expect", 2)
+    assert shell.run(*deletion, "--expect", "none").exit_code == 2
+    text = shell.ok(*deletion, "--expect", 1, "--evidence", "[bold]sold out")
+    assert text.splitlines() == [
+        "acme/a@prod is deleted (it pointed at version 1)",
+        "Undo: loraplex promote acme/a@1 --alias prod",
+    ]
+    assert "There is no alias 'acme/a@prod'" in shell.refused(*deletion)
+    assert "[bold]sold out" in shell.ok("alias", "history", "acme/a", "--alias", "prod")
+    moves = shell.json("alias", "history", "acme/a", "--alias", "prod")
+    assert [(move["kind"], move["to_number"]) for move in moves] == [("delete", None), ("promote", 1)]
+    shell.ok("promote", "acme/a@1", "--alias", "prod")
+    assert shell.json("alias", "delete", "acme/a", "--alias", "prod")["sequence"] == 4, "programs are not asked"
 
 
 def test_tenants_and_tokens(shell: Shell) -> None:

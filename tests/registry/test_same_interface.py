@@ -188,6 +188,29 @@ def test_promotion_is_a_compare_and_set(reg: Registry, publish: Publish) -> None
     assert reg.promote(f"{NAME}@prod", "staging", principal=OPERATOR).to_number == 1
 
 
+def test_deleting_an_alias_is_a_compare_and_set_too(reg: Registry, publish: Publish) -> None:
+    publish(), publish()
+    reg.promote(f"{NAME}@1", "prod", principal=OPERATOR)
+    for expected in (2, AtSequence(2)):
+        with pytest.raises(AliasMovedError) as caught:
+            reg.delete_alias(NAME, "prod", principal=OPERATOR, expected=expected)
+        assert caught.value.actual == 1
+    with pytest.raises(InvalidValueError) as refused:
+        reg.delete_alias(NAME, "prod", principal=OPERATOR, expected=None)
+    assert refused.value.field == "expected"
+    with pytest.raises(InvalidValueError) as too_long:
+        reg.delete_alias(NAME, "prod", principal=OPERATOR, evidence="x" * 1_001)
+    assert too_long.value.field == "evidence"
+    evidence = "\N{CHECK MARK}" * 1_000
+    move = reg.delete_alias(NAME, "prod", principal=OPERATOR, expected=1, evidence=evidence)
+    assert (move.kind, move.from_number, move.to_number, move.evidence) == ("delete", 1, None, evidence)
+    assert (reg.aliases(NAME, OPERATOR), reg.alias_history(NAME, "prod", OPERATOR)[0]) == ({}, move)
+    with pytest.raises(NotFoundError):
+        reg.delete_alias(NAME, "prod", principal=OPERATOR)
+    reg.promote(f"{NAME}@2", "prod", principal=OPERATOR, expected=None)
+    assert reg.delete_alias(NAME, "prod", principal=OPERATOR, expected=AtSequence(3)).sequence == 4
+
+
 def test_an_alias_that_came_back_is_not_where_it_was(reg: Registry, publish: Publish) -> None:
     publish(), publish()
     for number in (1, 2, 1):

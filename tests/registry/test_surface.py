@@ -21,8 +21,8 @@ METHODS = """
 adapter add_key add_mirror alias_history aliases approve attach_signature attest_evaluation attest_probes attest_scan
 attestations audit_entries authenticate backup base base_lineage bases blobs canaries card caretaker change_canary
 check_gate check_integrity close collect_garbage commits courier create_tenant create_token create_webhook
-delete_adapter delete_version delete_webhook diff events folder follow_mirror fsck has_tokens lease leases lineage
-list_adapters list_keys list_mirrors list_tenants list_tokens list_versions list_webhooks move_adapter moved_to
+delete_adapter delete_alias delete_version delete_webhook diff events folder follow_mirror fsck has_tokens lease leases
+lineage list_adapters list_keys list_mirrors list_tenants list_tokens list_versions list_webhooks move_adapter moved_to
 newest_event open_file page_adapters page_versions pin pins policies policy promote promote_canary publish
 publish_outcome publish_staged pull quotas receiving refs register_base release_leases remembered remove_mirror
 remove_policy replay_webhook repositories resolve resolve_split restore retention revoke_key revoke_token rollback

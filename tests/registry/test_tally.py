@@ -30,4 +30,5 @@ def test_what_happens_in_process_is_counted(
         reg.promote("acme/sql@2", "prod", principal=OPERATOR, expected=2)
     reg.start_canary("acme/sql@2", "prod", permille=100, principal=OPERATOR)
     reg.promote_canary("acme/sql", "prod", principal=OPERATOR)
-    assert reg.tally.moves == {"promote": 3, "rollback": 1}
+    reg.delete_alias("acme/sql", "prod", principal=OPERATOR)
+    assert reg.tally.moves == {"promote": 3, "rollback": 1, "delete": 1}

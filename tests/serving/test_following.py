@@ -86,6 +86,12 @@ def test_a_promotion_is_live_and_warm(stocked: Stocked, scripted_engine: list[st
             assert seconds < LIVE_SECONDS or _machine_is_busy(), f"live after {seconds:.2f} s"
             reg.rollback("acme/sql", "prod", principal=OPERATOR)
             wait_until(lambda: who(server) == stocked.first.digest, GENEROUS_SECONDS)
+            reg.delete_alias("acme/sql", "prod", principal=OPERATOR)
+            asked = {"model": "acme/sql@prod", "max_tokens": 1}
+            seconds = seconds_until(lambda: server.complete("!who", **asked).status_code == 404)
+            assert seconds < LIVE_SECONDS or _machine_is_busy(), f"gone after {seconds:.2f} s"
+            reg.promote("acme/sql@2", "prod", principal=OPERATOR)
+            wait_until(lambda: server.complete("!who", **asked).status_code == 200, GENEROUS_SECONDS)
 
 
 def test_the_new_version_of_a_name_in_use_is_fetched_before_it_is_asked_for(

@@ -1,23 +1,33 @@
-"""Aliases: where they point, their history, promotion and rollback with `If-Match`."""
+"""Aliases: where they point, their history; promotion, rollback and deletion with `If-Match`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Controller, Request, Response, get, post, put
+from litestar import Controller, Request, Response, delete, get, post, put
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import JSONBody
+from litestar.params import JSONBody, QueryParameter
 
+from registry.aliases import missing_alias
 from registry.http.parameters import AliasPart, IfMatch, IfNoneMatch, NamePart, TenantPart, etag_of, expected_of
 from registry.http.service import caller_of, registry_of
-from registry.names import REFERENCE_CHARACTERS, VERSION_NUMBER_DIGITS
-from registry.promote import EVIDENCE_CHARACTERS
+from registry.names import REFERENCE_CHARACTERS, VERSION_NUMBER_DIGITS, AdapterName
+from registry.promote import EVIDENCE_CHARACTERS, REASON_CHARACTERS
 from registry.version import AliasMove
 
 Evidence = Annotated[str, msgspec.Meta(max_length=EVIDENCE_CHARACTERS, description="Why; kept in the history.")]
 Selector = Annotated[
     str, msgspec.Meta(min_length=1, max_length=REFERENCE_CHARACTERS, description="A number, an alias or a digest.")
+]
+ReasonQuery = Annotated[
+    str, QueryParameter(name="evidence", max_length=REASON_CHARACTERS, description="Why; kept in the history.")
+]
+NumberQuery = Annotated[
+    int | None,
+    QueryParameter(
+        name="expected_version", ge=1, lt=10**VERSION_NUMBER_DIGITS, description="The version it must be at."
+    ),
 ]
 MOVED = {412: ResponseSpec(None, generate_examples=False, description="The alias moved meanwhile: `alias_moved`.")}
 
@@ -56,14 +66,16 @@ class AliasController(Controller):
         self, request: Request[Any, Any, Any], tenant: TenantPart, name: NamePart, alias: AliasPart
     ) -> Response[AliasMove]:
         """The move that brought the alias to where it points, with its ETag."""
-        history = registry_of(request).alias_history(f"{tenant}/{name}", alias, caller_of(request))
-        return _answer(history[0])
+        newest = registry_of(request).alias_history(f"{tenant}/{name}", alias, caller_of(request))[0]
+        if newest.to_number is None:
+            raise missing_alias(AdapterName.parse(f"{tenant}/{name}"), alias)
+        return _answer(newest)
 
     @get("/{alias:str}/history", sync_to_thread=True)
     def alias_history(
         self, request: Request[Any, Any, Any], tenant: TenantPart, name: NamePart, alias: AliasPart
     ) -> list[AliasMove]:
-        """Every move of the alias, newest first."""
+        """Every move of the alias, newest first; also of one that was deleted."""
         return registry_of(request).alias_history(f"{tenant}/{name}", alias, caller_of(request))
 
     @put("/{alias:str}", sync_to_thread=True, responses=MOVED)
@@ -106,6 +118,29 @@ class AliasController(Controller):
             evidence=data.evidence,
         )
         return _answer(move)
+
+    @delete("/{alias:str}", status_code=200, sync_to_thread=True, responses=MOVED)
+    def delete_alias(
+        self,
+        request: Request[Any, Any, Any],
+        tenant: TenantPart,
+        name: NamePart,
+        alias: AliasPart,
+        evidence: ReasonQuery = "",
+        expected_version: NumberQuery = None,
+        if_match: IfMatch = None,
+    ) -> AliasMove:
+        """Take the alias away; its history stays. For promoters, and for admins where the alias has a policy.
+
+        Its canary ends, and no version is kept for its sake any more. Promoting a version makes it anew.
+        """
+        return registry_of(request).delete_alias(
+            f"{tenant}/{name}",
+            alias,
+            principal=caller_of(request),
+            expected=expected_of(if_match, None, expected_version),
+            evidence=evidence,
+        )
 
 
 def _answer(move: AliasMove) -> Response[AliasMove]:

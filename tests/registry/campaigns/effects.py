@@ -39,6 +39,12 @@ def promoted(before: State, after: State, arguments: dict[str, Any]) -> bool:
     )
 
 
+def alias_deleted(before: State, after: State, arguments: dict[str, Any]) -> bool:
+    old, new = before[arguments["name"]], after[arguments["name"]]
+    kept = {alias: number for alias, number in old.aliases if alias != arguments["alias"]}
+    return new.versions == old.versions and dict(new.aliases) == kept and same_but(before, after, arguments["name"])
+
+
 def version_deleted(before: State, after: State, arguments: dict[str, Any]) -> bool:
     name, _, number = arguments["ref"].partition("@")
     kept = tuple(version for version in before[name].versions if version[0] != int(number))
@@ -57,6 +63,7 @@ EFFECTS: dict[str, Effect] = {
     "publish": published,
     "hub_commit": committed,
     "promote": promoted,
+    "delete_alias": alias_deleted,
     "delete_version": version_deleted,
     "delete_adapter": adapter_deleted,
     "collect_garbage": nothing_changed,

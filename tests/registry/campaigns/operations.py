@@ -21,7 +21,7 @@ from tests.registry.campaigns.hub_commit import hub_commit
 OPERATOR = registry.Principal.operator()
 LONG_AFTER = timedelta(days=30)
 STORM_NAME = "acme/storm"
-DELETIONS = ("delete_version", "delete_adapter")
+DELETIONS = ("delete_alias", "delete_version", "delete_adapter")
 
 
 def publish(reg: registry.Registry, *, folder: str, name: str) -> int:
@@ -29,11 +29,15 @@ def publish(reg: registry.Registry, *, folder: str, name: str) -> int:
 
 
 def promote(reg: registry.Registry, *, ref: str, alias: str) -> int:
-    return reg.promote(ref, alias, principal=OPERATOR).to_number
+    return reg.promote(ref, alias, principal=OPERATOR).sequence
 
 
 def rollback(reg: registry.Registry, *, name: str, alias: str) -> int:
-    return reg.rollback(name, alias, principal=OPERATOR).to_number
+    return reg.rollback(name, alias, principal=OPERATOR).sequence
+
+
+def delete_alias(reg: registry.Registry, *, name: str, alias: str) -> int:
+    return reg.delete_alias(name, alias, principal=OPERATOR).sequence
 
 
 def pull(reg: registry.Registry, *, ref: str, destination: str) -> str:
@@ -84,9 +88,12 @@ def _storm_child(location: dict[str, Any], lists: list[list[str]], out: Path) ->
 
 
 def _publish_and_promote(reg: registry.Registry, folders: list[str]) -> list[dict[str, Any]]:
-    """Publish each folder and point the alias at it, each time expecting what was just read, until it is done."""
+    """Publish each folder and point the alias at it, each time expecting what was just read, until it is done.
+
+    Every other one deletes the alias then, if it still points there.
+    """
     history: list[dict[str, Any]] = []
-    for folder in folders:
+    for turn, folder in enumerate(folders):
         number = reg.publish(Path(folder), STORM_NAME, principal=OPERATOR).number
         while True:
             called = time.monotonic_ns()
@@ -100,7 +107,22 @@ def _publish_and_promote(reg: registry.Registry, folders: list[str]) -> list[dic
             else:
                 history.append(row | {"returned": time.monotonic_ns(), "has_set": True})
                 break
+        if turn % 2 == 0:
+            history.append(_delete_alias(reg, number))
     return history
+
+
+def _delete_alias(reg: registry.Registry, number: int) -> dict[str, Any]:
+    row = {"kind": "cas", "expected": number, "new": None, "called": time.monotonic_ns()}
+    outcome: dict[str, Any]
+    try:
+        reg.delete_alias(STORM_NAME, "prod", principal=OPERATOR, expected=number)
+        outcome = {"has_set": True}
+    except AliasMovedError as error:
+        outcome = {"found": error.actual}
+    except NotFoundError:
+        outcome = {"found": None}
+    return row | outcome | {"returned": time.monotonic_ns()}
 
 
 def _alias(reg: registry.Registry) -> int | None:
@@ -112,7 +134,17 @@ def _alias(reg: registry.Registry) -> int | None:
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (publish, promote, rollback, pull, delete_version, delete_adapter, collect_garbage, hub_commit)
+    for function in (
+        publish,
+        promote,
+        rollback,
+        delete_alias,
+        pull,
+        delete_version,
+        delete_adapter,
+        collect_garbage,
+        hub_commit,
+    )
 }
 
 

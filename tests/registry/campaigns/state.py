@@ -21,7 +21,7 @@ class AdapterState:
 
     versions: tuple[tuple[int, str], ...]
     aliases: tuple[tuple[str, int], ...]
-    moves: tuple[tuple[str, int, str, int | None, int], ...]
+    moves: tuple[tuple[str, int, str, int | None, int | None], ...]
     commits: tuple[tuple[str, int | None], ...]
 
 
@@ -45,9 +45,15 @@ def check_sound(reg: registry.Registry) -> None:
         moved = [
             (event.document["alias"], event.document["sequence"]) for event in told if "sequence" in event.document
         ]
+        recorded = [
+            (alias, move.sequence)
+            for alias in {alias for alias, _ in moved}
+            for move in reg.alias_history(name, alias, OPERATOR)
+        ]
+        assert {alias for alias, _ in state.aliases} <= {alias for alias, _ in moved}, name
         committed = [event.document["commit"] for event in told if event.kind == "commit.created"]
         assert len(committed) == len(set(committed)), name
-        assert sorted(moved) == sorted((alias, sequence) for alias, sequence, *_ in state.moves), name
+        assert sorted(moved) == sorted(recorded), name
 
 
 def events_of(reg: registry.Registry) -> list[Event]:

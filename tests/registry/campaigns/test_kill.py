@@ -1,4 +1,4 @@
-"""kill -9 at every named point of publish, Hub commit, promote, delete and collection: only before or after.
+"""kill -9 at every named point of publish, Hub commit, promote, deletions and collection: only before or after.
 
 A worker process performs one operation and is killed at the Nth visit of a point, for N = 1, 2, ... until it gets
 through; so every moment between two points is met, for each transaction and each file. After each death another process
@@ -190,6 +190,15 @@ def kill_promote(campaign: Campaign, point: str) -> None:
     campaign.kill(point, "promote", lambda: {"ref": f"{NAME}@{next(numbers)}", "alias": "prod"}, PROMOTE_POINTS[point])
 
 
+def kill_alias_deletion(campaign: Campaign, point: str) -> None:
+    def make_alias() -> dict[str, Any]:
+        campaign.reg.promote(f"{NAME}@1", "prod", principal=OPERATOR)
+        return {"name": NAME, "alias": "prod"}
+
+    campaign.publish()
+    campaign.kill(point, "delete_alias", make_alias, PROMOTE_POINTS[point])
+
+
 def kill_delete(campaign: Campaign, point: str) -> None:
     def publish_adapter() -> dict[str, Any]:
         name = f"acme/gone-{next(adapters)}"
@@ -220,6 +229,7 @@ CAMPAIGNS: dict[str, tuple[Callable[[Campaign, str], None], Collection[str]]] = 
     "publish": (kill_publish, PUBLISH_POINTS),
     "commit": (kill_commit, COMMIT_POINTS),
     "promote": (kill_promote, PROMOTE_POINTS),
+    "delete alias": (kill_alias_deletion, PROMOTE_POINTS),
     "delete": (kill_delete, DELETE_POINTS),
     "collect": (kill_collection, GC_POINTS),
 }
@@ -227,8 +237,12 @@ CAMPAIGNS: dict[str, tuple[Callable[[Campaign, str], None], Collection[str]]] = 
 CASES = [(operation, point) for operation, (_, points) in CAMPAIGNS.items() for point in points]
 
 
-OWN = [case for case in CASES if case[0] != "commit" or case[1].startswith(("commit.", "upload."))]
-"""Those of the normal suite: what commits share with publishes is met there once."""
+OWN = [
+    (operation, point)
+    for operation, point in CASES
+    if operation not in ("commit", "delete alias") or point.startswith(("commit.", "upload.", "promote."))
+]
+"""Those of the normal suite: what commits share with publishes, and all with all, is met there once."""
 
 
 def test_every_point_is_tried() -> None:

@@ -1,4 +1,4 @@
-"""Any sequence of publishes, promotions, rollbacks and deletions does to a registry what it does to a plain model."""
+"""Any sequence of publishes, moves of aliases and deletions does to a registry what it does to a plain model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,18 @@ EXPECTED = st.one_of(st.just(ANY), st.none(), NUMBERS)
 
 @dataclass
 class ModelAlias:
-    """Version numbers that are in force, the present one last, and the number of moves there ever were."""
+    """Version numbers that are in force, the present one last, and the number of moves there ever were.
+
+    An alias that was deleted, or never was, has none in force.
+    """
 
     stack: list[int] = field(default_factory=list)
     moves: int = 0
+
+    @property
+    def number(self) -> int | None:
+        """Where it points."""
+        return self.stack[-1] if self.stack else None
 
     def before(self, versions: Iterable[int]) -> list[int]:
         """The stack after a rollback; empty where there is nothing to go back to."""
@@ -46,6 +54,11 @@ class ModelAdapter:
     versions: dict[int, int] = field(default_factory=dict)
     last_number: int = 0
     aliases: dict[str, ModelAlias] = field(default_factory=dict)
+
+    @property
+    def pointing(self) -> dict[str, int]:
+        """Numbers by alias, of those that are there."""
+        return {alias: known.stack[-1] for alias, known in self.aliases.items() if known.stack}
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -89,7 +102,7 @@ class RegistryMachine(RuleBasedStateMachine):
                 act()
             return
         known = adapter.aliases.get(alias, ModelAlias())
-        actual = known.stack[-1] if known.stack else None
+        actual = known.number
         if expected is not ANY and expected != actual:
             with pytest.raises(AliasMovedError) as caught:
                 act()
@@ -103,8 +116,8 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES, alias=ALIASES)
     def rollback(self, name: str, alias: str) -> None:
-        known = self.model[name].aliases.get(alias) if name in self.model else None
-        if known is None:
+        known = self.model.get(name, ModelAdapter()).aliases.get(alias)
+        if known is None or known.number is None:
             with pytest.raises(NotFoundError):
                 self.reg.rollback(name, alias, principal=OPERATOR)
         elif not (left := known.before(self.model[name].versions)):
@@ -116,6 +129,24 @@ class RegistryMachine(RuleBasedStateMachine):
             move = self.reg.rollback(name, alias, principal=OPERATOR)
             assert (move.to_number, move.sequence) == (known.stack[-1], known.moves)
 
+    @rule(name=NAMES, alias=ALIASES, expected=st.one_of(st.just(ANY), NUMBERS))
+    def delete_alias(self, name: str, alias: str, expected: Expected) -> None:
+        def act() -> registry.AliasMove:
+            return self.reg.delete_alias(name, alias, principal=OPERATOR, expected=expected)
+
+        known = self.model.get(name, ModelAdapter()).aliases.get(alias)
+        if known is None or known.number is None:
+            with pytest.raises(NotFoundError):
+                act()
+        elif expected not in (ANY, known.number):
+            with pytest.raises(AliasMovedError):
+                act()
+        else:
+            known.moves += 1
+            move = act()
+            assert (move.from_number, move.to_number, move.sequence) == (known.number, None, known.moves)
+            known.stack = []
+
     @rule(name=NAMES, number=NUMBERS, force=st.booleans())
     def delete_version(self, name: str, number: int, force: bool) -> None:
         def act() -> None:
@@ -126,7 +157,7 @@ class RegistryMachine(RuleBasedStateMachine):
             with pytest.raises(NotFoundError):
                 act()
             return
-        pointing = {known.stack[-1] for known in adapter.aliases.values()}
+        pointing = set(adapter.pointing.values())
         previous = {known.before(adapter.versions)[-1:] == [number] for known in adapter.aliases.values()}
         if number in pointing or (True in previous and not force):
             with pytest.raises(ConflictError):
@@ -141,7 +172,7 @@ class RegistryMachine(RuleBasedStateMachine):
         meant = {
             name: max(adapter.versions, default=None),
             f"{name}@{number}": number if number in adapter.versions else None,
-            f"{name}@{alias}": adapter.aliases[alias].stack[-1] if alias in adapter.aliases else None,
+            f"{name}@{alias}": adapter.pointing.get(alias),
         }
         for ref, expected in meant.items():
             if expected is None:
@@ -157,8 +188,8 @@ class RegistryMachine(RuleBasedStateMachine):
         for name, adapter in self.model.items():
             if not adapter.versions:
                 continue
-            pointing = {alias: known.stack[-1] for alias, known in adapter.aliases.items()}
-            assert (listed[name].newest_number, dict(listed[name].aliases)) == (max(adapter.versions), pointing)
+            newest = max(adapter.versions)
+            assert (listed[name].newest_number, dict(listed[name].aliases)) == (newest, adapter.pointing)
             numbers = [version.number for version in self.reg.page_versions(name, OPERATOR, limit=1000).items]
             assert numbers == sorted(adapter.versions, reverse=True)
 

@@ -173,6 +173,30 @@ def test_if_match(client: httpx.Client) -> None:
     assert (both.status_code, both.json()["error"]["field"]) == (400, "expected_version")
 
 
+@pytest.mark.usefixtures("version")
+def test_deleting_an_alias(client: httpx.Client) -> None:
+    url = f"{SQL}/aliases/prod"
+    tag = client.put(url, json={"version": "1"}).headers["etag"]
+    stale = client.delete(url, headers={"if-match": '"7"'})
+    assert (stale.status_code, code(stale), stale.json()["error"]["actual"]) == (412, "alias_moved", 1)
+    for wrong in ({"evidence": "x" * 1_001}, {"expected_version": "0"}, {"reason": "x"}):
+        assert client.delete(url, params=wrong).status_code == 400, wrong
+    both = client.delete(url, params={"expected_version": "1"}, headers={"if-match": tag})
+    assert (both.status_code, both.json()["error"]["field"]) == (400, "expected_version")
+    gone = client.delete(url, params={"evidence": "no longer sold"}, headers={"if-match": tag})
+    assert gone.status_code == 200
+    assert (gone.json()["kind"], gone.json()["to_number"], gone.json()["evidence"]) == (
+        "delete",
+        None,
+        "no longer sold",
+    )
+    assert "etag" not in gone.headers, "what is not there has none"
+    assert (client.get(url).status_code, client.delete(url).status_code) == (404, 404)
+    assert [move["kind"] for move in client.get(f"{url}/history").json()] == ["delete", "promote"]
+    assert client.put(url, json={"version": "1"}, headers={"if-match": '"2"'}).status_code == 412
+    assert client.put(url, json={"version": "1"}, headers={"if-none-match": "*"}).headers["etag"] == '"3"'
+
+
 def test_foreign_and_missing_are_the_same_bytes(
     client: httpx.Client, reg_sqlite: Registry, version: registry.Version
 ) -> None:
