@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import registry
-from registry.cli import adapters, aliases, tenants
+from registry.cli import adapters, aliases, insight, tenants, upkeep
 from registry.names import AdapterRef
 from tests.registry.adapter_folders import (
     FINGERPRINT,
@@ -31,6 +31,8 @@ COMMANDS = (
     adapters.promote,
     adapters.rollback,
     aliases.alias,
+    insight.lineage,
+    upkeep.gc,
     tenants.tenant,
     tenants.token,
 )
@@ -197,6 +199,39 @@ def test_aliases(shell: Shell, make_adapter: MakeAdapter) -> None:
     assert [(move["kind"], move["to_number"]) for move in moves] == [("delete", None), ("promote", 1)]
     shell.ok("promote", "acme/a@1", "--alias", "prod")
     assert shell.json("alias", "delete", "acme/a", "--alias", "prod")["sequence"] == 4, "programs are not asked"
+
+
+def test_ls_of_a_tenant(shell: Shell, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("acme/a", "acme/b", "acme-2/a"):
+        shell.ok("publish", make_adapter(), name)
+    monkeypatch.setattr(adapters, "PAGE_LIMIT", 1)
+    for asked in ("acme", "acme/"):
+        assert [found["adapter"] for found in shell.json("ls", asked)] == ["acme/a", "acme/b"]
+    assert "acme-2" not in shell.ok("ls", "acme")
+    assert shell.ok("ls", "globex") == "No adapters of globex that you may read. See all: loraplex ls\n"
+    assert shell.json("ls", "globex") == []
+    assert "'Acme' is not a tenant name" in shell.refused("ls", "Acme")
+    assert "leave out the '@' and what follows it" in shell.refused("ls", "acme/a@1")
+
+
+def test_lineage_of_a_base(shell: Shell, make_adapter: MakeAdapter) -> None:
+    shell.ok("tenant", "create", "acme")
+    assert "none is registered here: see `loraplex base register`" in shell.refused("lineage", "--base", "embedded")
+    shell.ok("publish", make_adapter(), "acme/a")
+    fingerprint = base_document()["fingerprint"]
+    for base in ("embedded", fingerprint, fingerprint[:8]):
+        assert shell.json("lineage", "--base", base)["root"] == fingerprint
+    for wrong in ("embeded", fingerprint[:7], "f" * 64):
+        assert f"registered here are {fingerprint[:12]} (embedded)" in shell.refused("lineage", "--base", wrong)
+    with registry.open(shell.home / "registry") as reg:
+        reg.register_base(base_document("ef" * 32))
+    assert "several are called 'embedded': choose one of" in shell.refused("lineage", "--base", "embedded")
+
+
+def test_what_needs_the_storage_says_where_it_runs(shell: Shell) -> None:
+    refusal = shell.refused("gc", "--registry", "https://registry.example")
+    assert "gc` works on the registry's own storage, which https://registry.example does not hand out" in refusal
+    assert "Run it on the machine of that server" in refusal
 
 
 def test_tenants_and_tokens(shell: Shell) -> None:
