@@ -114,7 +114,10 @@ class ReadOnlyRevisionError(PermissionDeniedError):
     """A revision that is no branch: aliases move by promotion, and tags, versions and commits never do."""
 
     def __init__(self, adapter: str, revision: str) -> None:
-        why = "only branches take commits, and this is an alias, a tag, a version or a commit; commit to 'main'"
+        why = (
+            "only branches are written to, and this is an alias, a tag, a version or a commit; commit to 'main', or "
+            "change an alias with `loraplex promote` and `loraplex alias delete`"
+        )
         super().__init__("write to", f"{adapter}@{revision}", why)
         self.adapter = adapter
         self.revision = revision

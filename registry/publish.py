@@ -24,7 +24,7 @@ from registry.failpoints import reach
 from registry.names import AdapterName
 from registry.principal import Principal, Role
 from registry.quotas import Quotas
-from registry.tenant_policy import TenantPolicy
+from registry.tenant_policy import TenantPolicies
 from registry.trees import git_oid, is_large
 from registry.version import Version, Visibility
 
@@ -39,83 +39,71 @@ class Publication:
     is_new: bool
 
 
-def publish(
-    catalog: Catalog,
-    bases: Bases,
-    blobs: BlobStore,
-    quotas: Quotas,
-    folder: Path,
-    name: AdapterName,
-    *,
-    principal: Principal,
-    policy: TenantPolicy,
-    base_fingerprint: str | None,
-    visibility: Visibility | None,
-    message: str,
-) -> Publication:
-    """Judge the folder and make it the adapter's next version.
+@dataclass(frozen=True)
+class Submission:
+    """What a folder is published as, and by whom.
 
-    Raises PermissionDeniedError, RejectedAdapterError, BaseMismatchError, QuotaExceededError, ConflictError,
-    StorageError.
+    `base_fingerprint` names the base of a folder without a manifest; `visibility` None keeps the adapter's.
     """
-    principal.require(Role.PUBLISHER, name, action="publish to")
-    check_text("message", message, limit_characters=MESSAGE_CHARACTERS)
-    with blobs.staged(folder, list_files(folder)) as staging:
-        return publish_staged(
-            catalog,
-            bases,
-            blobs,
-            quotas,
-            staging,
-            name,
-            principal=principal,
-            policy=policy,
-            base_fingerprint=base_fingerprint,
-            visibility=visibility,
-            message=message,
+
+    name: AdapterName
+    principal: Principal
+    base_fingerprint: str | None = None
+    visibility: Visibility | None = None
+    message: str = ""
+
+    def check(self) -> None:
+        """What can be refused before a byte is read. Raises PermissionDeniedError, InvalidValueError."""
+        self.principal.require(Role.PUBLISHER, self.name, action="publish to")
+        check_text("message", self.message, limit_characters=MESSAGE_CHARACTERS)
+
+
+class Publisher:
+    """Publishes into one registry. Holds no state but its parts, so threads may share it."""
+
+    def __init__(
+        self, catalog: Catalog, bases: Bases, blobs: BlobStore, quotas: Quotas, policies: TenantPolicies
+    ) -> None:
+        self._catalog = catalog
+        self._bases = bases
+        self._blobs = blobs
+        self._quotas = quotas
+        self._policies = policies
+
+    def publish(self, folder: Path, submission: Submission) -> Publication:
+        """Judge the folder and make it the adapter's next version.
+
+        Raises PermissionDeniedError, RejectedAdapterError, BaseMismatchError, QuotaExceededError, ConflictError,
+        StorageError.
+        """
+        submission.check()
+        with self._blobs.staged(folder, list_files(folder)) as staging:
+            return self.publish_staged(staging, submission)
+
+    def publish_staged(self, staging: Staging, submission: Submission) -> Publication:
+        """As `publish`, of files that lie in a private folder on the store's own disk already, hashed."""
+        submission.check()
+        reach("publish.after_stage")
+        name, principal = submission.name, submission.principal
+        admission = admit(
+            staging.folder,
+            self._bases,
+            named_base=submission.base_fingerprint,
+            policy=self._policies.of(name.tenant),
+            find_experts=lambda digests: self._catalog.experts(name.tenant, digests, principal),
         )
-
-
-def publish_staged(
-    catalog: Catalog,
-    bases: Bases,
-    blobs: BlobStore,
-    quotas: Quotas,
-    staging: Staging,
-    name: AdapterName,
-    *,
-    principal: Principal,
-    policy: TenantPolicy,
-    base_fingerprint: str | None,
-    visibility: Visibility | None,
-    message: str,
-) -> Publication:
-    """As `publish`, of files that lie in a private folder on the store's own disk already, hashed.
-
-    Raises as `publish`.
-    """
-    principal.require(Role.PUBLISHER, name, action="publish to")
-    check_text("message", message, limit_characters=MESSAGE_CHARACTERS)
-    reach("publish.after_stage")
-    admission = admit(
-        staging.folder,
-        bases,
-        named_base=base_fingerprint,
-        policy=policy,
-        find_experts=lambda digests: catalog.experts(name.tenant, digests, principal),
-    )
-    git_oids = _git_oids(staging)
-    draft = admission.draft(staging.files, message=message)
-    with _room_for(staging, quotas, name, principal) as sizes:
-        reach("publish.after_judge")
-        blobs.keep(staging)
-        reach("publish.after_keep")
-        quotas.mark_stored(name.tenant, sizes)
-        version, is_new = catalog.add_version(
-            name, draft, visibility=visibility, principal=principal, git_oids=git_oids
-        )
-    reach("publish.after_commit")
-    return Publication(version, is_new)
+        git_oids = _git_oids(staging)
+        draft = admission.draft(staging.files, message=submission.message)
+        with _room_for(staging, self._quotas, name, principal) as sizes:
+            reach("publish.after_judge")
+            self._blobs.keep(staging)
+            reach("publish.after_keep")
+            self._quotas.mark_stored(name.tenant, sizes)
+            version, is_new = self._catalog.add_version(
+                name, draft, visibility=submission.visibility, principal=principal, git_oids=git_oids
+            )
+        reach("publish.after_commit")
+        return Publication(version, is_new)
 
 
 def _git_oids(staging: Staging) -> dict[str, str]:

@@ -36,6 +36,7 @@ from registry.local.trust import LocalTrust
 from registry.mirror import Mirrors
 from registry.mirror_schedule import MirrorSchedule
 from registry.outbox import Outbox
+from registry.publish import Publisher
 from registry.quotas import Quotas
 from registry.refs import Refs
 from registry.repositories import Repositories
@@ -185,7 +186,8 @@ class Registry:
         catalog, bases, policies = Catalog(database), Bases(database), TenantPolicies(database)
         self.commits = Commits(database, bases, blobs, policies, self.tally)
 
-        self._publishing = LocalPublishing(catalog, bases, blobs, self.quotas, policies, self.tally)
+        publisher = Publisher(catalog, bases, blobs, self.quotas, policies)
+        self._publishing = LocalPublishing(publisher, blobs, self.tally)
         mirrors = Mirrors(database, policies, self._publishing.publish_outcome)
         self.snapshots = Snapshots(database, mirrors)
         schedule, gc = MirrorSchedule(database, mirrors), GarbageCollection(database, blobs)

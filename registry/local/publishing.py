@@ -5,37 +5,22 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from registry.bases import Bases
 from registry.blobs import BlobStore, Staging
-from registry.catalog import Catalog
 from registry.errors import InvalidValueError
 from registry.names import AdapterName
 from registry.principal import Principal
-from registry.publish import Publication, publish, publish_staged
-from registry.quotas import Quotas
+from registry.publish import Publication, Publisher, Submission
 from registry.receiving import private_folder
 from registry.tally import Tally
-from registry.tenant_policy import TenantPolicies
 from registry.version import Version, Visibility
 
 
 class LocalPublishing:
     """A part of `Registry`: folders become versions, and are counted."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        bases: Bases,
-        blobs: BlobStore,
-        quotas: Quotas,
-        policies: TenantPolicies,
-        tally: Tally,
-    ) -> None:
-        self._catalog = catalog
-        self._bases = bases
+    def __init__(self, publisher: Publisher, blobs: BlobStore, tally: Tally) -> None:
+        self._publisher = publisher
         self._blobs = blobs
-        self._quotas = quotas
-        self._policies = policies
         self._tally = tally
 
     def publish(
@@ -73,22 +58,8 @@ class LocalPublishing:
         message: str = "",
     ) -> Publication:
         """As `publish`, and says whether the version is new."""
-        parsed = AdapterName.parse(name)
-        return self._tally.publication(
-            lambda: publish(
-                self._catalog,
-                self._bases,
-                self._blobs,
-                self._quotas,
-                folder,
-                parsed,
-                principal=principal,
-                policy=self._policies.of(parsed.tenant),
-                base_fingerprint=base_fingerprint,
-                visibility=_parse_visibility(visibility),
-                message=message,
-            )
-        )
+        submission = _submission(name, principal, base_fingerprint, visibility, message)
+        return self._tally.publication(lambda: self._publisher.publish(folder, submission))
 
     def publish_staged(
         self,
@@ -101,26 +72,19 @@ class LocalPublishing:
         message: str = "",
     ) -> Publication:
         """As `publish_outcome`, of files that were received into a folder of `receiving`; they are not copied again."""
-        parsed = AdapterName.parse(name)
-        return self._tally.publication(
-            lambda: publish_staged(
-                self._catalog,
-                self._bases,
-                self._blobs,
-                self._quotas,
-                staging,
-                parsed,
-                principal=principal,
-                policy=self._policies.of(parsed.tenant),
-                base_fingerprint=base_fingerprint,
-                visibility=_parse_visibility(visibility),
-                message=message,
-            )
-        )
+        submission = _submission(name, principal, base_fingerprint, visibility, message)
+        return self._tally.publication(lambda: self._publisher.publish_staged(staging, submission))
 
     def receiving(self) -> AbstractContextManager[Path]:
         """A private folder of the registry's own disk for an adapter that arrives, removed at the end of the block."""
         return private_folder(self._blobs.scratch)
+
+
+def _submission(
+    name: str, principal: Principal, base_fingerprint: str | None, visibility: str | None, message: str
+) -> Submission:
+    parsed = AdapterName.parse(name)
+    return Submission(parsed, principal, base_fingerprint, _parse_visibility(visibility), message)
 
 
 def _parse_visibility(text: str | None) -> Visibility | None:
