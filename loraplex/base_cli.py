@@ -84,13 +84,17 @@ def list_bases(home: Path, *, as_json: bool) -> None:
 @source_argument
 @mode_option
 @place_options
-def register(source: str, mode: str, home: Path, registry: Place | None) -> None:
+@json_option
+def register(source: str, mode: str, home: Path, registry: Place | None, *, as_json: bool) -> None:
     """Make SOURCE known to the registry, so that adapters for it can be published from elsewhere."""
     _, description = _prepare(source, mode, home)
     with open_place(home, registry, create=True) as opened:
         opened.register_base(description)
-    place = registry or home / REGISTRY_FOLDER
-    click.echo(f"{description['name']} ({mode}, {description['fingerprint'][:12]}) is registered in {place}")
+    name, fingerprint, place = description["name"], description["fingerprint"], str(registry or home / REGISTRY_FOLDER)
+    if as_json:
+        click.echo(json.dumps({"name": name, "mode": mode, "fingerprint": fingerprint, "registry": place}, indent=2))
+    else:
+        click.echo(f"{name} ({mode}, {fingerprint[:12]}) is registered in {place}")
 
 
 def _prepare(source: str, mode: str, home: Path) -> tuple[Path, dict[str, Any]]:

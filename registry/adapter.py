@@ -27,6 +27,8 @@ from registry.tensor_file import Tensor, check_finite, read_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 NOTES_SUFFIX = ".md"
+CLIENT_CACHE = ".cache"
+"""A folder that Hub clients leave in what they download or upload. It is no part of the adapter, and is passed over."""
 
 FILES_LIMIT = 16
 NAME_CHARACTERS_LIMIT = 128
@@ -111,7 +113,7 @@ def list_files(folder: Path) -> tuple[str, ...]:
     Raises RejectedAdapterError.
     """
     try:
-        entries = sorted(folder.iterdir())
+        entries = sorted(entry for entry in folder.iterdir() if not _is_client_cache(entry))
     except OSError as error:
         detail = f"{str(folder)!r} cannot be listed ({error.strerror})"
         raise RejectedAdapterError(RejectReason.NOT_A_FOLDER, detail) from error
@@ -142,6 +144,10 @@ def required_files(names: Collection[str]) -> tuple[str, str]:
             detail = f"it belongs to an adapter, and {found[0]} to a mixture: a version is one of the two"
             raise RejectedAdapterError(RejectReason.FILE_NOT_ALLOWED, detail, file=name)
     return mixture
+
+
+def _is_client_cache(entry: Path) -> bool:
+    return entry.name == CLIENT_CACHE and entry.is_dir() and not entry.is_symlink()
 
 
 def _status_of(entry: Path) -> os.stat_result:

@@ -29,7 +29,7 @@ def open_port(host: str, port: int) -> socket.socket:
     try:
         return listen(host, port)
     except OSError as error:
-        why = f"nothing can listen on {host}:{port} ({error.strerror or error}); is another server running there?"
+        why = f"nothing can listen on {host}:{port} ({error.strerror or error}); another server may be running there"
         raise InvalidValueError("port", why) from error
 
 

@@ -162,7 +162,8 @@ def print_check(outcome: FsckReport) -> None:
     for fault in outcome.faults:
         hurts = f"; hurts {', '.join(fault.hurts)}" if fault.hurts else ""
         click.echo(printable(f"{fault.kind.value}: {fault.detail}{hurts}"))
-    click.echo(f"Read {outcome.blobs} blobs with {size_text(outcome.blob_bytes)}: {len(outcome.faults)} faults")
+    faults = "1 fault" if len(outcome.faults) == 1 else f"{len(outcome.faults)} faults"
+    click.echo(f"Read {outcome.blobs} blobs with {size_text(outcome.blob_bytes)}: {faults}")
     if outcome.orphans:
         click.echo(f"{outcome.orphans} blobs with {size_text(outcome.orphan_bytes)} belong to nobody: `loraplex gc`")
 

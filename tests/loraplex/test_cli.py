@@ -147,3 +147,18 @@ def test_what_names_the_registry_has_one_name_in_the_environment() -> None:
         walk(f" {name}", COMMANDS[name].load())
     assert all(" serve" in found[option] for option in names)
     assert " registry serve" in found["--blobs"]
+
+
+def test_every_command_prints_json_for_programs() -> None:
+    silent = []
+
+    def walk(path: str, command: click.Command) -> None:
+        if isinstance(command, click.Group):
+            for name, child in command.commands.items():
+                walk(f"{path} {name}", child)
+        elif not any("--json" in param.opts for param in command.params):
+            silent.append(path)
+
+    for name in COMMANDS:
+        walk(name, COMMANDS[name].load())
+    assert sorted(silent) == ["completion", "registry serve", "serve"]

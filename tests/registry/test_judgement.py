@@ -11,6 +11,7 @@ import pytest
 
 from registry.adapter import AdapterFolder, Verdict
 from registry.base import BaseRecord
+from registry.errors import RejectedAdapterError
 from tests.registry.adapter_folders import (
     base_document,
     config_document,
@@ -39,6 +40,19 @@ def test_notes_are_accepted(make_adapter: MakeAdapter) -> None:
     folder = make_adapter()
     (folder / "README.md").write_text("# what it is for")
     judge(folder)
+
+
+def test_what_hub_clients_leave_behind_is_passed_over(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    """`hf download --local-dir` keeps its notes in the folder, which is then published."""
+    folder = make_adapter()
+    names = AdapterFolder.open(folder).file_names
+    (folder / ".cache" / "huggingface").mkdir(parents=True)
+    assert AdapterFolder.open(folder).file_names == names
+    (folder / ".cache" / "huggingface").rmdir()
+    (folder / ".cache").rmdir()
+    (folder / ".cache").symlink_to(tmp_path)
+    with pytest.raises(RejectedAdapterError, match=r"\.cache"):
+        AdapterFolder.open(folder)
 
 
 def test_without_a_manifest_the_base_is_not_verified(make_adapter: MakeAdapter) -> None:
