@@ -1,9 +1,9 @@
 """Which adapters are on the device and which are only in host memory, and who goes for whom.
 
-It does: read ahead what is wanted, place adapters into rank rows on demand, choose the least recently used that nobody
-has pinned to be evicted, and move those that are pinned together where the free rows are scattered.
-It does not: fetch from a registry (the API process has verified the folder), decide who runs (`scheduler`), or keep
-account of rows (`device_adapters`) and of host memory (`host_cache`).
+It does: place adapters into rank rows on demand, choose the least recently used that nobody has pinned to be evicted,
+and move those that are pinned together where the free rows are scattered.
+It does not: fetch from a registry (the API process has verified the folder), decide who runs (`scheduler`), choose what
+is read (`host_adapters`), or keep account of rows (`device_adapters`) and of host memory (`host_cache`).
 Identity is the digest throughout.
 
 An operator may have adapters kept: they stay in host memory, come to the device when there is room, and are the last to
@@ -18,8 +18,8 @@ from basemodel.lora_segment import RankRows
 from serving.engine.adapter_reader import AdapterReader
 from serving.engine.device_adapters import DeviceAdapters, Places
 from serving.engine.errors import AdapterRefusedError
-from serving.engine.host_adapter import AdapterNature, HostAdapter, HostMixture
-from serving.engine.host_cache import HostCache
+from serving.engine.host_adapter import AdapterNature, HostMixture
+from serving.engine.host_adapters import HostAdapters
 from serving.engine.probe import Probe
 from serving.engine.rank_space import Resident, moves_to_gap
 from serving.engine.router import Router, Tallies
@@ -35,23 +35,17 @@ class AdapterPool:
         self, places: Places, reader: AdapterReader, *, slots: int, host_cache_bytes: int, whole_bytes: int
     ) -> None:
         self.tallies = Tallies()
-        self._read_seconds = 0.0
         self.device = DeviceAdapters(places, slots=slots, whole_bytes=whole_bytes)
-        self._reader = reader
-        self._host = HostCache(host_cache_bytes)
-        self._preloads: dict[str, AdapterUse] = {}  # asked for, not yet read
-        self._kept: dict[str, AdapterUse] = {}
-        self._promised: frozenset[str] = frozenset()
+        self._host = HostAdapters(reader, self.device, budget_bytes=host_cache_bytes)
 
     # ------------------------------------------------------------------------------------------------- reading
     def preload(self, use: AdapterUse) -> None:
         """Read an adapter when nothing that is waited for is to be read."""
-        if not self.is_loaded(use.digest):
-            self._preloads[use.digest] = use
+        self._host.preload(use)
 
     def keep(self, uses: Iterable[AdapterUse]) -> None:
         """From now on these adapters are kept, and no others."""
-        self._kept = {use.digest: use for use in uses}
+        self._host.kept = {use.digest: use for use in uses}
 
     def read_ahead(self, wanted: Sequence[AdapterUse], promised: Collection[str] = ()) -> list[str]:
         """Start to read what is missing of `wanted` (most urgent first) where nothing else that is wanted must go for
@@ -61,45 +55,18 @@ class AdapterPool:
         The parts of one request are promised until it is admitted: they must be here together, so none of them may go
         for what others want, and memory for them is found even if there is none.
         """
-        self._promised = frozenset(promised)
-        started = []
-        here = {use.digest for use in wanted if use.digest in self._host} | set(self._reader.digests)
-        needed_bytes = sum(map(self._host.likely_bytes, here))
-        for use in sorted(wanted, key=lambda each: each.digest not in self._promised):
-            if self._reader.is_full:
-                break
-            has_room = needed_bytes < self._host.budget_bytes or use.digest in self._promised
-            if self.is_loaded(use.digest) or not has_room:
-                continue
-            if self._reader.start(use):
-                started.append(use.digest)
-                needed_bytes += self._host.likely_bytes(use.digest)
-        for use in [*self._kept.values(), *self._preloads.values()]:
-            if not self._reader.is_full and use.digest not in self._host:
-                self._reader.start(use)
-        return started
+        return self._host.read_ahead(wanted, promised)
 
     def collect(self, wanted: Callable[[], Iterable[str]]) -> list[AdapterRefusedError]:
         """Take over what was read, and bring host memory back to its budget; returns what could not be read.
 
         `wanted` names the digests that waiting requests need, most urgent first.
         """
-        refused = []
-        for digest, outcome in self._reader.finished():
-            self._preloads.pop(digest, None)
-            problem = self._oversize(digest, outcome) if isinstance(outcome, HostAdapter) else outcome
-            if isinstance(problem, AdapterRefusedError):
-                self._kept.pop(digest, None)
-                refused.append(problem)
-            elif not isinstance(outcome, AdapterRefusedError):
-                self._host.put(digest, outcome)
-                self._read_seconds += outcome.read_seconds
-        self._host.trim(wanted, self._promised | self._kept.keys())
-        return refused
+        return self._host.collect(wanted)
 
     def is_loaded(self, digest: str) -> bool:
         """Whether the adapter is in host or device memory."""
-        return digest in self._host or digest in self.device
+        return self._host.is_loaded(digest)
 
     def probes(self, digest: str) -> tuple[Probe, ...]:
         """The probes of an adapter in host memory; none where only its device copy is left."""
@@ -107,7 +74,7 @@ class AdapterPool:
 
     def nature(self, digest: str) -> AdapterNature:
         """What a loaded adapter is."""
-        return self.device[digest].nature if digest in self.device else self._adapter(digest).nature
+        return self.device[digest].nature if digest in self.device else self._host.adapter(digest).nature
 
     def router(self, use: AdapterUse) -> Router | None:
         """A new router for a request of this mixture, which must be loaded; None where it is no mixture."""
@@ -142,9 +109,9 @@ class AdapterPool:
     def begin_step(self, *, is_bounded: bool) -> None:
         """A step begins; where others decode, copying is bounded, so that they do not wait for it."""
         self.device.begin_step(is_bounded=is_bounded)
-        for digest, use in self._kept.items():
+        for digest, use in self._host.kept.items():
             if digest in self._host and digest not in self.device and not use.experts and self._has_turn(digest):
-                start = self.device.gap(self._adapter(digest), self.device.residents)
+                start = self.device.gap(self._host.adapter(digest), self.device.residents)
                 if start is not None:
                     self._put(use, start)
 
@@ -186,7 +153,6 @@ class AdapterPool:
     def drop(self, digest: str) -> None:
         """Forget an adapter everywhere (its probes failed). It must not be pinned."""
         self._host.drop(digest)
-        self._kept.pop(digest, None)
         if digest in self.device:
             self.device.evict(digest)
 
@@ -194,19 +160,14 @@ class AdapterPool:
         """Rank rows of an adapter; 0 where it was never loaded."""
         if digest in self.device:
             return self.device[digest].rank
-        return self._host.known_rank(digest)
-
-    def _adapter(self, digest: str) -> HostAdapter:
-        adapter = self._host[digest]
-        assert isinstance(adapter, HostAdapter), "a mixture is placed as its experts"
-        return adapter
+        return self._host.cache.known_rank(digest)
 
     def _has_turn(self, digest: str) -> bool:
-        return self.device.has_turn(self._host.known_bytes(digest))
+        return self.device.has_turn(self._host.cache.known_bytes(digest))
 
     def _place(self, use: AdapterUse) -> bool:
         """Put an adapter on the device, evicting idle ones only if it then fits; whether it is there."""
-        adapter, pinned = self._adapter(use.digest), self.device.pinned
+        adapter, pinned = self._host.adapter(use.digest), self.device.pinned
         if not self.device.could_hold(adapter, pinned):
             return False
         if self.device.gap(adapter, pinned) is None and not self._move_together(adapter.weights.rank, pinned):
@@ -217,8 +178,8 @@ class AdapterPool:
         return True
 
     def _put(self, use: AdapterUse, start: int) -> None:
-        self.device.put(use, self._adapter(use.digest), start)
-        self._host.touch(use.digest)
+        self.device.put(use, self._host.adapter(use.digest), start)
+        self._host.cache.touch(use.digest)
 
     def _move_together(self, rank: int, pinned: Collection[Resident]) -> bool:
         """Move pinned adapters until a gap of `rank` rows is behind them; False, and nothing moved, while one that has
@@ -227,18 +188,17 @@ class AdapterPool:
         moves = moves_to_gap(rank, pinned)
         absent = [resident.use for resident, _ in moves if resident.use.digest not in self._host]
         for use in absent:
-            if not self._reader.is_full and self._host.has_room_for(use.digest):
-                self._reader.start(use)
+            self._host.read_again(use)
         if absent:
             return False
         for resident, position in moves:
-            self.device.move(resident, position, self._adapter(resident.use.digest).weights)
+            self.device.move(resident, position, self._host.adapter(resident.use.digest).weights)
         return True
 
     def _next_to_go(self) -> str:
         """The least recently used of those that nobody pins, those that are kept last."""
         idle = self.device.idle_digests
-        return next((digest for digest in idle if digest not in self._kept), idle[0])
+        return next((digest for digest in idle if digest not in self._host.kept), idle[0])
 
     # ------------------------------------------------------------------------------------------------- accounts
     @property
@@ -249,53 +209,37 @@ class AdapterPool:
     @property
     def load_seconds(self) -> float:
         """Time that reading and copying adapters took so far."""
-        return self._read_seconds + self.device.copy_seconds
+        return self._host.read_seconds + self.device.copy_seconds
 
     @property
     def host_digests(self) -> list[str]:
         """Adapters in host memory, least recently used first."""
-        return self._host.digests
+        return self._host.cache.digests
 
     @property
     def reading_digests(self) -> list[str]:
         """Adapters that are being read, or will be when nothing more urgent is to be read."""
-        return list(dict.fromkeys([*self._reader.digests, *self._preloads]))
+        return self._host.digests_read
 
     @property
     def has_work(self) -> bool:
         """Whether something is being read, or will be though no request waits for it."""
-        return bool(self._reader.digests or self._preloads) or any(each not in self._host for each in self._kept)
+        return self._host.has_work
 
     @property
     def host_bytes(self) -> int:
         """Host memory taken by adapters."""
-        return self._host.held_bytes
+        return self._host.cache.held_bytes
 
     def adapter_bytes(self, digest: str) -> int:
         """Size of an adapter in host memory, 0 where it is not there."""
-        return self._host.known_bytes(digest) if digest in self._host else 0
+        return self._host.cache.known_bytes(digest) if digest in self._host else 0
 
     def close(self) -> None:
         """End the reading threads."""
-        self._reader.close()
+        self._host.close()
 
     def check_integrity(self, pins: dict[str, int]) -> None:
         """The accounts of the device and of host memory add up, and pins are those of `pins` (digest -> holders)."""
         self.device.check_integrity(pins)
-        self._host.check_integrity()
-
-    def _oversize(self, digest: str, adapter: HostAdapter) -> AdapterRefusedError | None:
-        nature = adapter.nature
-        if adapter.weights.rank > self.device.rows:
-            return AdapterRefusedError(
-                digest,
-                f"its rank {adapter.weights.rank} is more than the {self.device.rows} rank rows of the adapter pool; "
-                "raise --adapter-pool-mib",
-            )
-        if nature.whole_bytes > self.device.whole_bytes:
-            return AdapterRefusedError(
-                digest,
-                f"it takes {nature.whole_bytes:,} bytes beside its rank rows ({', '.join(nature.kinds)}), and "
-                f"{self.device.whole_bytes:,} are set aside for that; raise --adapter-whole-mib",
-            )
-        return None
+        self._host.cache.check_integrity()

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from basemodel.adapter_weights import AdapterWeights
 from basemodel.lora_segment import RankRows
+from serving.engine.errors import AdapterRefusedError
 from serving.engine.host_adapter import HostAdapter
 from serving.engine.rank_space import Resident, first_gap
 from serving.messages import AdapterUse
@@ -113,19 +114,36 @@ class DeviceAdapters:
             return None
         return first_gap(adapter.weights.rank, self.rows, beside)
 
+    def why_not(self, digest: str, adapter: HostAdapter) -> AdapterRefusedError | None:
+        """Why an adapter cannot be here, though it were alone; None where it can."""
+        nature = adapter.nature
+        if adapter.weights.rank > self.rows:
+            return AdapterRefusedError(
+                digest,
+                f"its rank {adapter.weights.rank} is more than the {self.rows} rank rows of the adapter pool; "
+                "raise --adapter-pool-mib",
+            )
+        if nature.whole_bytes > self.whole_bytes:
+            return AdapterRefusedError(
+                digest,
+                f"it takes {nature.whole_bytes:,} bytes beside its rank rows ({', '.join(nature.kinds)}), and "
+                f"{self.whole_bytes:,} are set aside for that; raise --adapter-whole-mib",
+            )
+        return None
+
     def _has_slot(self, adapter: HostAdapter, beside: Collection[Resident]) -> bool:
         whole_bytes = sum(resident.nature.whole_bytes for resident in beside) + adapter.nature.whole_bytes
         return len(beside) < self.slots and whole_bytes <= self.whole_bytes
 
     # ------------------------------------------------------------------------------------------------- changes
     def put(self, use: AdapterUse, adapter: HostAdapter, start: int) -> None:
-        """Copy an adapter into rows that are free."""
+        """Let an adapter into rows that are free."""
         slot = self._copy(start, adapter.weights)
         self.loads += 1
         self._residents[use.digest] = Resident(use, start, adapter.weights.rank, adapter.nature, slot)
 
     def move(self, moved: Resident, position: int, weights: AdapterWeights) -> None:
-        """Copy a resident to other rows, from which idle ones are evicted."""
+        """Let a resident into other rows, from which idle ones are evicted."""
         stop = position + moved.rank
         for digest in self.idle_digests:
             if self._residents[digest].start < stop and self._residents[digest].stop > position:
