@@ -73,6 +73,25 @@ def test_a_cached_prefix_and_a_preemption_do_not_change_a_bit(base: Snapshot, ad
     assert torch.equal(by_length, logits_of(recorder, "first"))
 
 
+def test_adapters_that_come_and_go_do_not_change_a_bit(base: Snapshot, adapters: list[Path]) -> None:
+    """Rows are computed from the memory into which their adapter was read: it stays, whoever else lets go of it."""
+    logits = []
+    for options in ({}, {"adapter_slots": 2, "host_cache_bytes": 1}):
+        recorder = make_engine(load_snapshot(base), **options)
+        for turn in range(3):
+            for index, adapter in enumerate(adapters):
+                recorder.ask(f"{turn}/{index}", PROMPT[turn:], adapter, max_tokens=4 + 5 * index)
+        while recorder.engine.has_work:
+            recorder.step()
+            recorder.engine.pool.collect(list)  # host memory lets go of what waits for nobody
+            torch.full((1 << 20,), torch.nan)  # memory that was let go is soon another's
+        logits.append({name: torch.stack(rows) for name, rows in recorder.logits.items()})
+    assert recorder.engine.pool.device.evictions
+    assert logits[0].keys() == logits[1].keys()
+    for name, expected in logits[0].items():
+        assert torch.equal(logits[1][name], expected), name
+
+
 def test_the_same_seed_gives_the_same_text_under_load(base: Snapshot, adapters: list[Path]) -> None:
     texts = []
     for crowd_size in (0, 5):
