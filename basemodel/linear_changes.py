@@ -114,9 +114,13 @@ class LinearChanges:
         return self._scale[slot], self._shift[slot]
 
     def _grow(self, slots: int, device: torch.device) -> None:
-        """Rows for `slots` slots: those without a change here multiply by 1 and add 0."""
-        scale = torch.ones(slots, self._width, device=device)
-        shift = torch.zeros(slots, self._width, device=device)
+        """Rows for `slots` slots: those without a change here multiply by 1 and add 0.
+
+        A step may ask for them, in inference mode, whose tensors nobody may write to outside of it: `drop` does.
+        """
+        with torch.inference_mode(mode=False):
+            scale = torch.ones(slots, self._width, device=device)
+            shift = torch.zeros(slots, self._width, device=device)
         if self._scale is not None and self._shift is not None:
             scale[: len(self._scale)], shift[: len(self._shift)] = self._scale, self._shift
         self._scale, self._shift = scale, shift
