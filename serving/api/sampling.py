@@ -51,7 +51,7 @@ def includes_usage(fields: SamplingFields) -> bool:
         return False
     if not fields.stream:
         raise InvalidFieldError("`stream_options` needs `stream` to be true.", param="stream_options")
-    return fields.stream_options.include_usage
+    return bool(fields.stream_options.include_usage)
 
 
 def check_token_ids(token_ids: Iterable[int], base: ServedBase, *, param: str) -> None:

@@ -31,7 +31,7 @@ MOST_PROMPTS = 64
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`include_usage` adds a last chunk with the token counts."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class TextFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
@@ -77,10 +77,10 @@ MOST_ADAPTERS = 8
 
 
 class WeightedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One adapter of an ensemble."""
+    """One adapter of an ensemble; its weight is 1 where it has none."""
 
     model: Model
-    weight: Annotated[float, Meta(ge=-10.0, le=10.0)] = 1.0
+    weight: Annotated[float, Meta(ge=-10.0, le=10.0)] | None = None
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

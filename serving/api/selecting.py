@@ -46,4 +46,4 @@ def _part(entry: WeightedModel, target: Target, where: str) -> Part:
     if target.version.experts:
         detail = f"`{where}` is a mixture, which brings its own weights: name it as `model`, without `adapters`."
         raise InvalidFieldError(detail, param=where)
-    return Part(entry.model, target, target.version, entry.weight)
+    return Part(entry.model, target, target.version, 1.0 if entry.weight is None else entry.weight)

@@ -61,13 +61,18 @@ def _assistant(message: AssistantMessage, param: str) -> Turn:
 def _call(call: ToolCall, param: str) -> Turn:
     """Templates write the arguments as JSON themselves, so they want the object."""
     try:
-        arguments = json.loads(call.function.arguments or "{}")
+        arguments = json.loads(call.function.arguments or "{}", parse_constant=_no_json)
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict) or _is_deeper(arguments, DEEPEST_ARGUMENTS):
         path = f"{param}.function.arguments"
         raise InvalidFieldError(f"`{path}` is not a JSON object, or nested too deeply.", param=path)
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _no_json(constant: str) -> None:
+    """NaN and the infinities, which Python reads and JSON does not have."""
+    raise ValueError(constant)
 
 
 def _result(message: ToolMessage, names: dict[str, str], param: str) -> Turn:

@@ -14,7 +14,7 @@ import torch
 from serving.engine.adapter_pool import AdapterPool
 from serving.engine.answer import Answer, choose
 from serving.engine.constrained import ConstrainedRequests
-from serving.engine.drafts import Drafts
+from serving.engine.entrance import Entrance
 from serving.engine.errors import AdapterRefusedError, EngineError, RequestRefusedError
 from serving.engine.grammar_pool import GrammarPool
 from serving.engine.proofs import Proofs
@@ -28,7 +28,6 @@ from serving.messages import (
     FinishReason,
     Generate,
     Output,
-    Sampling,
     Stats,
     TokenLogprob,
 )
@@ -54,11 +53,16 @@ class Engine:
         self.pool: AdapterPool = scheduler.pool
         self.constrained = ConstrainedRequests(grammars)
         self.counters = Counters()
-        self.context_tokens = context_tokens
+        blocks = scheduler.blocks
+        self.context_tokens = min(context_tokens, blocks.total * blocks.block_tokens)  # the whole KV cache, if less
         self.end_token_ids = end_token_ids
         self._proofs = Proofs(runner, scheduler.pool) if check_probes else None
+        self._entrance = Entrance(
+            scheduler.pool,
+            context_tokens=self.context_tokens,
+            vocabulary_tokens=runner.base.description.vocabulary_size,
+        )
         self._requests: dict[str, Request] = {}
-        self._arrivals = 0
         self._faults: list[Output] = []  # and other ends that no forward brings about: part of the next outputs
 
     # ------------------------------------------------------------------------------------------------- requests
@@ -70,24 +74,12 @@ class Engine:
     def add(self, message: Generate) -> None:
         """Take a request. One that cannot run is answered with a fault in the next step's outputs."""
         try:
-            self._check(message)
+            if message.request_id in self._requests:
+                raise RequestRefusedError(f"request id {message.request_id} is in use")
+            request = self._entrance.take(message)
         except EngineError as error:
             self._faults.append(_failed(message.request_id, error.fault()))
             return
-        request = Request(
-            message.request_id,
-            message.tenant,
-            list(message.prompt_token_ids),
-            message.sampling,
-            message.adapters,
-            arrival=self._arrivals,
-            priority=message.priority,
-            ends_at_tokens=min(len(message.prompt_token_ids) + message.sampling.max_tokens, self._longest_tokens),
-            drafts=Drafts(message.draft_tokens) if message.draft_tokens and message.grammar is None else None,
-            generator=_generator(message.sampling),
-            head_size=self.runner.base.description.vocabulary_size,
-        )
-        self._arrivals += 1
         self._requests[request.request_id] = request
         if message.grammar is None:
             self.scheduler.add(request)
@@ -150,48 +142,15 @@ class Engine:
         assert {request.request_id for request in held} == set(self._requests)
 
     # ------------------------------------------------------------------------------------------------- its parts
-    def _check(self, message: Generate) -> None:
-        """Raise RequestRefusedError for what can never run, however the API was asked."""
-        prompt = len(message.prompt_token_ids)
-        if prompt == 0:
-            raise RequestRefusedError("the prompt is empty; it needs at least one token")
-        if prompt >= self._longest_tokens:
-            raise RequestRefusedError(f"the prompt has {prompt} tokens; at most {self._longest_tokens - 1} fit")
-        if not message.adapters:
-            vocabulary = self.runner.base.description.vocabulary_size
-            _check_tokens(message.prompt_token_ids, message.sampling, vocabulary, vocabulary)
-        if message.request_id in self._requests:
-            raise RequestRefusedError(f"request id {message.request_id} is in use")
-        if len(message.adapters) > 1 and any(use.experts for use in message.adapters):
-            raise RequestRefusedError("a mixture cannot be one of several adapters: it brings its own weights")
-        if (reason := self.pool.why_never(each for use in message.adapters for each in use.adapters)) is not None:
-            raise RequestRefusedError(reason)
-
-    @property
-    def _longest_tokens(self) -> int:
-        """Tokens that one request can have at most: the base's context, or the whole KV cache if that is less."""
-        blocks = self.scheduler.blocks
-        return min(self.context_tokens, blocks.total * blocks.block_tokens)
-
     def _collect_adapters(self) -> None:
         for refusal in self.pool.collect(self.scheduler.wanted_digests):
             self._refuse_adapter(refusal)
         for request in [each for each in self.scheduler.waiting if each.adapters and not each.is_fitting]:
             if all(self.pool.is_loaded(use.digest) for use in request.parts):
                 try:
-                    self._check_fit(request)
-                    request.is_fitting = True
+                    self._entrance.check_fit(request)
                 except RequestRefusedError as error:
                     self._faults.append(self._end(request, "error", fault=error.fault()))
-
-    def _check_fit(self, request: Request) -> None:
-        """Raise RequestRefusedError for what does not go with its adapters, which are loaded by now."""
-        if (reason := self.pool.why_never(request.placed)) is not None:
-            raise RequestRefusedError(reason)
-        natures = [self.pool.nature(use.digest) for use in request.placed]
-        known, chosen = (min(nature.vocabulary_size for nature in natures), min(each.head_size for each in natures))
-        _check_tokens(request.tokens, request.sampling, known, chosen)
-        request.head_size = chosen
 
     def _collect_grammars(self) -> None:
         """Queue requests whose grammar is compiled, and end those that have nothing more to say."""
@@ -294,14 +253,6 @@ class Engine:
         return self._end(youngest, "error", fault=fault)
 
 
-def _check_tokens(tokens: list[int], sampling: Sampling, known: int, chosen: int) -> None:
-    """Raise RequestRefusedError for a token that the model does not know, or a bias for one that it cannot choose."""
-    for named, size in ((tokens, known), (sampling.logit_bias, chosen)):
-        unknown = next((token for token in named if not 0 <= token < size), None)
-        if unknown is not None:
-            raise RequestRefusedError(f"token id {unknown} is not in the vocabulary of {size} tokens")
-
-
 def _once(request: Request) -> float | None:
     """The time that the request waited, for its first output only."""
     seconds, request.queue_seconds = request.queue_seconds, None
@@ -310,14 +261,3 @@ def _once(request: Request) -> float | None:
 
 def _failed(request_id: str, fault: Fault) -> Output:
     return Output(request_id=request_id, finish_reason="error", fault=fault)
-
-
-def _generator(sampling: Sampling) -> torch.Generator | None:
-    if sampling.temperature == 0:
-        return None
-    generator = torch.Generator()
-    if sampling.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(sampling.seed)
-    return generator

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 import msgspec
@@ -23,6 +24,8 @@ MOST_REGEX_CHARACTERS = 4_096
 MOST_GRAMMAR_CHARACTERS = 65_536
 MOST_CHOICES = 1_000
 MOST_CHOICE_CHARACTERS = 1_024
+# llguidance takes remainders in 32 bits and does not see an overflow: numbers that are no multiples would pass.
+MOST_MULTIPLE_DIGITS = 8
 
 # One blank, or a line break with its indentation: what people and json.dumps write, and never blanks without end.
 JSON_SPACE = r"([ ]|\n[ ]{0,32})"
@@ -125,6 +128,19 @@ def _check_object(value: Mapping[str, Any]) -> None:
         raise GrammarRefusedError(f"`$ref` {reference[:80]!r} leads outside of the schema; only `#...` is followed")
     if "x-guidance" in value:
         raise GrammarRefusedError("the keyword `x-guidance` is not offered")
+    _check_multiple(value.get("multipleOf"))
     options = value.get("enum")
     if isinstance(options, list) and len(options) > MOST_ENUM_VALUES:
         raise GrammarRefusedError(f"an `enum` has {len(options)} values; at most {MOST_ENUM_VALUES}")
+
+
+def _check_multiple(multiple: object) -> None:
+    if isinstance(multiple, bool) or not isinstance(multiple, (int, float)):
+        return  # a property of this name, or nonsense that the compiler names
+    parts = Decimal(repr(multiple)).normalize().as_tuple()
+    decimals = -parts.exponent if isinstance(parts.exponent, int) else 0
+    if max(decimals, len(parts.digits) - min(decimals, 0)) > MOST_MULTIPLE_DIGITS:
+        raise GrammarRefusedError(
+            f"`multipleOf` {multiple!r:.40} cannot be followed exactly; it may have at most {MOST_MULTIPLE_DIGITS} "
+            "digits, and as many decimals"
+        )

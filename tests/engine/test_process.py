@@ -72,7 +72,7 @@ def _command(peer: Peer, snapshot: Snapshot, base: str) -> list[str]:
         base=base,
         compute_dtype="float32",
         bases_folder=str(snapshot.folder.parent),
-        kv_cache_tokens=512,
+        kv_cache_tokens=96,
         threads=1,
     )
     return [sys.executable, "-m", "serving.engine", "--settings", msgspec.json.encode(settings).decode()]
@@ -85,6 +85,7 @@ def test_it_serves_over_its_socket_and_ends_when_told(peer: Peer, llama: Snapsho
     assert isinstance(ready, Ready)
     assert ready.base["fingerprint"] == llama.description.fingerprint
     assert (Path(ready.base_folder) / "tokenizer.json").is_file()
+    assert ready.context_tokens == 96 < llama.description.context_tokens  # no request can be longer than the cache
     sampling = Sampling(max_tokens=4, temperature=0, ignore_eos=True)
     peer.send(Generate(request_id="r", tenant="t", prompt_token_ids=[5, 6], sampling=sampling))
     tokens: list[int] = []

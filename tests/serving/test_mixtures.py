@@ -117,6 +117,7 @@ def test_an_ensemble_of_one_is_that_adapter_and_weights_count(world: World) -> N
     name = world.experts[0].adapter
     alone = world.complete(name)
     assert world.complete("base", adapters=[{"model": name}]) == alone
+    assert world.complete("base", adapters=[{"model": name, "weight": None}]) == alone
     assert world.complete("embedded", adapters=[{"model": name, "weight": 0.5}] * 2) == alone
     assert world.complete("base", adapters=[{"model": name, "weight": 0.0}]) == world.complete("base")
     mixed = [{"model": name, "weight": -1.0}, {"model": f"{world.experts[2].adapter}@1", "weight": 1.5}]

@@ -36,6 +36,7 @@ CALLED: dict[str, Any] = {
     "content": None,
     "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}],
 }
+NO_JSON = '{"a": NaN}'
 UNKNOWN_KEYWORD = {"type": "object", "not": {}}
 RESULT: dict[str, Any] = {"role": "tool", "tool_call_id": "c1", "content": "3"}
 
@@ -280,6 +281,10 @@ def test_the_history_of_a_call_is_part_of_the_prompt(server: RunningServer) -> N
         ({"messages": [*ASK, CALLED | {"tool_calls": []}]}, "messages[1].content"),
         (
             {"messages": [{**CALLED, "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "[1]"}}]}]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            {"messages": [{**CALLED, "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": NO_JSON}}]}]},
             "messages[0].tool_calls[0].function.arguments",
         ),
     ],
