@@ -38,7 +38,6 @@ from registry.version import Canary, Version
 VERSIONS_SHOWN = 25
 FILES_SHOWN = 500
 RELATIVES_SHOWN = 20
-NOT_FOUND = "There is no such adapter here, or you may not read it."
 
 _PAGE = re.compile(rb"/([^/]+)/[^/]+(?:/(?:tree|commit|blob)/.+)?/?")
 _HTML = re.compile(r"(?:^|,)\s*text/html\s*(?:;(?!\s*q=0(?:\.0*)?\s*(?:,|$))[^,]*)?(?:,|$)", re.IGNORECASE)

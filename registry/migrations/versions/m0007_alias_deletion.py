@@ -20,7 +20,12 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("DELETE FROM alias_moves WHERE to_number IS NULL")
+    """Of an alias that was deleted, what was before goes too: it would be one that was moved and is not there."""
+    op.execute(
+        "DELETE FROM alias_moves WHERE EXISTS (SELECT 1 FROM alias_moves AS deletion "
+        "WHERE deletion.adapter_id = alias_moves.adapter_id AND deletion.alias = alias_moves.alias "
+        "AND deletion.to_number IS NULL AND deletion.sequence >= alias_moves.sequence)"
+    )
     _change(nullable=False)
 
 
