@@ -42,7 +42,7 @@ class FusedAttention:
         self._operands = block_operands(layers[:3])
         q_norm, k_norm = (norm_of(getattr(module, name, None)) for name in ("q_norm", "k_norm"))
         self.norm_kind = (q_norm.epsilon, q_norm.scaling) if q_norm else None
-        self._norms = (q_norm.weight if q_norm else None, k_norm.weight if k_norm else None)
+        self.norms: Norms = (q_norm.weight if q_norm else None, k_norm.weight if k_norm else None)
         self._sites = sites
 
     def __call__(
@@ -74,30 +74,32 @@ class FusedAttention:
         plan = self._sites.plan
         layers = self.layers[:3]
         kind = (norm.epsilon, norm.scaling) if norm is not None else self.norm_kind or (0.0, ROUNDED)
-        if plan is not None and plan.changed is not None:
-            own_norms = self._own_norms(plan)
-            if own_norms or not all(layer.joins(plan) for layer in layers):
-                normed = rows if norm is None else norm(rows)
-                q, k, v = (layer(normed) for layer in layers)
-                self._rotate(q, k, (cosines, sines), kind, own_norms)
-                size = cosines.shape[-1]
-                return q.view(len(rows), -1, size), k.view(len(rows), -1, size), v.view(len(rows), -1, size)
+        if plan is not None and plan.changed is not None and not self.joins(plan):
+            normed = rows if norm is None else norm(rows)
+            q, k, v = (layer(normed) for layer in layers)
+            self._rotate(q, k, (cosines, sines), kind, self._own_norms(plan))
+            size = cosines.shape[-1]
+            return q.view(len(rows), -1, size), k.view(len(rows), -1, size), v.view(len(rows), -1, size)
         weight, operands = None if norm is None else norm.weight, self._operands
         q, k, v = torch.ops.loraplex.attention_inputs(
-            rows, operands, self._features, cosines, sines, weight, *self._norms, *kind, *kernel_plan(plan)
+            rows, operands, self._features, cosines, sines, weight, *self.norms, *kind, *kernel_plan(plan)
         )
         return q, k, v
 
+    def joins(self, plan: LoraPlan) -> bool:
+        """Whether the kernel adds all that this step's adapters change in q, k and v and their norms."""
+        return not self._own_norms(plan) and all(layer.joins(plan) for layer in self.layers[:3])
+
     def _own_norms(self, plan: LoraPlan | None) -> dict[int, Norms]:
         """The norms of queries and keys of adapters that have their own in this step, by slot."""
-        if plan is None or plan.changed is None or self._norms[0] is None:
+        if plan is None or plan.changed is None or self.norms[0] is None:
             return {}
         modules = (self.module.q_norm, self.module.k_norm)
         own = [module.changes if isinstance(module, ChangedVectors) else {} for module in modules]
         return {
             slot: (
-                own[0].get(slot, {}).get("weight", self._norms[0]),
-                own[1].get(slot, {}).get("weight", self._norms[1]),
+                own[0].get(slot, {}).get("weight", self.norms[0]),
+                own[1].get(slot, {}).get("weight", self.norms[1]),
             )
             for slot in plan.changed.slots & (own[0].keys() | own[1].keys())
         }
@@ -110,8 +112,8 @@ class FusedAttention:
         spans = plan.changed.spans if plan is not None and plan.changed is not None else ()
         begin = 0
         own = [(span, own_norms[slot]) for span, slot in spans if slot in own_norms]
-        for span, norms in [*own, (slice(len(q), len(q)), self._norms)]:
-            for part, each in ((slice(begin, span.start), self._norms), (span, norms)):
+        for span, norms in [*own, (slice(len(q), len(q)), self.norms)]:
+            for part, each in ((slice(begin, span.start), self.norms), (span, norms)):
                 if part.start < part.stop:
                     cosines, sines = (table[:, part].contiguous() for table in turn)
                     torch.ops.loraplex.rotate_heads(q[part], k[part], cosines, sines, *each, *kind)

@@ -8,11 +8,12 @@ It does not: know attention (`Fusion.attend` is the engine's) or layers with any
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
+from basemodel.adapted_linear import AdaptedLinear
 from basemodel.attach import AdapterSites
 from basemodel.block_operands import block_operands, kernel_plan
 from basemodel.changed_modules import has_own
@@ -46,11 +47,31 @@ class RowAttention(Protocol):
         """query [T, A, D], key and value [T, G, D] -> [T, A, D]."""
 
 
+Cache = tuple[torch.Tensor, torch.Tensor]  # a layer's keys and values [S, G, D], bf16
+
+
+class PagedRows(NamedTuple):
+    """Where the rows of a step lie in a cache, as the kernel reads it: all int64. `caches` are those of all layers, the
+    same tuple as long as they are the same. `slots` of all requests, one after the other; `starts` [T] where each
+    token's request begins there, `lengths` [T] how many positions it sees, `write_slots` [T] where its own keys go.
+    """
+
+    caches: tuple[Cache, ...]
+    slots: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    write_slots: torch.Tensor
+
+
 class Fusion:
-    """What the fused layers of one model share. Who attaches attention sets `attend`; until then blocks run alone."""
+    """What the fused layers of one model share. Who attaches attention sets `attend`; until then blocks run alone.
+
+    `paged` says where the rows of the present step are, for who computes all layers at once; None: layer by layer.
+    """
 
     def __init__(self) -> None:
         self.attend: RowAttention | None = None
+        self.paged: Callable[[], PagedRows | None] | None = None
         self.blocks = 0
         self.layers = 0
 
@@ -76,7 +97,7 @@ class FusedLayer:
             before.weight,
             norms["post_feedforward_layernorm"].weight if is_sandwich else None,
         )
-        self._index = int(self._attention.module.layer_idx)
+        self.index = int(self._attention.module.layer_idx)
         options = self._attention.options
         self._options: dict[str, Any] = {name: options.get(name) for name in KNOWN_OPTIONS - {"dropout"}}
         self._operands = block_operands(self._layers)
@@ -99,13 +120,13 @@ class FusedLayer:
             or position_embeddings is None
             or past_key_values is not None
             or hidden_states.dtype != torch.bfloat16
-            or (plan is not None and plan.changed is not None and not self._joins(plan))
+            or (plan is not None and plan.changed is not None and not self._joins_behind_attention(plan))
         ):
             given = {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
             return self._general(hidden_states, *arguments, **given, **options)
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         query, key, value = self._attention.inputs(rows, *position_embeddings, norm=self._first)
-        attended = attend(self._index, query, key, value, **self._options)
+        attended = attend(self.index, query, key, value, **self._options)
         out: torch.Tensor = torch.ops.loraplex.after_attention(
             rows,
             attended.view(rows.shape[0], -1),
@@ -119,8 +140,32 @@ class FusedLayer:
         )
         return out.view(hidden_states.shape)
 
-    def _joins(self, plan: LoraPlan) -> bool:
-        """Whether the kernel adds all that this step's adapters change here besides; norms of their own it does not."""
+    @property
+    def linears(self) -> tuple[AdaptedLinear, ...]:
+        """q, k, v, o, gate, up, down."""
+        return (*self._attention.layers[:3], *self._layers)
+
+    @property
+    def head_size(self) -> int:
+        """Features of a head."""
+        size: int = self._attention.module.head_dim  # type: ignore[assignment]  # nn.Module may have any attribute
+        return size
+
+    def joins(self, plan: LoraPlan) -> bool:
+        """Whether the kernel adds all that this step's adapters change in this layer besides."""
+        return self._attention.joins(plan) and self._joins_behind_attention(plan)
+
+    def for_decoder(self) -> tuple[Any, ...]:
+        """This layer as the kernel of all layers takes it (kernels/decoder.cpp: add_layer)."""
+        linears = block_operands(self.linears)
+        norms = [self._first.weight, *self._attention.norms, *self._norms]
+        scaling, window, softcap = (self._options[name] for name in ("scaling", "sliding_window", "softcap"))
+        attention = (self.head_size**-0.5 if scaling is None else scaling, window or 0, softcap or 0.0)
+        features = [layer.out_features for layer in self.linears]
+        return linears, features, norms, self._first.epsilon, self._first.scaling, self._activation, *attention
+
+    def _joins_behind_attention(self, plan: LoraPlan) -> bool:
+        """The same without q, k, v and their norms; norms of an adapter's own the kernel does not add."""
         own_norms = any(has_own(getattr(self._module, name), plan.changed) for name in self._norm_names)
         return not own_norms and all(layer.joins(plan) for layer in self._layers)
 
@@ -151,8 +196,7 @@ def fused_layer(module: nn.Module, sites: AdapterSites, fusion: Fusion) -> Fused
 
 def _gives_the_same_bits(module: nn.Module, block: FusedLayer, fusion: Fusion, attention: FusedAttention) -> bool:
     x = trial_rows(attention.layers[0].in_features)[None]
-    size: int = attention.module.head_dim  # type: ignore[assignment]
-    turn = trial_turn(x.shape[1], size)
+    turn = trial_turn(x.shape[1], block.head_size)
     theirs = module(x, position_embeddings=turn, attention_mask=None)
     fusion.attend = lambda layer, query, key, value, **options: query
     ours = block(x, position_embeddings=turn, attention_mask=None)

@@ -34,4 +34,4 @@ def fuse(model: PreTrainedModel, sites: AdapterSites) -> tuple[Fusion, FusedMode
             if layer is not None:
                 module.forward = layer
                 fusion.layers += 1
-        return fusion, fused_model(model, fusion)
+        return fusion, fused_model(model, sites, fusion)

@@ -80,7 +80,7 @@ bool Runs::touch(const Tensor &table) const {
 }
 
 Layer::Layer(const OptionalTensor &weight, const OptionalTensor &offsets, const OptionalTensor &table, int64_t in,
-             int64_t out, const Runs &runs)
+             int64_t out, const Runs &runs, float *hidden)
     : in_features(in), out_features(out), strips((out + STRIP - 1) / STRIP) {
     TORCH_CHECK(in_features % BLOCK == 0, "in_features must be a multiple of 64");
     const bool is_dense = weight && weight->scalar_type() == at::kBFloat16;
@@ -91,9 +91,12 @@ Layer::Layer(const OptionalTensor &weight, const OptionalTensor &offsets, const 
     bias = offsets ? static_cast<const uint16_t *>(offsets->data_ptr()) : nullptr;
     if (!table || !runs.touch(*table))
         return;
-    hidden = bytes(runs.hidden_size * sizeof(float));
+    if (!hidden) {
+        own_hidden = bytes(runs.hidden_size * sizeof(float));
+        hidden = static_cast<float *>(own_hidden.data_ptr());
+    }
     adapters = runs.over(*table);
-    adapters->hidden = static_cast<float *>(hidden.data_ptr());
+    adapters->hidden = hidden;
 }
 
 void Layer::change(const Tensor &rows, const Tensor &scale, const Tensor &shift, int64_t row_count) {
@@ -119,9 +122,13 @@ Strip Layer::strip(int64_t index, uint16_t *y, int64_t y_stride) const {
             y_stride};
 }
 
-LinearJob::LinearJob(const uint16_t *x, int64_t rows, int64_t in_features)
-    : x_(x), rows_(rows), in_features_(in_features), room_(bytes(packed_size(rows, in_features) * 2 + 64)),
-      packed_(aligned<uint16_t>(room_.data_ptr())) {}
+LinearJob::LinearJob(const uint16_t *x, int64_t rows, int64_t in_features, uint16_t *packed)
+    : x_(x), rows_(rows), in_features_(in_features), packed_(packed) {
+    if (!packed_) {
+        room_ = bytes(packed_size(rows, in_features) * 2 + 64);
+        packed_ = aligned<uint16_t>(room_.data_ptr());
+    }
+}
 
 Stage LinearJob::prepare() {
     int64_t items = pack_blocks(rows_, in_features_);

@@ -41,7 +41,7 @@ struct Runs {
 // codes), bias [O] bf16, table [R, 3] int64: `Factors` of the adapter in each row (none: it has no adapters).
 struct Layer {
     Layer(const OptionalTensor &weight, const OptionalTensor &bias, const OptionalTensor &table, int64_t in_features,
-          int64_t out_features, const Runs &runs);
+          int64_t out_features, const Runs &runs, float *hidden = nullptr);
     Strip strip(int64_t index, uint16_t *y, int64_t y_stride) const;
     int64_t members() const; // that add to each of its strips
     // Outputs that change: rows [T] int32, scale and shift [N, strips * 16] float (see Changes).
@@ -52,13 +52,14 @@ struct Layer {
     int64_t in_features, out_features, strips;
     std::optional<Adapters> adapters;
     std::optional<Changes> changes;
-    Tensor hidden; // x A of all groups
+    Tensor own_hidden; // x A of all groups, where nobody gave room for it
 };
 
 // All of it must outlive the job; nothing may be added once a stage was taken.
 class LinearJob {
   public:
-    LinearJob(const uint16_t *x, int64_t rows, int64_t in_features);
+    // `packed`: room of packed_size values at a multiple of 64 bytes; null: it has its own.
+    LinearJob(const uint16_t *x, int64_t rows, int64_t in_features, uint16_t *packed = nullptr);
     void add(const Layer &layer, uint16_t *y) { layers_.push_back(&layer), outputs_.push_back(y); }
 
     Stage prepare();  // packs x, and computes x A

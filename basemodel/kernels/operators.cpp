@@ -1,22 +1,16 @@
 // The kernels as torch operators, one layer each, over their own threads (team.h). Compiled for any processor.
+#include "block_jobs.h"
 #include "factor_layout.h"
-#include "linear_job.h"
-#include "paged_attention.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <cstring>
 #include <tuple>
 #include <vector>
 
 namespace {
 
-using loraplex::OptionalTensor, loraplex::Stage, at::Tensor;
-
-const uint16_t *read(const Tensor &tensor) { return static_cast<const uint16_t *>(tensor.data_ptr()); }
-uint16_t *write(const Tensor &tensor) { return static_cast<uint16_t *>(tensor.data_ptr()); }
+using loraplex::OptionalTensor, loraplex::read, loraplex::Stage, loraplex::write, at::Tensor;
 
 // x [T, K] bf16, weight [strips * blocks * UNIT_BYTES] uint8, bias [O] bf16 -> [T, O] bf16.
 // table [R, 3] int64: `Factors`; first_use [T + 1], uses [U], groups [G, 5], members [U] int64 and weights [U] float as
@@ -86,27 +80,6 @@ Tensor bf16_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &
     return y;
 }
 
-// key and value [T, G, D] bf16 go to slots `write_slots` [T] of keys and values [S, G, D].
-Stage store(const Tensor &key, const Tensor &value, const Tensor &write_slots, const Tensor &keys,
-            const Tensor &values) {
-    TORCH_CHECK(key.is_contiguous() && value.is_contiguous() && key.scalar_type() == at::kBFloat16 &&
-                    key.size(1) == keys.size(1) && key.size(2) == keys.size(2) && value.sizes() == key.sizes(),
-                "key and value must be contiguous and like the cache");
-    TORCH_CHECK(write_slots.numel() == key.size(0), "one slot for each token");
-    const int64_t size = key.size(1) * key.size(2), slots = keys.size(0);
-    const auto *places = write_slots.const_data_ptr<int64_t>();
-    for (int64_t token = 0; token < key.size(0); token++)
-        TORCH_CHECK(places[token] >= 0 && places[token] < slots, "a token leaves the cache");
-    return {key.size(0), loraplex::share_of(key.size(0)),
-            [=, from = read(key), from_value = read(value), to = write(keys),
-             to_value = write(values)](int64_t first, int64_t last) {
-                for (int64_t token = first; token < last; token++) {
-                    std::memcpy(to + places[token] * size, from + token * size, size * sizeof(uint16_t));
-                    std::memcpy(to_value + places[token] * size, from_value + token * size, size * sizeof(uint16_t));
-                }
-            }};
-}
-
 // query [T, A, D], keys and values [S, G, D] bf16; slots, starts [T], lengths [T] int64 (see AttentionInput)
 // -> [T, A, D]. With key and value [T, G, D], these are first written to their `write_slots` [T].
 Tensor paged_attention(const Tensor &query, const Tensor &keys, const Tensor &values, const Tensor &slots,
@@ -119,29 +92,25 @@ Tensor paged_attention(const Tensor &query, const Tensor &keys, const Tensor &va
     TORCH_CHECK(keys.is_contiguous() && values.is_contiguous(), "the cache must be contiguous");
     const Tensor q = query.contiguous();
     Tensor output = at::empty(q.sizes(), q.options());
-    const loraplex::AttentionInput input{
-        read(q), read(keys), read(values), slots.const_data_ptr<int64_t>(), starts.const_data_ptr<int64_t>(),
-        lengths.const_data_ptr<int64_t>(), q.size(1), keys.size(1), q.size(2), static_cast<float>(scaling), window,
-        static_cast<float>(softcap)};
-    const int64_t tokens = q.size(0), groups = keys.size(1);
-    int64_t longest = 0, seen = 0;
-    for (int64_t token = 0; token < tokens; token++) {
-        longest = std::max(longest, input.lengths[token]);
-        seen += input.lengths[token];
-    }
-    auto *target = write(output);
-    const Stage attend{tokens * groups, loraplex::share_of(tokens * groups), [&](int64_t first, int64_t last) {
-                           std::vector<float> scratch(loraplex::MOST_SHARING * longest);
-                           for (int64_t item = first; item < last; item++)
-                               loraplex::attend(input, item / groups, item % groups, scratch.data(), target);
-                       }};
-    const auto effort = loraplex::effort_of(seen * q.size(1) * q.size(2));
+    const int64_t tokens = q.size(0);
+    loraplex::AttentionJob job({read(q), read(keys), read(values), slots.const_data_ptr<int64_t>(),
+                                starts.const_data_ptr<int64_t>(), lengths.const_data_ptr<int64_t>(), q.size(1),
+                                keys.size(1), q.size(2), static_cast<float>(scaling), window,
+                                static_cast<float>(softcap)},
+                               tokens, write(output));
+    loraplex::Stages stages;
     if (key) {
-        const Stage stages[] = {store(*key, *value, *write_slots, keys, values), attend};
-        loraplex::run_stages(stages, 2, loraplex::thread_count(), effort);
+        TORCH_CHECK(key->is_contiguous() && value->is_contiguous() && key->scalar_type() == at::kBFloat16 &&
+                        key->size(0) == tokens && key->size(1) == keys.size(1) && key->size(2) == keys.size(2) &&
+                        value->sizes() == key->sizes(),
+                    "key and value must be contiguous and like the cache");
+        loraplex::check_slots(*write_slots, tokens, keys.size(0));
+        const loraplex::NewKeys stored{read(*key), read(*value), write_slots->const_data_ptr<int64_t>()};
+        job.add_stages(stages, &stored);
     } else {
-        loraplex::run_stages(&attend, 1, loraplex::thread_count(), effort);
+        job.add_stages(stages, nullptr);
     }
+    loraplex::run_stages(stages.data(), stages.size(), loraplex::thread_count(), loraplex::effort_of(job.values()));
     return output;
 }
 

@@ -13,7 +13,7 @@
 
 namespace loraplex {
 
-constexpr int64_t MOST_STAGES = 8;
+constexpr int64_t MOST_STAGES = 16;
 
 struct Stage {
     int64_t items;

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from basemodel.cuda.library import paged_attention
+from basemodel.fused_layer import PagedRows
 from serving.engine.attention_step import AttentionStep, AttentionTiles, PromptSpan
 from serving.engine.errors import UnsupportedModelError
 
@@ -39,9 +40,11 @@ class PagedAttention:
         self._slots = slots
         self._model_name = type(model).__name__
         self._caches: dict[int, Cache] = {}
+        self._all_for_kernel: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None = None  # once all layers have theirs
         for module in model.modules():
             if hasattr(module, "layer_idx"):
                 module.paged_attention = self  # type: ignore[assignment]  # nn.Module takes any attribute
+        self._layers: int = model.config.get_text_config().num_hidden_layers
         AttentionInterface.register(NAME, _paged_attention)
         model.set_attn_implementation(NAME)
 
@@ -112,6 +115,21 @@ class PagedAttention:
             past_value = value[span.tokens] if span.past == 0 or span.slots is None else values[span.slots]
             out[span.tokens] = _prefill(span, query[span.tokens], past_key, past_value, options)
         return out
+
+    def paged_rows(self) -> PagedRows | None:
+        """Where the present step's rows are, for who attends in all layers at once; None: that needs `attend_rows`.
+
+        So it is until a first step has shown every layer's keys.
+        """
+        step = self.step
+        if step is None or step.table is None or step.write_slots is None:
+            return None
+        if self._all_for_kernel is None:
+            layers = [self._caches.get(layer) for layer in range(self._layers)]
+            if not all(cache is not None and cache[2] for cache in layers):
+                return None
+            self._all_for_kernel = tuple((cache[0], cache[1]) for cache in layers if cache is not None)
+        return PagedRows(self._all_for_kernel, *step.table, step.write_slots)
 
     def _new_cache(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Cache:
         """The layer's keys and values, made when the first step shows their shapes and types."""

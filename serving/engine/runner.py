@@ -41,7 +41,7 @@ class Runner:
             sites.join()
         scratch_slots = block_tokens if self.is_gpu else 0  # behind all others: what padded rows write to
         self.attention = PagedAttention(base.model, kv_slots + scratch_slots)
-        fusion.attend = self.attention.attend_rows
+        fusion.attend, fusion.paged = self.attention.attend_rows, self.attention.paged_rows
 
     @torch.inference_mode()
     def run(self, rows: list[Row]) -> tuple[Batch, torch.Tensor]:
