@@ -14,12 +14,13 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from basemodel.adapter_changes import Changes
 from basemodel.adapter_weights import AdapterWeights
 from basemodel.attach import AdapterSites
+from basemodel.factor_layout import LoraPair
 from basemodel.fused_decoder import FusedDecoder, fused_decoder
 from basemodel.fused_layer import FusedLayer, Fusion, PagedRows
 from basemodel.fusion import fuse
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.load import load_snapshot
-from basemodel.lora_ops import plan_lora
+from basemodel.lora_ops import LoraPlan, plan_lora
 from basemodel.lora_segment import RankRows, Segment
 from basemodel.rotary_table import RotaryTable
 from basemodel.snapshot import Snapshot
@@ -29,7 +30,7 @@ from tests.engine.workbench import SMALL, make_snapshot
 needs_kernels = pytest.mark.skipif(
     not has_cpu_kernels(), reason="the kernels need a C++ compiler and a processor with AVX512-BF16 and AMX"
 )
-SHAPES: dict[str, PretrainedConfig] = FUSED | {"biases": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True)}
+SHAPES: dict[str, PretrainedConfig] = {**FUSED, "biases": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True)}
 RANK_ROWS = 48
 A, B = RankRows(0, 16), RankRows(16, 5, weight=0.5)
 SLOTS = 256
@@ -51,7 +52,7 @@ def build(name: str, folder: Path) -> tuple[Snapshot, nn.Module, AdapterSites, F
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             if path.endswith((".bias", "norm.weight")):
-                parameter += 0.2 * torch.randn_like(parameter)
+                parameter.add_(0.2 * torch.randn_like(parameter))
     sites = AdapterSites(model, base.description, rows=RANK_ROWS, dtype=torch.float32)
     for use in (A, B):
         place(base, sites, use, ("k_proj", "up_proj") if use is B else ())
@@ -64,20 +65,23 @@ def build(name: str, folder: Path) -> tuple[Snapshot, nn.Module, AdapterSites, F
 
 
 def place(base: Snapshot, sites: AdapterSites, use: RankRows, without: tuple[str, ...]) -> None:
-    pairs = {
-        path: sites.weights.layouts[path].lay_out(
-            0.1 * torch.randn(use.rank, shape.in_features), 0.1 * torch.randn(shape.out_features, use.rank), 1.0
-        )
-        for path, shape in base.description.modules.items()
-        if shape.quantized and not path.endswith(without or ("nothing",))
-    }
+    pairs: dict[str, LoraPair] = {}
+    for path, shape in base.description.modules.items():
+        if shape.quantized and not path.endswith(without or ("nothing",)):
+            a, b = torch.randn(use.rank, shape.in_features), torch.randn(shape.out_features, use.rank)
+            pair = sites.weights.layouts[path].lay_out(0.1 * a, 0.1 * b, 1.0)
+            assert pair is not None
+            pairs[path] = pair
     sites.place(use.start, AdapterWeights(rank=use.rank, modules=pairs, adapter_bytes=0))
 
 
 def paged(rows: list[tuple[int, Segment]], layers: list[FusedLayer]) -> PagedRows:
     """Every row's positions in slots of its own, scattered, over caches that hold something already."""
     order = torch.randperm(SLOTS)
-    slots, starts, lengths, writes = [], [], [], []
+    slots: list[int] = []
+    starts: list[int] = []
+    lengths: list[int] = []
+    writes: list[int] = []
     for past, segment in rows:
         begin = len(slots)
         slots += order[begin : begin + past + segment.tokens].tolist()
@@ -117,7 +121,7 @@ def one_by_one(
     return x
 
 
-def plan_of(rows: list[tuple[int, Segment]]):  # type: ignore[no-untyped-def]
+def plan_of(rows: list[tuple[int, Segment]]) -> LoraPlan:
     return plan_lora([segment for _, segment in rows], device=torch.device("cpu"), dtype=torch.float32)
 
 
@@ -140,7 +144,7 @@ def test_all_layers_at_once_give_the_bits_of_one_after_the_other(name: str, tmp_
         expected_step = copied(step)
         turns = table.of(step.lengths[None] - 1, x)
         sites.plan = plan_of(rows)
-        fusion.paged = lambda step=step: step  # type: ignore[misc]
+        fusion.paged = lambda step=step: step
         found = decoder(x, turns)
         expected = one_by_one(layers, fusion, expected_step, x, turns.of_tokens())
         assert found is not None
@@ -199,7 +203,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
         (step._replace(write_slots=torch.tensor([0, 1, SLOTS])), "leaves the cache"),
         (step._replace(lengths=step.lengths[:2]), "for each row"),
     ):
-        fusion.paged = lambda wrong=wrong: wrong  # type: ignore[misc]
+        fusion.paged = lambda wrong=wrong: wrong
         with pytest.raises(RuntimeError, match=words):
             decoder(x, turns)
     fusion.paged = lambda: step
@@ -209,7 +213,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
-ROPES = {
+ROPES: dict[str, dict[str, object]] = {
     "default": {"rope_type": "default"},
     "linear": {"rope_type": "linear", "factor": 2.0},
     "llama3": {
@@ -235,7 +239,7 @@ ROPES = {
 @torch.inference_mode()
 def test_a_rotary_table_gives_the_bits_of_its_module(name: str) -> None:
     """Positions that grow, and shrink again; dynamic scaling and longrope depend on the longest, and are not kept."""
-    config = LlamaConfig(**SMALL, rope_parameters={"rope_theta": 10000.0, **ROPES[name]})
+    config = LlamaConfig(**SMALL, rope_parameters={"rope_theta": 10000.0} | ROPES[name])
     ours, theirs = LlamaRotaryEmbedding(config), LlamaRotaryEmbedding(config)
     table = RotaryTable(ours)
     like = torch.zeros(1, dtype=torch.bfloat16)

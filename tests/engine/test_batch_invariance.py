@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,24 @@ def test_everything_runs_on_the_kernels(base: Snapshot, adapters: list[Path]) ->
     used = ("attention_inputs", "paged_attention", "after_attention", "rms_norm", "bf16_linear")
     assert {f"loraplex::{name}" for name in used} <= names
     assert not names & {"aten::mm", "aten::addmm", "aten::bmm", "aten::scaled_dot_product_attention"}
+
+
+def test_a_served_step_computes_all_layers_in_one_call(base: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each decoding step computes no layer by itself; Gemma 2, which is not walked, does."""
+    recorder = make_engine(load_snapshot(base))
+    recorder.engine.runner.warm_up()
+    calls: dict[str, int] = {}
+
+    def counted(name: str, operator: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            calls[name] = calls.get(name, 0) + 1
+            return operator(*arguments)
+
+        return call
+
+    for name in ("decode", "attention_inputs", "after_attention"):
+        monkeypatch.setattr(torch.ops.loraplex, name, counted(name, getattr(torch.ops.loraplex, name)))
+    recorder.ask("it", PROMPT, max_tokens=5)
+    recorder.run()
+    is_walked = recorder.engine.runner.base.model.config.model_type != "gemma2"
+    assert set(calls) == ({"decode"} if is_walked else {"attention_inputs", "after_attention"})
