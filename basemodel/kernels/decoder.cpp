@@ -213,6 +213,7 @@ Tensor Decoder::run(const Tensor &x, const Step &step) {
             jobs.emplace_back(layers_[number + 1], read(y), write(y), step, kept);
             jobs.back().add_inputs(stages);
         }
+        TORCH_CHECK(stages.size() <= loraplex::MOST_STAGES, "a job has more stages than the threads have room for");
         loraplex::run_stages(stages.data(), stages.size(), loraplex::thread_count(),
                              loraplex::effort_of(jobs.front().values()));
         stages.clear();

@@ -13,7 +13,7 @@
 
 namespace loraplex {
 
-constexpr int64_t MOST_STAGES = 16;
+constexpr int64_t MOST_STAGES = 24;
 
 struct Stage {
     int64_t items;
