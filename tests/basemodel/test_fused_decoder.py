@@ -30,7 +30,13 @@ from tests.engine.workbench import SMALL, make_snapshot
 needs_kernels = pytest.mark.skipif(
     not has_cpu_kernels(), reason="the kernels need a C++ compiler and a processor with AVX512-BF16 and AMX"
 )
-SHAPES: dict[str, PretrainedConfig] = {**FUSED, "biases": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True)}
+SHAPES: dict[str, PretrainedConfig] = {
+    **FUSED,
+    "biases": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
+    "wide": LlamaConfig(  # enough work in a layer to wake the threads
+        **SMALL | {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 3, "num_attention_heads": 16}
+    ),
+}
 RANK_ROWS = 48
 A, B = RankRows(0, 16), RankRows(16, 5, weight=0.5)
 SLOTS = 256
@@ -139,7 +145,7 @@ def test_all_layers_at_once_give_the_bits_of_one_after_the_other(name: str, tmp_
         rows = STEPS["decoding" if kind == "replaced" else kind]
         tokens = sum(segment.tokens for _, segment in rows)
         torch.manual_seed(3)
-        x = torch.randn(1, tokens, 64).to(torch.bfloat16)
+        x = torch.randn(1, tokens, layers[0].linears[0].in_features).to(torch.bfloat16)
         step = paged(rows, layers)
         expected_step = copied(step)
         turns = table.of(step.lengths[None] - 1, x)
