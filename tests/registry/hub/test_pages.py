@@ -55,7 +55,7 @@ def test_the_address_of_a_repository_is_a_page(browser: httpx.Client, stocked: S
             "hf download acme/sql --revision v2",
             f"export HF_ENDPOINT={stocked.url}",
             "loraplex pull acme/sql@2",
-            "yes (max_lora_rank 8)",
+            '<b class="yes">yes</b> (max_lora_rank 8)',
             'href="/acme/sql/blob/main/adapter_model.safetensors"',
         ):
             assert shown in answer.text, shown
