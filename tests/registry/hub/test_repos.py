@@ -128,4 +128,5 @@ def test_model_info_of_an_adapter(api: HfApi, server: Server, make_adapter: Call
     )
     assert set(vars(api.model_info("acme/sql", expand=["sha", "tags"]))) >= {"sha", "tags"}
     with pytest.raises(BadRequestError, match="knows no field"):
-        api.model_info("acme/sql", expand=["spaces"])
+        api.model_info("acme/sql", expand=["colour"])
+    assert api.model_info("acme/sql", expand=["spaces"]).spaces is None
