@@ -7,7 +7,8 @@
 It never imports torch. The errors are in `registry.errors`.
 """
 
-from registry.aliases import ANY
+from typing import TYPE_CHECKING, Any
+
 from registry.base import BaseModule, BaseRecord
 from registry.errors import (
     AliasMovedError,
@@ -27,16 +28,19 @@ from registry.errors import (
     RejectedAdapterError,
     StorageError,
 )
+from registry.expected import ANY
 from registry.file_entry import FileEntry, digest_of_files
 from registry.names import AdapterName, AdapterRef, Digest
 from registry.opening import open_registry as open  # noqa: A004 - `registry.open(...)` is how it is meant to be read
 from registry.policies import AliasPolicy, MetricRule
 from registry.principal import Principal, Role
-from registry.publish import Publication
+from registry.publication import Publication
 from registry.reasons import RejectReason
-from registry.registry import Registry
-from registry.tenants import IssuedToken, Tenant, Token
+from registry.tenant import IssuedToken, Tenant, Token
 from registry.version import AdapterSummary, AliasMove, Version, Visibility
+
+if TYPE_CHECKING:
+    from registry.registry import Registry
 
 __all__ = [
     "ANY",
@@ -79,3 +83,12 @@ __all__ = [
     "digest_of_files",
     "open",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`Registry` is imported when it is first asked for: it brings the databases along."""
+    if name == "Registry":
+        from registry.registry import Registry
+
+        return Registry
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from registry import audit, events
 from registry.database import Database
 from registry.errors import NotFoundError
-from registry.events import EventKind
+from registry.event import EventKind
 from registry.lookup import find_adapter
 from registry.models import AdapterRow, AliasPolicyRow
 from registry.names import AdapterName, parse_alias

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from registry import audit, events
 from registry.canary_rows import end_canary
-from registry.events import EventKind
+from registry.event import EventKind
 from registry.failpoints import reach
 from registry.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
 from registry.names import AdapterName

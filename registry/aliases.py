@@ -11,9 +11,7 @@ canary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -22,7 +20,8 @@ from registry import audit, events
 from registry.alias_rows import current_number, find_moves, record_move, to_move
 from registry.database import Database
 from registry.errors import AliasMovedError, ConflictError, GateError, NotFoundError
-from registry.events import EventKind
+from registry.event import EventKind
+from registry.expected import AtSequence, Expectation, Expected
 from registry.gates import Signers, judge, refuse
 from registry.lookup import find_adapter, find_version
 from registry.models import AdapterRow, AliasMoveRow, AliasPolicyRow, AliasRow, VersionRow
@@ -32,27 +31,6 @@ from registry.principal import Principal, Role
 from registry.rollback import numbers_moved_to, promotions_in_force, rollback_target
 from registry.trees import kind_of_ref
 from registry.version import AliasMove, MoveKind, Visibility
-
-
-class Expectation(Enum):
-    """What a caller expects of an alias who expects nothing in particular."""
-
-    ANY = "any"
-
-
-ANY = Expectation.ANY
-"""Move the alias wherever it points now."""
-
-
-@dataclass(frozen=True)
-class AtSequence:
-    """The alias must not have moved since the move of this number: the strictest expectation, over HTTP its ETag."""
-
-    sequence: int
-
-
-Expected = int | None | AtSequence | Expectation
-"""The version number that the alias must point at; None where it must not exist yet."""
 
 
 class Aliases:

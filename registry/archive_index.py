@@ -17,14 +17,14 @@ from typing import Annotated, Any
 
 import msgspec
 
-from registry.adapter import FILES_LIMIT, WEIGHTS_BYTES_LIMIT, limit_bytes_of
-from registry.attestations import Attestation
+from registry.adapter_files import FILES_LIMIT, WEIGHTS_BYTES_LIMIT, limit_bytes_of
+from registry.attestation import Attestation
 from registry.decoding import decode
 from registry.errors import ArchiveError
 from registry.file_entry import FileEntry, digest_of_files
 from registry.names import AdapterName, parse_alias
 from registry.principal import Principal
-from registry.publish import Publication
+from registry.publication import Publication
 from registry.registry import Registry
 from registry.rollback import promotions_in_force
 from registry.version import AliasMove, Version, Visibility

@@ -10,20 +10,19 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from registry import audit, events
+from registry.attestation import Attestation, AttestationKind
 from registry.bounded_text import check_text
 from registry.database import Database
 from registry.errors import ConflictError, InvalidNameError, InvalidValueError, PermissionDeniedError
-from registry.events import EventKind
-from registry.gates import APPROVAL, EVALUATION, PROBE, SCAN, holder_of
+from registry.event import EventKind
+from registry.gates import holder_of
 from registry.lookup import find_adapter, find_version
 from registry.models import AdapterRow, AliasPolicyRow, AttestationRow, VersionRow
 from registry.names import AdapterName, AdapterRef, parse_alias
@@ -38,35 +37,6 @@ ATTESTATIONS_LIMIT = 1_000
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}", re.ASCII)
 _METRIC = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
-
-
-class AttestationKind(StrEnum):
-    """What is attested. Signatures are made by `signatures.py`."""
-
-    EVALUATION = EVALUATION
-    PROBE = PROBE
-    SCAN = SCAN
-    APPROVAL = APPROVAL
-    SIGNATURE = "signature"
-
-
-@dataclass(frozen=True)
-class Attestation:
-    """One statement. `subject` is the evaluation's, prober's or scanner's name, the approved alias, or the key.
-
-    `passed` is None where the statement is neither for nor against; `document` holds the metrics, the note and the role
-    of the actor.
-    """
-
-    attestation_id: int
-    adapter: str
-    number: int
-    kind: AttestationKind
-    subject: str
-    passed: bool | None
-    document: dict[str, Any]
-    actor: str
-    created_at: datetime
 
 
 class Attestations:

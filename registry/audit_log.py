@@ -7,8 +7,6 @@ elsewhere (`loraplex audit verify`), and given to a later verification (`--expec
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -16,46 +14,14 @@ from sqlalchemy.orm import Session
 
 from registry.audit import NO_HASH, Head, hash_of, read_head
 from registry.audit_checkpoint import PRUNE_ACTION, AuditCheckpoint, read_checkpoint
+from registry.audit_entry import ENTRIES_LIMIT, AuditEntry, AuditVerification
 from registry.database import Database
 from registry.errors import InvalidValueError
 from registry.models import AuditRow
 from registry.names import SHA256_DIGITS
 from registry.principal import Principal, Role
 
-ENTRIES_LIMIT = 1000
 ROWS_PER_FETCH = 1000
-
-
-@dataclass(frozen=True)
-class AuditEntry:
-    """One change. `row_hash` is None for what was written before rows were chained."""
-
-    id: int
-    at: datetime
-    actor: str
-    action: str
-    subject: str
-    tenant: str | None
-    detail: dict[str, Any]
-    row_hash: str | None
-
-
-@dataclass(frozen=True)
-class AuditVerification:
-    """The state of the chain. `faults` is empty where it is whole; `row_hash` is its newest hash, None without rows.
-
-    `pruned_rows` were taken out before the `rows` that are there, and are covered by a checkpoint.
-    """
-
-    rows: int
-    row_hash: str | None
-    faults: tuple[str, ...]
-    pruned_rows: int = 0
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether no fault was found."""
-        return not self.faults
 
 
 class AuditLog:

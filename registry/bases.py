@@ -13,7 +13,7 @@ from registry import audit, events
 from registry.base import BaseRecord
 from registry.database import Database
 from registry.errors import ConflictError, InvalidNameError, NotFoundError
-from registry.events import EventKind
+from registry.event import EventKind
 from registry.models import BaseRow
 from registry.principal import OPERATOR, Principal
 

@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from registry.aliases import Aliases, Expected
+from registry.aliases import Aliases
 from registry.canary import PERMILLE
 from registry.canary_rows import end_canary, find_canaries, find_canary, record_canary
 from registry.database import Database
 from registry.errors import ConflictError, InvalidNameError, InvalidValueError, NotFoundError
-from registry.events import EventKind
+from registry.event import EventKind
+from registry.expected import Expected
 from registry.fresh_cache import FreshCache
 from registry.lookup import find_adapter, find_version, to_versions
 from registry.models import AdapterRow, AliasRow, CanaryRow, VersionRow

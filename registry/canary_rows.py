@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry import audit, events
-from registry.events import EventKind
+from registry.event import EventKind
 from registry.models import AdapterRow, CanaryRow, VersionRow
 from registry.names import AdapterName
 from registry.version import Canary, Visibility

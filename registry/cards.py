@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from registry.attestations import Attestation, AttestationKind
+from registry.attestation import Attestation, AttestationKind
 from registry.base import BaseRecord
 from registry.errors import printable
 from registry.version import Version

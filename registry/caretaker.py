@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from registry.errors import RegistryError
-from registry.upkeep import TaskRun, Upkeep
+from registry.task_run import TaskRun
+from registry.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 

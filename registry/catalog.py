@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from registry import audit, events, tombstones
 from registry.database import Database
 from registry.errors import ConflictError
-from registry.events import EventKind
+from registry.event import EventKind
 from registry.failpoints import reach
 from registry.lookup import find_adapter, find_version, is_readable, to_versions
 from registry.models import AdapterRow, TenantRow, VersionExpertRow, VersionFileRow, VersionRow

@@ -19,8 +19,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry import audit, events
-from registry.adapter import WEIGHTS_FILE, required_files
 from registry.adapter_config import CONFIG_FILE
+from registry.adapter_files import WEIGHTS_FILE, required_files
 from registry.admission import admit
 from registry.bases import Bases
 from registry.blobs import BlobStore
@@ -33,7 +33,7 @@ from registry.errors import (
     InvalidValueError,
     RejectedAdapterError,
 )
-from registry.events import EventKind
+from registry.event import EventKind
 from registry.failpoints import reach
 from registry.file_entry import Blob, FileEntry, digest_of_files
 from registry.lookup import find_adapter
@@ -44,7 +44,7 @@ from registry.principal import Principal, Role
 from registry.reasons import RejectReason
 from registry.revisions import PARENT_MIN_DIGITS
 from registry.tally import Tally
-from registry.tenant_policy import TenantPolicies
+from registry.tenant_policies import TenantPolicies
 from registry.tree_changes import (
     AddFile,
     AddLarge,

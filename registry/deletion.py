@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from registry import audit, events, tombstones
 from registry.database import Database
 from registry.errors import ConflictError, InvalidNameError, InvalidValueError
-from registry.events import EventKind
+from registry.event import EventKind
 from registry.expert_use import mixture_in_need
 from registry.failpoints import reach
 from registry.lookup import find_adapter, find_version

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.adapter import WEIGHTS_FILE
 from registry.adapter_config import CONFIG_FILE, AdapterConfig, parse_config
+from registry.adapter_files import WEIGHTS_FILE
 from registry.adapter_tensors import sort_tensors
 from registry.blobs import BlobStore
 from registry.file_entry import FileEntry
@@ -26,55 +26,12 @@ from registry.lora_tensors import LoraPair
 from registry.mixture_config import MIXTURE_FILE
 from registry.tensor_file import Tensor, read_tensors
 from registry.version import Version
+from registry.version_diff import Change, ModuleDiff, VersionDiff
 
 Matrix = NDArray[np.float32]
 
 FIELDS_LIMIT = 200
 SHOWN_CHARACTERS = 500
-
-
-@dataclass(frozen=True)
-class Change:
-    """Something that differs; None on a side where it is not there."""
-
-    name: str
-    before: Any
-    after: Any
-
-
-@dataclass(frozen=True)
-class ModuleDiff:
-    """One module. Norms are Frobenius norms of the served update; None where the module or its figure is not there.
-
-    `cosine` compares the updates, `cosine_a` and `cosine_b` the factors where their shapes agree. Two adapters may have
-    one update and other factors.
-    """
-
-    module: str
-    rank_before: int | None
-    rank_after: int | None
-    norm_before: float | None
-    norm_after: float | None
-    distance: float | None
-    cosine: float | None
-    cosine_a: float | None
-    cosine_b: float | None
-
-
-@dataclass(frozen=True)
-class VersionDiff:
-    """From `before` to `after`. `config` compares the configs, or a mixture's documents, its experts among them.
-
-    `modules` are None where the caller did not ask for weights, and where one of the two is a mixture, which has none.
-    """
-
-    before: str
-    after: str
-    same_base: bool
-    files: tuple[Change, ...]
-    config: tuple[Change, ...]
-    metrics: tuple[Change, ...]
-    modules: tuple[ModuleDiff, ...] | None
 
 
 def diff_versions(blobs: BlobStore, before: Version, after: Version, *, with_weights: bool = True) -> VersionDiff:

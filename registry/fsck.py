@@ -8,9 +8,7 @@ back only from its publisher (publishing the same files again heals it) or from 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -20,6 +18,7 @@ from registry.blobs import BlobStore
 from registry.database import Database
 from registry.errors import IntegrityError, StorageError
 from registry.file_entry import Blob
+from registry.fsck_report import Fault, FaultKind, FsckReport
 from registry.gc import GarbageCollection
 from registry.invariants import catalog_faults, unheld
 from registry.models import (
@@ -38,42 +37,6 @@ from registry.quotas import Quotas
 HURTS_SHOWN = 20
 OnBlob = Callable[[int, int], None]
 """Told after each blob: how many were read, of how many."""
-
-
-class FaultKind(StrEnum):
-    """What is wrong."""
-
-    MISSING_BLOB = "missing-blob"
-    DAMAGED_BLOB = "damaged-blob"
-    CATALOG = "catalog"
-    USAGE = "usage"
-    AUDIT = "audit"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong, and the versions and commits that it hurts."""
-
-    kind: FaultKind
-    detail: str
-    hurts: tuple[str, ...] = ()
-
-
-@dataclass
-class FsckReport:
-    """What was checked and found. Only its run changes it. `orphans` are blobs that nobody has: no fault, but waste."""
-
-    blobs: int = 0
-    blob_bytes: int = 0
-    orphans: int = 0
-    orphan_bytes: int = 0
-    faults: list[Fault] = field(default_factory=list)
-    repaired: list[str] = field(default_factory=list)
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether no fault is left."""
-        return not self.faults
 
 
 class Fsck:

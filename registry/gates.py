@@ -17,6 +17,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from registry.attestation import APPROVAL, EVALUATION, PROBE, SCAN
 from registry.errors import GateError
 from registry.models import AliasPolicyRow, AttestationRow, TenantRow, TokenRow, VersionRow
 from registry.names import AdapterName
@@ -26,7 +27,6 @@ from registry.principal import OPERATOR_ACTOR, Role
 Signers = Callable[[Session, VersionRow], Sequence[str]]
 """The labels of the tenant's trusted keys that have signed this version validly (`signatures.py`)."""
 TOKEN_CHAIN_LIMIT = 1000
-EVALUATION, PROBE, SCAN, APPROVAL = "evaluation", "probe", "scan", "approval"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -29,6 +28,7 @@ from registry.database import Database
 from registry.deletion import remove_version
 from registry.errors import InvalidValueError
 from registry.failpoints import reach
+from registry.gc_report import GRACE, GcReport
 from registry.leases import forget_expired
 from registry.models import AdapterRow, CommitFileRow, RetentionRow, TenantBlobRow, TenantRow, VersionFileRow
 from registry.names import AdapterName
@@ -38,29 +38,12 @@ from registry.usage import forget, referenced
 
 T = TypeVar("T")
 
-GRACE = timedelta(hours=24)
 GRACE_LIMIT = timedelta(days=365)
 RETENTION_ACTOR = "retention"
 BLOBS_PER_SWEEP = 20
 """Blobs deleted in one transaction, while writers wait."""
 DIGESTS_PER_QUERY = 500
 NAMES_SHOWN = 1_000
-
-
-@dataclass
-class GcReport:
-    """What was taken away, or would be: versions, bytes that tenants have again, and blobs of the store.
-
-    Only its run changes it. `versions` and `blobs` show the first thousand; the counts are whole.
-    """
-
-    is_dry_run: bool
-    versions: list[str] = field(default_factory=list)
-    versions_deleted: int = 0
-    tenant_bytes_freed: dict[str, int] = field(default_factory=dict)
-    blobs: list[str] = field(default_factory=list)
-    blobs_deleted: int = 0
-    blob_bytes_deleted: int = 0
 
 
 class _UndoneError(Exception):

@@ -8,7 +8,6 @@ transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import delete, func, select
@@ -18,6 +17,7 @@ from registry import audit
 from registry.bounded_text import check_text
 from registry.database import Database
 from registry.errors import InvalidNameError, InvalidValueError, NotFoundError
+from registry.lease import Lease, Pin
 from registry.lookup import find_adapter, find_version
 from registry.models import AdapterRow, LeaseRow, PinRow, TenantRow, VersionRow
 from registry.names import AdapterName, AdapterRef
@@ -30,27 +30,6 @@ VERSIONS_LIMIT = 1_000
 """Versions of one call: other writers wait meanwhile."""
 HOLDERS_LIMIT = 1_000
 """Holders of one version: more are not needed to keep it."""
-
-
-@dataclass(frozen=True)
-class Lease:
-    """Who uses a version, and until when at least."""
-
-    adapter: str
-    number: int
-    holder: str
-    expires_at: datetime
-
-
-@dataclass(frozen=True)
-class Pin:
-    """Who wants a version kept, and why."""
-
-    adapter: str
-    number: int
-    reason: str
-    actor: str
-    created_at: datetime
 
 
 class Leases:

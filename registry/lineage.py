@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import ColumnElement, case, func, or_, select
 from sqlalchemy.orm import Session
 
+from registry.ancestry import BASE_DIGITS_MIN, DEPTH_LIMIT, Lineage, LineageEdge, LineageNode, NodeKind, Relation
 from registry.database import Database
 from registry.errors import ConflictError, InvalidNameError, InvalidValueError, NotFoundError
 from registry.lookup import find_version, is_readable
@@ -25,60 +24,12 @@ from registry.models import AdapterRow, BaseRow, TenantRow, VersionExpertRow, Ve
 from registry.names import AdapterRef
 from registry.principal import Principal
 
-DEPTH_LIMIT = 32
 NODES_LIMIT = 500
 NAMES_LIMIT = 8
 FIGURES_LIMIT = 32
 MANIFEST_CHARACTERS = 200_000
 """A manifest that is larger is not read for its facts: hundreds of them may be asked for at once."""
 MESSAGE_CHARACTERS = 200
-BASE_DIGITS_MIN = 8
-
-
-class NodeKind(StrEnum):
-    """What a node is."""
-
-    VERSION = "version"
-    BASE = "base"
-    DATA = "data"
-
-
-class Relation(StrEnum):
-    """What an edge says of its source: it was trained from, on top of, or on its target, or chooses it for tokens."""
-
-    PARENT = "parent"
-    EXPERT = "expert"
-    BASE = "base"
-    DATA = "data"
-
-
-@dataclass(frozen=True)
-class LineageNode:
-    """`node_id` is a digest or fingerprint; `names` are those under which the caller may read it."""
-
-    node_id: str
-    kind: NodeKind
-    names: tuple[str, ...]
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class LineageEdge:
-    """From what was made to what it was made of."""
-
-    source: str
-    target: str
-    relation: Relation
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """The graph around `root`."""
-
-    root: str
-    nodes: tuple[LineageNode, ...]
-    edges: tuple[LineageEdge, ...]
-    is_truncated: bool
 
 
 class LineageGraph:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from registry.errors import ConflictError, InvalidBaseError, PermissionDeniedError
-from registry.registry import Registry
+
+if TYPE_CHECKING:
+    from registry.registry import Registry
 
 BASE_FILES = "bases/*/base.json"
 BASE_BYTES_LIMIT = 64_000_000

@@ -15,7 +15,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -27,47 +26,19 @@ from registry import audit
 from registry.database import Database
 from registry.errors import NotFoundError, RegistryError
 from registry.lookup import find_adapter, is_readable
+from registry.mirrored import DEFAULT_REVISION, Mirror, MirrorSync
 from registry.models import AdapterRow, MirrorRow, TenantRow
 from registry.names import AdapterName, AdapterRef
 from registry.principal import Principal, Role
-from registry.publish import Publication
-from registry.tenant_policy import TenantPolicies
+from registry.publication import Publication
+from registry.tenant_policies import TenantPolicies
 from registry.upstream import Upstream
 
 T = TypeVar("T")
 
-DEFAULT_REVISION = "main"
 MIRROR_ACTOR = "mirror"
 MISS_SECONDS = 60.0
 MISSES_KEPT = 4096
-
-
-@dataclass(frozen=True)
-class Mirror:
-    """Where an adapter is pulled from, and the upstream commit that its newest pulled version has.
-
-    One with `every_seconds` is looked at so often by itself (`mirror_schedule.py`): `checked_at` is when that was done
-    last, `failures` counts those since it last succeeded, and `failure` is the last one's reason.
-    """
-
-    adapter: str
-    upstream: str
-    revision: str
-    commit: str
-    fetched_at: datetime
-    every_seconds: int | None = None
-    checked_at: datetime | None = None
-    next_sync_at: datetime | None = None
-    failures: int = 0
-    failure: str | None = None
-
-
-@dataclass(frozen=True)
-class MirrorSync:
-    """The outcome of looking at the upstream. `publication` is None where it is still at the same commit."""
-
-    mirror: Mirror
-    publication: Publication | None
 
 
 class Publish(Protocol):

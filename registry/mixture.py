@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.adapter import Verdict, list_files
+from registry.adapter import Verdict
+from registry.adapter_files import list_files
 from registry.base import BaseRecord
 from registry.errors import BaseMismatchError, RejectedAdapterError
 from registry.manifest import MANIFEST_FILE, Manifest, check_probes, parse_manifest

@@ -25,7 +25,7 @@ from typing import Annotated, Any, BinaryIO
 
 import msgspec
 
-from registry.adapter import FILES_LIMIT, NOTES_SUFFIX, WEIGHTS_BYTES_LIMIT, WEIGHTS_FILE
+from registry.adapter_files import FILES_LIMIT, NOTES_SUFFIX, WEIGHTS_BYTES_LIMIT, WEIGHTS_FILE
 from registry.archive_index import (
     INDEX_BYTES_LIMIT,
     VERSIONS_LIMIT,

@@ -5,26 +5,23 @@
     postgresql://user@host/database   PostgreSQL; `blobs` says where the files are: s3://bucket/prefix, or a folder
 
 What is opened here is the registry itself; who opens it needs the rights of the operator on the machine.
+
+Databases and stores are imported where one is opened, and the HTTP client where that is asked, so that a command which
+asks another machine, or only prints its help, waits for neither (tests/registry/test_imports.py).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from registry.blobs import BlobStore, LocalBlobs
-from registry.blobs.object_address import SCHEMES as OBJECT_SCHEMES
-from registry.blobs.object_blobs import ObjectBlobs
-from registry.client import RemoteRegistry
-from registry.database import DATABASE_FILE, Database
-from registry.errors import InvalidValueError, NotFoundError, StorageError
-from registry.postgres_backend import SCHEMES as POSTGRES_SCHEMES
-from registry.registry import BLOBS_FOLDER, Registry
-from registry.remote.transfer import Progress
+from registry.errors import InvalidValueError
 
-SCRATCH_FOLDER = Path("~/.cache/loraplex/staging")
+if TYPE_CHECKING:
+    from registry.registry import Registry
+    from registry.remote.transfer import Progress
+
 HTTP_SCHEMES = ("http", "https")
-NEXT_STEP = "Publish an adapter to make one, or name another with --registry."
 
 
 def open_registry(
@@ -43,55 +40,27 @@ def open_registry(
     `token` is what it asks with, and `progress` is told of the files that pass; both mean nothing elsewhere.
     Raises NotFoundError, InvalidValueError, StorageError.
     """
-    scheme = scheme_of(where)
-    if scheme in HTTP_SCHEMES:
+    if scheme_of(where) in HTTP_SCHEMES:
         if blobs is not None:
             raise InvalidValueError("blobs", "a registry over HTTP knows itself where its files are")
-        return cast("Registry", RemoteRegistry(str(where), token=token, progress=progress))
-    if scheme is None:
-        return _open_folder(Path(where), blobs, scratch, create=create)
-    if scheme not in POSTGRES_SCHEMES:
-        raise InvalidValueError(
-            "registry", f"{scheme}:// is no registry: it is a folder, http://... or postgresql://..."
-        )
-    if blobs is None:
-        why = "a catalog in PostgreSQL has its files elsewhere: name s3://bucket/prefix, or a folder, with --blobs"
-        raise InvalidValueError("blobs", why)
-    database = Database(str(where), create=create)
-    try:
-        return Registry(database, _open_blobs(blobs, scratch))
-    except BaseException:
-        database.close()
-        raise
+        return open_remote(str(where), token=token, progress=progress)
+    from registry.storage_opening import open_folder, open_postgres  # databases: only who opens one waits for them
+
+    if isinstance(where, str) and scheme_of(where) is not None:
+        return open_postgres(where, blobs, scratch, create=create)
+    return open_folder(Path(where), blobs, scratch, create=create)
+
+
+def open_remote(
+    url: str, *, token: str | None = None, progress: Progress | None = None, is_patient: bool = True
+) -> Registry:
+    """A `RemoteRegistry`: the same methods over HTTP. One that is not patient asks once, and not for long."""
+    from registry.client import RemoteRegistry  # httpx: only who asks over HTTP waits for it
+
+    return cast("Registry", RemoteRegistry(url, token=token, progress=progress, is_patient=is_patient))
 
 
 def scheme_of(where: Path | str) -> str | None:
     """The scheme of an address; None for a folder."""
     scheme, mark, _ = str(where).partition("://")
     return scheme if mark and isinstance(where, str) else None
-
-
-def _open_folder(folder: Path, blobs: Path | str | None, scratch: Path | str | None, *, create: bool) -> Registry:
-    if not create and not (folder / DATABASE_FILE).is_file():
-        raise NotFoundError("registry", str(folder), NEXT_STEP)
-    _make(folder, "--registry")
-    store = LocalBlobs(folder / BLOBS_FOLDER) if blobs is None else _open_blobs(blobs, scratch)
-    return Registry(Database(folder), store, folder=folder)
-
-
-def _open_blobs(where: Path | str, scratch: Path | str | None) -> BlobStore:
-    scheme = scheme_of(where)
-    if scheme is None:
-        _make(Path(where), "--blobs")
-        return LocalBlobs(Path(where))
-    if scheme not in OBJECT_SCHEMES:
-        raise InvalidValueError("blobs", f"{scheme}:// is no store: it is a folder, s3://, gs:// or az://")
-    return ObjectBlobs(str(where), Path(scratch or SCRATCH_FOLDER).expanduser())
-
-
-def _make(folder: Path, option: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"{folder} cannot be made ({error.strerror}). Name another folder with {option}."
-        raise StorageError(message, path=folder) from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from registry.aliases import Aliases, Expected
+from registry.aliases import Aliases
 from registry.bounded_text import check_text
 from registry.canaries import Canaries
 from registry.errors import InvalidNameError, InvalidValueError
+from registry.expected import Expected
 from registry.failpoints import reach
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.policies import GateVerdict

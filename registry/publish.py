@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.adapter import list_files
+from registry.adapter_files import list_files
 from registry.admission import admit
 from registry.bases import Bases
 from registry.blobs import BlobStore, Staging
@@ -23,20 +23,13 @@ from registry.errors import RegistryError, StorageError
 from registry.failpoints import reach
 from registry.names import AdapterName
 from registry.principal import Principal, Role
+from registry.publication import Publication
 from registry.quotas import Quotas
-from registry.tenant_policy import TenantPolicies
+from registry.tenant_policies import TenantPolicies
 from registry.trees import git_oid, is_large
-from registry.version import Version, Visibility
+from registry.version import Visibility
 
 MESSAGE_CHARACTERS = 2_000
-
-
-@dataclass(frozen=True)
-class Publication:
-    """The outcome of a publish. `is_new` is False where the same files were a version already."""
-
-    version: Version
-    is_new: bool
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from registry.database import Database
 from registry.errors import InvalidValueError, StorageError
 from registry.models import TenantBlobRow, TenantRow
 from registry.principal import Principal, Role
+from registry.quota_usage import Usage
 from registry.usage import (
     blob_rows,
     charge_bytes,
@@ -36,17 +37,6 @@ LEASE = timedelta(hours=24)
 """How long an upload has until its commit."""
 QUOTA_BYTES_LIMIT = 1 << 60
 QUOTA_VERSIONS_LIMIT = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a tenant has and may have; a quota of None is no limit."""
-
-    tenant: str
-    used_bytes: int
-    quota_bytes: int | None
-    used_versions: int
-    quota_versions: int | None
 
 
 @dataclass(frozen=True)

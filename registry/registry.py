@@ -45,7 +45,7 @@ from registry.signing_secret import SigningSecret
 from registry.snapshots import Snapshots
 from registry.subject import Subject
 from registry.tally import Tally
-from registry.tenant_policy import TenantPolicies
+from registry.tenant_policies import TenantPolicies
 from registry.upkeep import Upkeep
 from registry.webhooks import Webhooks
 

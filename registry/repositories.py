@@ -15,7 +15,7 @@ from registry.bounded_text import check_text
 from registry.catalog import adapter_for_publish
 from registry.database import Database
 from registry.errors import InvalidValueError
-from registry.events import EventKind
+from registry.event import EventKind
 from registry.fresh_cache import FreshCache
 from registry.lookup import find_adapter, is_readable
 from registry.models import AdapterRow, RefRow, TenantRow, VersionRow

@@ -9,7 +9,6 @@ effect when garbage is collected (`gc.py`).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -24,18 +23,8 @@ from registry.lookup import find_adapter
 from registry.models import AdapterRow, RetentionRow, VersionRow
 from registry.names import AdapterName
 from registry.principal import Principal, Role
+from registry.retention_rule import DAYS_LIMIT, VERSIONS_LIMIT, RetentionRule
 from registry.version_needs import needed_ids
-
-VERSIONS_LIMIT = 1_000_000
-DAYS_LIMIT = 36_500
-
-
-@dataclass(frozen=True)
-class RetentionRule:
-    """What is kept of an adapter: the last so many versions, and those of the last so many days."""
-
-    keep_last: int | None = None
-    keep_days: int | None = None
 
 
 class Retention:

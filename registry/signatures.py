@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import func, select
@@ -19,13 +18,14 @@ from registry import audit, events
 from registry.bounded_text import check_text
 from registry.database import Database
 from registry.errors import ConflictError, InvalidNameError, InvalidValueError, NotFoundError
-from registry.events import EventKind
+from registry.event import EventKind
 from registry.file_entry import FileEntry
 from registry.lookup import find_adapter, find_version
 from registry.model_signature import algorithm_of, hint_in, hint_of, id_of, pem_of, read_public_key, verify
 from registry.models import AdapterRow, AttestationRow, SigningKeyRow, TenantRow, VersionFileRow, VersionRow
 from registry.names import AdapterName, AdapterRef
 from registry.principal import Principal, Role
+from registry.signing_key import SigningKey, VersionSignature
 from registry.usage import locked_tenant
 from registry.version import Visibility
 
@@ -35,34 +35,6 @@ SIGNATURES_LIMIT = 100
 """Of one version."""
 KEYS_LIMIT = 1_000
 """Of one tenant, revoked ones included."""
-
-
-@dataclass(frozen=True)
-class SigningKey:
-    """A public key that a tenant trusts, until it is revoked. `key_id` is the SHA-256 of its DER form."""
-
-    tenant: str
-    key_id: str
-    label: str
-    algorithm: str
-    public_pem: str
-    created_by: str
-    created_at: datetime
-    revoked_at: datetime | None
-
-
-@dataclass(frozen=True)
-class VersionSignature:
-    """One signature of a version. `fault` None: it is valid, by a trusted key; else why it counts for nothing."""
-
-    adapter: str
-    number: int
-    key_id: str
-    label: str
-    fault: str | None
-    actor: str
-    signed_at: datetime
-    bundle: str
 
 
 class Signatures:

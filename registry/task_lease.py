@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,6 +24,7 @@ from registry import locks
 from registry.database import Database
 from registry.errors import RegistryError
 from registry.models import MetaRow
+from registry.task_state import TaskState
 
 HOLD = timedelta(minutes=2)
 RENEW_SECONDS = 30.0
@@ -32,33 +33,6 @@ _KEY_PREFIX = "upkeep:"
 _TIMES = ("held_until", "started_at", "ended_at", "due_at")
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TaskState:
-    """What is known of one task. `holder` is set while it runs; `failures` counts those since it last succeeded.
-
-    `seconds` and `report` are those of the last run that succeeded.
-    """
-
-    task: str
-    holder: str | None = None
-    held_until: datetime | None = None
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    due_at: datetime | None = None
-    seconds: float | None = None
-    report: dict[str, int] | None = None
-    failures: int = 0
-    failure: str | None = None
-
-    def is_held(self, now: datetime) -> bool:
-        """Whether some process is at it."""
-        return self.holder is not None and self.held_until is not None and self.held_until > now
-
-    def is_due(self, now: datetime) -> bool:
-        """Whether it is to be done, and nobody is at it."""
-        return not self.is_held(now) and (self.due_at is None or self.due_at <= now)
 
 
 class TaskLeases:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import select
@@ -23,6 +22,7 @@ from registry.models import TenantRow, TokenRow
 from registry.names import parse_tenant
 from registry.principal import OPERATOR, Principal, Role
 from registry.scope import Scope
+from registry.tenant import IssuedToken, Tenant, Token
 from registry.usage import missing_tenant
 
 SECRET_PREFIX = "lpx_"  # noqa: S105 - the public mark by which secret scanners know a token
@@ -30,36 +30,6 @@ SECRET_BYTES = 32
 SECRET_CHARACTERS_LIMIT = 256
 LABEL_CHARACTERS = 200
 OVERLAP_LIMIT = timedelta(days=30)
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """A namespace with its own adapters and tokens."""
-
-    name: str
-    created_at: datetime
-
-
-@dataclass(frozen=True)
-class Token:
-    """What is kept of a token: everything but its secret."""
-
-    token_id: str
-    tenant: str
-    role: Role
-    label: str
-    created_at: datetime
-    expires_at: datetime | None
-    revoked_at: datetime | None
-    scope: tuple[str, ...] | None = None
-    replaced_by: str | None = None
-
-
-@dataclass(frozen=True)
-class IssuedToken(Token):
-    """A token just made. Its secret is nowhere else, and not in its repr."""
-
-    secret: str = field(repr=False, kw_only=True)
 
 
 class Tenants:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from registry.adapter import limit_bytes_of
+from registry.adapter_files import limit_bytes_of
 from registry.errors import InvalidValueError, NotFoundError
 from registry.file_entry import FileEntry
 from registry.tree_paths import check_kind, check_path

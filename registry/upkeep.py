@@ -14,9 +14,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 
 from registry import tombstones
 from registry.audit_pruning import prune_audit
@@ -27,8 +26,11 @@ from registry.gc import GarbageCollection
 from registry.leases import forget_expired
 from registry.mirror_schedule import MirrorSchedule
 from registry.principal import Principal
-from registry.task_lease import TaskLeases, TaskState
-from registry.upkeep_policy import UpkeepPolicies, UpkeepPolicy
+from registry.task_lease import TaskLeases
+from registry.task_run import Outcome, Task, TaskRun
+from registry.task_state import TaskState
+from registry.upkeep_policies import UpkeepPolicies
+from registry.upkeep_policy import UpkeepPolicy
 
 HISTORY_EVERY = timedelta(days=1)
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(minutes=5), timedelta(hours=6)
@@ -36,33 +38,6 @@ UPKEEP = Principal(tenant=None, role=Principal.operator().role, token_id="upkeep
 """Under which name the audit log tells of it."""
 
 logger = logging.getLogger(__name__)
-
-
-class Task(StrEnum):
-    """What is done."""
-
-    GARBAGE = "garbage"
-    HISTORY = "history"
-    MIRRORS = "mirrors"
-
-
-class Outcome(StrEnum):
-    """What came of a task: done, failed, or somebody else is at it."""
-
-    DONE = "done"
-    FAILED = "failed"
-    BUSY = "busy"
-
-
-@dataclass(frozen=True)
-class TaskRun:
-    """One run of a task. `report` counts what it did; `failure` says why it did not."""
-
-    task: Task
-    outcome: Outcome
-    seconds: float = 0.0
-    report: dict[str, int] | None = None
-    failure: str | None = None
 
 
 class Upkeep:

@@ -19,7 +19,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 
-from registry.adapter import FILES_LIMIT, limit_bytes_of
+from registry.adapter_files import FILES_LIMIT, limit_bytes_of
 from registry.decoding import decode
 from registry.errors import ForbiddenAddressError, InvalidValueError, NotFoundError, UpstreamError
 from registry.outbound import Answer, OutboundPolicy, exchange

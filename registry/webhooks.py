@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from sqlalchemy import delete, func, select
@@ -18,52 +17,19 @@ from sqlalchemy.orm import Session
 from registry import audit, locks
 from registry.database import Database
 from registry.errors import ConflictError, InvalidValueError, NotFoundError
-from registry.events import EventKind
+from registry.event import EventKind
 from registry.locks import Lock
 from registry.models import DeliveryRow, EventRow, MetaRow, TenantRow, WebhookRow
 from registry.names import parse_tenant
 from registry.outbound import OutboundPolicy, Target
 from registry.principal import Principal, Role
+from registry.webhook import Delivery, IssuedWebhook, Webhook
 from registry.webhook_signature import new_secret
 
 WEBHOOKS_LIMIT = 20
 REPLAY_LIMIT = 1_000
 DELIVERIES_SHOWN = 100
 POLICY_KEY = "webhook_policy"
-
-
-@dataclass(frozen=True)
-class Webhook:
-    """What is kept of a webhook, but its secret. `kinds` None is every kind of event."""
-
-    webhook_id: str
-    tenant: str
-    url: str
-    kinds: tuple[str, ...] | None
-    created_by: str
-    created_at: datetime
-    disabled_at: datetime | None
-
-
-@dataclass(frozen=True)
-class IssuedWebhook(Webhook):
-    """A webhook just made. Its secret is not in its repr, and is not shown again."""
-
-    secret: str = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """One event on its way to a webhook: waiting (`due_at`), arrived (`delivered_at`), or given up (neither)."""
-
-    delivery_id: int
-    event_id: int
-    kind: str
-    attempts: int
-    due_at: datetime | None
-    delivered_at: datetime | None
-    status: int | None
-    failure: str | None
 
 
 class Webhooks:

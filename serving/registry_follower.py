@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from registry import Registry
 from registry.errors import RegistryError
-from registry.events import Event
+from registry.event import Event
 from registry.principal import OPERATOR, Principal
 from registry.threads import Threads
 from serving.resolved_names import NameInUse, ResolvedNames

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from registry.aliases import Expected
 from registry.cli import report
 from registry.cli.call import RegistryCall, registry_call
 from registry.cli.completion import complete_adapter, complete_alias
@@ -28,11 +28,14 @@ from registry.cli.options import (
     version_argument,
 )
 from registry.errors import RegistryError
+from registry.expected import Expected
 from registry.names import AdapterRef, parse_alias, parse_tenant
 from registry.page import PAGE_LIMIT
 from registry.principal import OPERATOR
-from registry.registry import Registry
 from registry.version import AdapterSummary, Canary, Version
+
+if TYPE_CHECKING:
+    from registry.registry import Registry
 
 
 @click.command(cls=RegistryCommand)

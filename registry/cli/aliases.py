@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from registry.aliases import ANY
 from registry.cli import report
 from registry.cli.call import RegistryCall, registry_call
 from registry.cli.options import (
@@ -14,6 +13,7 @@ from registry.cli.options import (
     alias_option,
     evidence_option,
 )
+from registry.expected import ANY
 from registry.names import VERSION_NUMBER_DIGITS
 from registry.principal import OPERATOR
 

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import click
 
-from registry.archive import export_archive, import_archive
 from registry.cli import report, report_feed
 from registry.cli.call import RegistryCall, registry_call
 from registry.cli.options import HomePath, RegistryCommand, reference_argument
-from registry.oci import export_layout, import_layout
 from registry.principal import OPERATOR
 
 TAR, OCI = "tar", "oci"
@@ -36,6 +34,9 @@ def export(call: RegistryCall, ref: str, destination: Path, *, kind: str, all_ve
 
     The same content gives the same bytes. `loraplex import` reads it.
     """
+    from registry.archive import export_archive  # the registry's database: only who writes an archive waits for it
+    from registry.oci import export_layout
+
     with call.open() as reg:
         write = export_archive if kind == TAR else export_layout
         index = write(reg, ref, destination, principal=OPERATOR, all_versions=all_versions)
@@ -59,6 +60,9 @@ def import_(call: RegistryCall, source: Path, *, name: str | None, with_aliases:
     """
     if with_aliases and source.is_dir():
         raise click.UsageError("An OCI layout has no history of aliases: --aliases is for archives.")
+    from registry.archive import import_archive  # as above
+    from registry.oci import import_layout
+
     with call.open_with_bases() as reg:
         if source.is_dir():
             done = import_layout(reg, source, principal=OPERATOR, name=name, register_bases=register_bases)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from registry.audit_log import ENTRIES_LIMIT
+from registry.audit_entry import ENTRIES_LIMIT
 from registry.cli import report_upkeep
 from registry.cli.call import RegistryCall, registry_call
 from registry.cli.completion import complete_tenant

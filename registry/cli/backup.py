@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from registry.backup_folder import BackupManifest
 from registry.cli import report
 from registry.cli.call import RegistryCall, registry_call
 from registry.cli.options import HomePath, RegistryCommand
 from registry.cli.progress import counted
+
+if TYPE_CHECKING:
+    from registry.backup_folder import BackupManifest
 
 
 @click.command(cls=RegistryCommand)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,7 +15,9 @@ from registry.cli.options import json_option
 from registry.cli.place import Command, Place, open_place, place_options
 from registry.cli.report import print_json
 from registry.opening import HTTP_SCHEMES, scheme_of
-from registry.registry import Registry
+
+if TYPE_CHECKING:
+    from registry.registry import Registry
 
 Value = TypeVar("Value")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from registry.aliases import Expected
 from registry.canary import PERMILLE
 from registry.cli import report, report_promotion
 from registry.cli.call import RegistryCall, registry_call
@@ -17,6 +16,7 @@ from registry.cli.options import (
     expect_option,
     version_argument,
 )
+from registry.expected import Expected
 from registry.principal import OPERATOR
 
 percent_option = click.option(

@@ -11,7 +11,7 @@ from registry.cli.call import RegistryCall, registry_call
 from registry.cli.options import RegistryCommand
 from registry.cli.quantities import Duration, DurationOrForever
 from registry.principal import OPERATOR
-from registry.upkeep import Outcome
+from registry.task_run import Outcome
 
 
 @click.command(cls=RegistryCommand)

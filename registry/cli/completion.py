@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
@@ -14,7 +15,9 @@ from click.shell_completion import CompletionItem
 from registry.cli.place import open_briefly
 from registry.errors import RegistryError
 from registry.principal import OPERATOR
-from registry.registry import Registry
+
+if TYPE_CHECKING:
+    from registry.registry import Registry
 
 SHOWN_LIMIT = 50
 

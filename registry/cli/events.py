@@ -8,7 +8,7 @@ import msgspec
 from registry.cli import report_feed
 from registry.cli.call import RegistryCall, registry_call
 from registry.cli.options import RegistryCommand
-from registry.events import PAGE_EVENTS, Event, EventKind
+from registry.event import PAGE_EVENTS, Event, EventKind
 from registry.principal import OPERATOR
 
 FOLLOW_SECONDS = 20.0

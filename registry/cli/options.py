@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from registry.aliases import ANY, Expected
 from registry.cli.completion import complete_adapter, complete_alias, complete_reference
 from registry.cli.place import REGISTRY_FOLDER, HomePath, Place, open_given, open_place, place_options
 from registry.errors import RegistryError
+from registry.expected import ANY, Expected
 
 __all__ = [
     "REGISTRY_FOLDER",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from registry.cli.progress import progress_of
-from registry.client import RemoteRegistry
-from registry.opening import HTTP_SCHEMES, open_registry, scheme_of
-from registry.registry import Registry
+from registry.opening import HTTP_SCHEMES, open_registry, open_remote, scheme_of
+
+if TYPE_CHECKING:
+    from registry.registry import Registry
 
 REGISTRY_FOLDER = "registry"
 _TOKEN, _BLOBS, _BLOBS_OF_FOLDER = "registry.cli.token", "registry.cli.blobs", "registry.cli.blobs-of-folder"
@@ -121,4 +122,4 @@ def open_briefly(ctx: click.Context, home: Path, registry: Place | None) -> Regi
     place = registry or home / REGISTRY_FOLDER
     if scheme_of(place) not in HTTP_SCHEMES:
         return open_registry(place, blobs=given_blobs(ctx.meta, place), create=False)
-    return cast("Registry", RemoteRegistry(str(place), token=ctx.meta.get(_TOKEN), is_patient=False))
+    return open_remote(str(place), token=ctx.meta.get(_TOKEN), is_patient=False)

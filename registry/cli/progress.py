@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -20,7 +21,9 @@ from rich.progress import (
 )
 
 from registry.errors import printable
-from registry.remote.transfer import Progress as ProgressListener
+
+if TYPE_CHECKING:
+    from registry.remote.transfer import Progress as ProgressListener
 
 
 def progress_of(ctx: click.Context | None) -> ProgressListener | None:

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from registry.base import BaseRecord
 from registry.errors import printable
-from registry.publish import Publication
+from registry.publication import Publication
 from registry.version import AdapterSummary, AliasMove, MoveKind, Version
 
 PLAIN_WIDTH = 200

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
 
-from registry.archive_index import ArchiveIndex, Imported
 from registry.cli.quantities import span_text
 from registry.cli.report import console, table_of, time_text
 from registry.errors import printable
-from registry.events import Event, EventKind
-from registry.mirror import Mirror, MirrorSync
+from registry.event import Event, EventKind
+from registry.mirrored import Mirror, MirrorSync
 from registry.outbound import OutboundPolicy
-from registry.webhooks import Delivery, IssuedWebhook, Webhook
+from registry.webhook import Delivery, IssuedWebhook, Webhook
+
+if TYPE_CHECKING:
+    from registry.archive_index import ArchiveIndex, Imported
 
 COMMIT_DIGITS = 12
 URL_CHARACTERS = 80

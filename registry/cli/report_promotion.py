@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 from rich.text import Text
 
-from registry.attestations import Attestation
+from registry.attestation import Attestation
 from registry.cli.report import console, table_of, time_text
 from registry.errors import printable
 from registry.policies import AliasPolicy, GateVerdict, MetricRule, PolicyRecord

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from registry.cli.report import console, table_of, time_text
 from registry.errors import printable
-from registry.tenants import IssuedToken, Tenant, Token
+from registry.tenant import IssuedToken, Tenant, Token
 
 
 def print_tenant(tenant: Tenant) -> None:

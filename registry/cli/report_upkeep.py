@@ -9,19 +9,19 @@ from datetime import datetime
 import click
 from rich.text import Text
 
-from registry.audit_log import AuditEntry, AuditVerification
+from registry.audit_entry import AuditEntry, AuditVerification
 from registry.cli.quantities import span_text
 from registry.cli.report import console, size_text, table_of, time_text
 from registry.errors import printable
-from registry.fsck import FsckReport
-from registry.gc import GcReport
-from registry.leases import Lease, Pin
-from registry.quotas import Usage
-from registry.retention import RetentionRule
-from registry.signatures import SigningKey, VersionSignature
-from registry.task_lease import TaskState
+from registry.fsck_report import FsckReport
+from registry.gc_report import GcReport
+from registry.lease import Lease, Pin
+from registry.quota_usage import Usage
+from registry.retention_rule import RetentionRule
+from registry.signing_key import SigningKey, VersionSignature
+from registry.task_run import Outcome, TaskRun
+from registry.task_state import TaskState
 from registry.tenant_policy import TenantPolicy
-from registry.upkeep import Outcome, TaskRun
 from registry.upkeep_policy import UpkeepPolicy
 from registry.version import Version
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,8 +21,9 @@ from registry.http.settings import HttpSettings
 from registry.listening import url_of
 from registry.loopback import is_loopback_host
 from registry.opening import open_registry
-from registry.registry import Registry
-from registry.server import open_port, read_operator_secret, refuse_open_server, run_registry
+
+if TYPE_CHECKING:
+    from registry.registry import Registry
 
 
 @click.command(cls=RegistryCommand)
@@ -65,6 +67,8 @@ def serve(
     log_level: str,
 ) -> None:
     """Serve a registry: REST (/registry/v1), the Hugging Face Hub protocol, /livez, /readyz and /metrics."""
+    from registry.server import open_port, read_operator_secret, refuse_open_server, run_registry  # web, databases
+
     start_logging(log_level)
     settings = HttpSettings(
         is_loopback=is_loopback_host(host),

@@ -11,10 +11,10 @@ from registry.cli.call import RegistryCall, registry_call
 from registry.cli.options import RegistryCommand, adapter_argument, reference_argument, version_argument
 from registry.cli.progress import counted
 from registry.cli.quantities import Duration
-from registry.gc import GRACE
+from registry.gc_report import GRACE
 from registry.names import AdapterRef
 from registry.principal import OPERATOR
-from registry.retention import DAYS_LIMIT, VERSIONS_LIMIT, RetentionRule
+from registry.retention_rule import DAYS_LIMIT, VERSIONS_LIMIT, RetentionRule
 
 
 @click.command(cls=RegistryCommand)

@@ -8,7 +8,7 @@ from registry.cli import report_feed
 from registry.cli.call import RegistryCall, registry_call
 from registry.cli.completion import complete_tenant
 from registry.cli.options import RegistryCommand, RegistryGroup
-from registry.events import EventKind
+from registry.event import EventKind
 from registry.outbound import OutboundPolicy
 from registry.principal import OPERATOR
 

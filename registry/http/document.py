@@ -7,7 +7,7 @@ from typing import Any
 from litestar import Request
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from registry.adapter import FILES_LIMIT
+from registry.adapter_files import FILES_LIMIT
 from registry.names import SHA256_DIGITS
 from registry.publish import MESSAGE_CHARACTERS
 

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created
 from prometheus_client.core import CounterMetricFamily
 
 from registry.tally import Tally
-from registry.upkeep import Outcome, Task, TaskRun
+from registry.task_run import Outcome, Task, TaskRun
 
 PREFIX = "loraplex_registry"
 

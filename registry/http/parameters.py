@@ -9,8 +9,8 @@ from typing import Annotated
 
 from litestar.params import HeaderParameter, PathParameter, QueryParameter
 
-from registry.aliases import ANY, AtSequence, Expected
 from registry.errors import InvalidValueError
+from registry.expected import ANY, AtSequence, Expected
 from registry.names import ADAPTER_CHARACTERS, ALIAS_CHARACTERS, REFERENCE_CHARACTERS, TENANT_CHARACTERS
 from registry.page import PAGE_LIMIT
 from registry.version import AliasMove

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
-from registry.adapter import FILES_LIMIT, limit_bytes_of, list_files
+from registry.adapter_files import FILES_LIMIT, limit_bytes_of, list_files
 from registry.blobs import Staging
 from registry.blobs.digest_behind import DigestBehind
 from registry.blobs.early_writeback import EarlyWriteback

@@ -13,8 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from registry.adapter import WEIGHTS_FILE
 from registry.adapter_config import CONFIG_FILE
+from registry.adapter_files import WEIGHTS_FILE
 from registry.blobs import BlobStore
 from registry.file_entry import Blob, FileEntry
 from registry.hub.card import CARD_BYTES_LIMIT, CARD_FILE, CardError, read_card

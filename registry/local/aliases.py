@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from registry.aliases import ANY, Aliases, Expected
+from registry.aliases import Aliases
 from registry.canaries import Canaries
+from registry.expected import ANY, Expected
 from registry.mirror import Mirrors
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.principal import Principal

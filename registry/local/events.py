@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from registry.database import Database
-from registry.events import PAGE_EVENTS, EventPage, Feed
+from registry.event import PAGE_EVENTS, EventPage
+from registry.events import Feed
 from registry.outbound import OutboundPolicy
 from registry.principal import OPERATOR, Principal
-from registry.webhooks import Delivery, IssuedWebhook, Webhook, Webhooks
+from registry.webhook import Delivery, IssuedWebhook, Webhook
+from registry.webhooks import Webhooks
 
 
 class LocalEvents:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from registry.ancestry import DEPTH_LIMIT, Lineage
 from registry.blobs import BlobStore
 from registry.cards import render_card
 from registry.database import Database
-from registry.diff import VersionDiff, diff_versions
-from registry.lineage import DEPTH_LIMIT, Lineage, LineageGraph
+from registry.diff import diff_versions
+from registry.lineage import LineageGraph
 from registry.local.adapters import LocalAdapters
 from registry.local.aliases import LocalAliases
 from registry.local.trust import LocalTrust
 from registry.names import AdapterRef
 from registry.principal import Principal
+from registry.version_diff import VersionDiff
 
 
 class LocalInsight:

@@ -7,11 +7,14 @@ from datetime import datetime, timedelta
 
 from registry.database import Database
 from registry.deletion import Deletion
-from registry.gc import GRACE, GarbageCollection, GcReport
-from registry.leases import Lease, Leases, Pin
+from registry.gc import GarbageCollection
+from registry.gc_report import GRACE, GcReport
+from registry.lease import Lease, Pin
+from registry.leases import Leases
 from registry.names import AdapterName, AdapterRef
 from registry.principal import OPERATOR, Principal
-from registry.retention import Retention, RetentionRule
+from registry.retention import Retention
+from registry.retention_rule import RetentionRule
 
 
 class LocalLifetime:

@@ -9,7 +9,8 @@ from registry.blobs import BlobStore, Staging
 from registry.errors import InvalidValueError
 from registry.names import AdapterName
 from registry.principal import Principal
-from registry.publish import Publication, Publisher, Submission
+from registry.publication import Publication
+from registry.publish import Publisher, Submission
 from registry.receiving import private_folder
 from registry.tally import Tally
 from registry.version import Version, Visibility

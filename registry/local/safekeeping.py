@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.audit_log import AuditEntry, AuditLog, AuditVerification
+from registry.audit_entry import AuditEntry, AuditVerification
+from registry.audit_log import AuditLog
 from registry.backup import Backups
 from registry.backup_folder import BackupManifest
 from registry.blobs import BlobStore
 from registry.database import Database
-from registry.fsck import Fsck, FsckReport, OnBlob
+from registry.fsck import Fsck, OnBlob
+from registry.fsck_report import FsckReport
 from registry.names import AdapterRef
 from registry.principal import OPERATOR, Principal
-from registry.quotas import Quotas, Usage
-from registry.signatures import Signatures, SigningKey, VersionSignature
+from registry.quota_usage import Usage
+from registry.quotas import Quotas
+from registry.signatures import Signatures
+from registry.signing_key import SigningKey, VersionSignature
 
 
 class LocalSafekeeping:

@@ -9,7 +9,8 @@ from registry.database import Database
 from registry.errors import InvalidValueError
 from registry.principal import OPERATOR, Principal, Role
 from registry.scope import Scope
-from registry.tenants import IssuedToken, Tenant, Tenants, Token
+from registry.tenant import IssuedToken, Tenant, Token
+from registry.tenants import Tenants
 
 
 class LocalTenants:

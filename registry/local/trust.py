@@ -7,13 +7,15 @@ from typing import Any
 
 from registry.alias_policies import AliasPolicies
 from registry.aliases import Aliases
-from registry.attestations import Attestation, Attestations
+from registry.attestation import Attestation
+from registry.attestations import Attestations
 from registry.database import Database
 from registry.names import AdapterName, AdapterRef
 from registry.policies import AliasPolicy, GateVerdict, PolicyRecord
 from registry.principal import OPERATOR, Principal
 from registry.promote import check_gate
-from registry.tenant_policy import TenantPolicies, TenantPolicy
+from registry.tenant_policies import TenantPolicies
+from registry.tenant_policy import TenantPolicy
 
 
 class LocalTrust:

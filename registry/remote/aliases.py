@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from registry.aliases import ANY, AtSequence, Expectation, Expected
 from registry.errors import InvalidNameError, InvalidValueError
+from registry.expected import ANY, AtSequence, Expectation, Expected
 from registry.names import AdapterRef
 from registry.principal import Principal
 from registry.remote.paths import adapter_path, alias_path, reference_of

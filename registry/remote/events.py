@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from registry.events import PAGE_EVENTS, EventPage
+from registry.event import PAGE_EVENTS, EventPage
 from registry.names import parse_tenant
 from registry.outbound import OutboundPolicy
 from registry.principal import OPERATOR, Principal
 from registry.remote.transport import Transport, part
-from registry.webhooks import Delivery, IssuedWebhook, Webhook
+from registry.webhook import Delivery, IssuedWebhook, Webhook
 
 
 class _Replayed(msgspec.Struct):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from registry.diff import VersionDiff
-from registry.lineage import DEPTH_LIMIT, Lineage
+from registry.ancestry import DEPTH_LIMIT, Lineage
 from registry.names import AdapterRef
 from registry.principal import Principal
 from registry.remote.transport import Transport, part
+from registry.version_diff import VersionDiff
 
 
 class _Card(msgspec.Struct):

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from registry.errors import InvalidNameError
-from registry.leases import Lease, Pin
+from registry.lease import Lease, Pin
 from registry.names import AdapterName
 from registry.principal import OPERATOR, Principal
 from registry.remote.paths import adapter_path, reference_of, version_path
 from registry.remote.transport import Transport
-from registry.retention import RetentionRule
+from registry.retention_rule import RetentionRule
 
 
 class RemoteLifetime:

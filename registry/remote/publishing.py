@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.adapter import list_files
+from registry.adapter_files import list_files
 from registry.errors import RejectedAdapterError
 from registry.principal import Principal
-from registry.publish import Publication
+from registry.publication import Publication
 from registry.reasons import RejectReason
 from registry.remote.paths import adapter_path
 from registry.remote.transfer import HashingFile, Progress, check_uploaded

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from registry.audit_log import AuditEntry, AuditVerification
+from registry.audit_entry import AuditEntry, AuditVerification
 from registry.principal import OPERATOR, Principal
-from registry.quotas import Usage
+from registry.quota_usage import Usage
 from registry.remote.paths import version_path
 from registry.remote.transport import Transport, part
-from registry.signatures import SigningKey, VersionSignature
+from registry.signing_key import SigningKey, VersionSignature
 
 
 class RemoteSafekeeping:

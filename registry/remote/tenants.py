@@ -12,7 +12,7 @@ from registry.names import parse_tenant
 from registry.principal import OPERATOR, Principal, Role
 from registry.remote.transport import Transport, part
 from registry.scope import Scope
-from registry.tenants import IssuedToken, Tenant, Token
+from registry.tenant import IssuedToken, Tenant, Token
 
 
 class RemoteTenants:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from registry.attestations import Attestation
+from registry.attestation import Attestation
 from registry.names import AdapterRef, parse_alias, parse_tenant
 from registry.policies import AliasPolicy, GateVerdict, PolicyRecord
 from registry.principal import OPERATOR, Principal

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 import registry
-from registry.aliases import AtSequence
 from registry.errors import (
     AliasMovedError,
     ConflictError,
@@ -21,7 +20,8 @@ from registry.errors import (
     PermissionDeniedError,
     ReadOnlyRevisionError,
 )
-from registry.retention import RetentionRule
+from registry.expected import AtSequence
+from registry.retention_rule import RetentionRule
 from tests.registry.adapter_folders import base_document, write_adapter
 
 Publish = Callable[..., registry.Version]

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 import registry
-from registry.attestations import Attestation, AttestationKind
+from registry.attestation import Attestation, AttestationKind
 from registry.cards import render_card
 from tests.registry.adapter_folders import base_document, config_document, manifest_document
 

@@ -13,7 +13,7 @@ import registry
 from registry.deletion import OF_ADAPTER, OF_VERSION
 from registry.errors import ConflictError, InvalidNameError, InvalidValueError, NotFoundError, PermissionDeniedError
 from registry.models import CommitRow, LeaseRow, PinRow, RefRow, Row, TombstoneRow, VersionRow
-from registry.retention import RetentionRule
+from registry.retention_rule import RetentionRule
 
 Publish = Callable[..., registry.Version]
 OPERATOR = registry.Principal.operator()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import registry
-from registry.diff import ModuleDiff, VersionDiff
+from registry.version_diff import ModuleDiff, VersionDiff
 from tests.registry.adapter_folders import (
     PREFIX,
     base_document,

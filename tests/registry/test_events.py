@@ -20,7 +20,8 @@ import registry
 from registry import Principal, Role
 from registry import events as events_module
 from registry.errors import InvalidValueError
-from registry.events import EventKind, Feed
+from registry.event import EventKind
+from registry.events import Feed
 from registry.scope import Scope
 from tests.registry.backends import RegistryPlace
 

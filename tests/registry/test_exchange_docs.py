@@ -11,7 +11,8 @@ import pytest
 
 from loraplex.cli import COMMANDS
 from registry.courier import CourierSettings
-from registry.events import WAIT_SECONDS_LIMIT, EventKind
+from registry.event import EventKind
+from registry.events import WAIT_SECONDS_LIMIT
 from registry.http.controllers.events import KEEP_ALIVE_SECONDS, STREAM_SECONDS
 from registry.http.tide import CLIENTS_LIMIT, CLIENTS_OF_TENANT_LIMIT
 from registry.mirror import MISS_SECONDS

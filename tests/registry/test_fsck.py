@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import registry
 from registry.errors import IntegrityError, StorageError
-from registry.fsck import FaultKind
+from registry.fsck_report import FaultKind
 from tests.registry.backends import FolderPlace, RegistryPlace
 
 Publish = Callable[..., registry.Version]

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 import registry
-from registry.attestations import AttestationKind
+from registry.attestation import AttestationKind
 from registry.errors import GateError, InvalidNameError, InvalidValueError, NotFoundError, PermissionDeniedError
 from registry.policies import AliasPolicy, parse_policy, read_policy_text
 from tests.registry.adapter_folders import manifest_document, write_adapter

@@ -18,8 +18,8 @@ from registry.errors import (
     PermissionDeniedError,
     StorageError,
 )
-from registry.gc import GcReport
-from registry.retention import RetentionRule
+from registry.gc_report import GcReport
+from registry.retention_rule import RetentionRule
 from tests.registry.adapter_folders import write_adapter
 from tests.registry.backends import RegistryPlace
 

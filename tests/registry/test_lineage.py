@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 import registry
+from registry.ancestry import DEPTH_LIMIT, Lineage, NodeKind, Relation
 from registry.errors import InvalidNameError, InvalidValueError, NotFoundError
-from registry.lineage import DEPTH_LIMIT, Lineage, NodeKind, Relation, _Walk
+from registry.lineage import _Walk
 from registry.models import VersionRow
 from tests.registry.adapter_folders import FINGERPRINT, manifest_document
 

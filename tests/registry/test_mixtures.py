@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import registry
+from registry.ancestry import Relation
 from registry.archive import export_archive, import_archive
-from registry.lineage import Relation
 from registry.oci import export_layout, import_layout
-from registry.retention import RetentionRule
+from registry.retention_rule import RetentionRule
 from registry.tree_changes import AddFile
 from registry.trees import git_oid, tree_file
 from tests.registry.adapter_folders import (

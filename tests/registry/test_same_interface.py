@@ -11,7 +11,6 @@ from typing import get_args
 import pytest
 
 import registry
-from registry.aliases import AtSequence
 from registry.client import LOCAL_ONLY, RemoteRegistry
 from registry.errors import (
     AliasMovedError,
@@ -26,6 +25,7 @@ from registry.errors import (
     RegistryError,
     RejectedAdapterError,
 )
+from registry.expected import AtSequence
 from registry.principal import OPERATOR, Principal
 from registry.registry import Registry
 from registry.subject import Subject

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 import registry
-from registry.aliases import AtSequence
-from registry.attestations import AttestationKind
+from registry.attestation import AttestationKind
 from registry.errors import (
     AliasMovedError,
     GateError,
@@ -22,6 +21,7 @@ from registry.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
+from registry.expected import AtSequence
 from registry.policies import AliasPolicy, MetricRule, parse_policy
 from registry.principal import OPERATOR
 from registry.registry import Registry

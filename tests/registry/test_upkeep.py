@@ -13,11 +13,11 @@ import pytest
 import registry
 from registry.caretaker import CaretakerSettings
 from registry.errors import InvalidValueError, PermissionDeniedError
-from registry.leases import Lease
+from registry.lease import Lease
 from registry.principal import Principal, Role
-from registry.retention import RetentionRule
+from registry.retention_rule import RetentionRule
 from registry.task_lease import HOLD, TaskLeases
-from registry.upkeep import Outcome, Task, TaskRun
+from registry.task_run import Outcome, Task, TaskRun
 from registry.upkeep_policy import UpkeepPolicy
 from tests.registry.backends import RegistryPlace
 from tests.registry.test_mirror import FakeHub

@@ -26,7 +26,7 @@ from registry.errors import (
 )
 from registry.principal import OPERATOR
 from registry.registry import Registry
-from registry.retention import RetentionRule
+from registry.retention_rule import RetentionRule
 from tests.registry.adapter_folders import write_adapter
 from tests.registry.http.server import serving
 

@@ -16,7 +16,7 @@ import pytest
 import registry
 from registry import Principal, Registry, Version
 from registry.errors import UnreachableError
-from registry.events import Event, EventPage
+from registry.event import Event, EventPage
 from registry.principal import Role
 from registry.version import Split, Visibility
 from serving.registry_follower import RegistryFollower

@@ -14,7 +14,8 @@ from litestar.params import HeaderParameter, QueryParameter
 from litestar.response import Stream
 
 from registry.errors import InvalidValueError, RegistryError
-from registry.events import PAGE_EVENTS, PAGE_EVENTS_LIMIT, WAIT_SECONDS_LIMIT, Event, EventPage
+from registry.event import PAGE_EVENTS, Event, EventPage
+from registry.events import PAGE_EVENTS_LIMIT, WAIT_SECONDS_LIMIT
 from registry.http.service import RegistryService, caller_of, service_of
 from registry.principal import Principal
 

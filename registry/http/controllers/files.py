@@ -11,7 +11,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import HeaderParameter, PathParameter
 from litestar.response import Stream
 
-from registry.adapter import NAME_CHARACTERS_LIMIT
+from registry.adapter_files import NAME_CHARACTERS_LIMIT
 from registry.blobs import BlobReader
 from registry.byte_range import ByteRange, UnsatisfiableRangeError, parse_range
 from registry.file_entry import FileEntry

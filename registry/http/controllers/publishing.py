@@ -12,7 +12,7 @@ from registry.http.service import RegistryService, caller_of, service_of
 from registry.http.upload import receive_upload
 from registry.names import AdapterName
 from registry.principal import Principal, Role
-from registry.publish import Publication
+from registry.publication import Publication
 
 OPTIONS = ("base_fingerprint", "visibility", "message")
 

@@ -8,13 +8,15 @@ import msgspec
 from litestar import Controller, Request, get, post, put
 from litestar.params import JSONBody, QueryParameter
 
-from registry.audit_log import ENTRIES_LIMIT, AuditEntry, AuditVerification
+from registry.audit_entry import ENTRIES_LIMIT, AuditEntry, AuditVerification
 from registry.http.parameters import NamePart, TenantPart, VersionPart
 from registry.http.service import caller_of, registry_of
 from registry.model_signature import BUNDLE_CHARACTERS, PEM_CHARACTERS
 from registry.names import SHA256_DIGITS, TENANT_CHARACTERS
-from registry.quotas import QUOTA_BYTES_LIMIT, QUOTA_VERSIONS_LIMIT, Usage
-from registry.signatures import LABEL_CHARACTERS, SigningKey, VersionSignature
+from registry.quota_usage import Usage
+from registry.quotas import QUOTA_BYTES_LIMIT, QUOTA_VERSIONS_LIMIT
+from registry.signatures import LABEL_CHARACTERS
+from registry.signing_key import SigningKey, VersionSignature
 
 TenantQuery = Annotated[
     str | None, QueryParameter(name="tenant", max_length=TENANT_CHARACTERS, description="Only this tenant's.")

@@ -14,7 +14,8 @@ from registry.http.service import caller_of, registry_of, service_of
 from registry.names import ADAPTER_CHARACTERS, TENANT_CHARACTERS
 from registry.principal import Role
 from registry.scope import PATTERNS_LIMIT
-from registry.tenants import LABEL_CHARACTERS, OVERLAP_LIMIT, IssuedToken, Tenant, Token
+from registry.tenant import IssuedToken, Tenant, Token
+from registry.tenants import LABEL_CHARACTERS, OVERLAP_LIMIT
 
 TOKEN_ID_CHARACTERS = 40
 TokenPart = Annotated[str, PathParameter(max_length=TOKEN_ID_CHARACTERS, description="A token's id, `tok_...`.")]

@@ -8,7 +8,8 @@ import msgspec
 from litestar import Controller, Request, Response, delete, get, patch, post, put
 from litestar.params import JSONBody, QueryParameter
 
-from registry.attestations import METRICS_LIMIT, NOTE_CHARACTERS, Attestation
+from registry.attestation import Attestation
+from registry.attestations import METRICS_LIMIT, NOTE_CHARACTERS
 from registry.canary import PERMILLE
 from registry.errors import NotFoundError
 from registry.http.controllers.aliases import MOVED, Evidence, Number, Selector

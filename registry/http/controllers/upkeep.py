@@ -11,10 +11,11 @@ from litestar.params import JSONBody, QueryParameter
 
 from registry.http.parameters import NamePart, TenantPart, VersionPart
 from registry.http.service import caller_of, registry_of
-from registry.leases import HOLDER_CHARACTERS, LEASE_LIMIT, REASON_CHARACTERS, Lease, Pin
+from registry.lease import Lease, Pin
+from registry.leases import HOLDER_CHARACTERS, LEASE_LIMIT, REASON_CHARACTERS
 from registry.leases import VERSIONS_LIMIT as VERSIONS_PER_LEASE
 from registry.names import REFERENCE_CHARACTERS
-from registry.retention import DAYS_LIMIT, VERSIONS_LIMIT, RetentionRule
+from registry.retention_rule import DAYS_LIMIT, VERSIONS_LIMIT, RetentionRule
 
 HolderQuery = Annotated[
     str, QueryParameter(name="holder", min_length=1, max_length=HOLDER_CHARACTERS, description="Who holds leases.")

@@ -11,7 +11,7 @@ from litestar.params import JSONBody, PathParameter
 from registry.http.parameters import TenantPart
 from registry.http.service import caller_of, registry_of
 from registry.outbound import URL_CHARACTERS, OutboundPolicy
-from registry.webhooks import Delivery, IssuedWebhook, Webhook
+from registry.webhook import Delivery, IssuedWebhook, Webhook
 
 HOSTS_LIMIT = 100
 WebhookPart = Annotated[str, PathParameter(max_length=40, description="A webhook's id, `whk_...`.")]

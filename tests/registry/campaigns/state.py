@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import registry
-from registry.events import Event
+from registry.event import Event
 from registry.names import AdapterName
 from registry.snapshots import LOG_PAGE_LIMIT
 

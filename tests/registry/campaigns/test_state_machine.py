@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import registry
-from registry.aliases import ANY, Expected
 from registry.errors import AliasMovedError, ConflictError, NotFoundError
+from registry.expected import ANY, Expected
 from tests.registry.adapter_folders import write_adapter
 from tests.registry.campaigns.state import OPERATOR
 
