@@ -16,6 +16,7 @@ from loraplex.settings import read_settings
 COMMANDS = {
     "train": LazyCommand("trainer.cli:train", "Train a LoRA or QLoRA adapter."),
     "publish": LazyCommand("registry.cli.adapters:publish", "Publish an adapter folder as a new version."),
+    "visibility": LazyCommand("registry.cli.adapters:visibility", "Make an adapter private or public."),
     "ls": LazyCommand("registry.cli.adapters:ls", "List adapters, a tenant's, or the versions of one."),
     "show": LazyCommand("registry.cli.adapters:show", "Show a version: files, base, training, metrics."),
     "pull": LazyCommand("registry.cli.adapters:pull", "Copy a version out of the registry, each byte checked."),

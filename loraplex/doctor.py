@@ -12,16 +12,22 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
+if TYPE_CHECKING:
+    from registry.registry import Registry
+
+OpenRegistry = Callable[[], "Registry"]
 Status = Literal["ok", "warning", "failed"]
 
 GIB = 1 << 30
+ADAPTERS_COUNTED = 1_000
 LEAST_FREE_BYTES = 2 * GIB
 LEAST_MEMORY_BYTES = 4 * GIB
 LARGEST_MEAN_ERROR = 0.1
@@ -41,8 +47,8 @@ class Check:
     advice: str | None = None
 
 
-def examine(home: Path, registry_folder: Path, host: str, port: int) -> Iterator[Check]:
-    """Every check, from the machine up to the server's port."""
+def examine(home: Path, place: Path | str, open_registry: OpenRegistry, host: str, port: int) -> Iterator[Check]:
+    """Every check, from the machine up to the server's port; `open_registry` opens the registry at the place."""
     yield check_python()
     yield check_torch()
     yield check_cpu()
@@ -52,7 +58,7 @@ def examine(home: Path, registry_folder: Path, host: str, port: int) -> Iterator
     yield check_memory()
     yield check_home(home)
     yield check_disk(home)
-    yield check_registry(registry_folder)
+    yield check_registry(place, open_registry)
     yield check_embedded_base()
     yield check_port(host, port)
 
@@ -179,18 +185,22 @@ def check_disk(home: Path) -> Check:
     return Check("disk", "ok", detail)
 
 
-def check_registry(folder: Path) -> Check:
-    """The registry opens and can be read."""
-    if not (folder / "catalog.sqlite").is_file():
-        return Check("registry", "ok", f"{folder} (made at the first publish)")
+def check_registry(place: Path | str, open_registry: OpenRegistry) -> Check:
+    """The registry opens and can be read: a folder, or one on another machine."""
+    if isinstance(place, Path) and not (place / "catalog.sqlite").is_file():
+        return Check("registry", "ok", f"{place} (made at the first publish)")
     registry = import_module("registry")
-    errors = import_module("registry.errors")
     try:
-        with registry.open(folder) as opened:
-            adapters, bases = len(opened.list_adapters(registry.Principal.operator())), len(opened.bases())
-    except errors.RegistryError as error:
-        return Check("registry", "failed", str(error), "Restore it from a backup, or give another with --registry.")
-    return Check("registry", "ok", f"{folder}: {adapters} adapters over {bases} bases")
+        with open_registry() as opened:
+            adapters = opened.page_adapters(registry.Principal.operator(), limit=ADAPTERS_COUNTED)
+            bases = len(opened.bases())
+    except registry.RegistryError as error:
+        mend = (
+            "Restore it from a backup" if isinstance(place, Path) else "See that it runs, and check --token and --blobs"
+        )
+        return Check("registry", "failed", str(error), f"{mend}, or give another with --registry or LORAPLEX_REGISTRY.")
+    count = f"{len(adapters.items)}{'' if adapters.next_cursor is None else ' and more'}"
+    return Check("registry", "ok", f"{_without_password(place)}: {count} adapters over {bases} bases")
 
 
 def check_embedded_base() -> Check:
@@ -220,3 +230,10 @@ def check_port(host: str, port: int) -> Check:
 
 def _nearest_existing(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def _without_password(place: Path | str) -> str:
+    if isinstance(place, Path):
+        return str(place)
+    parts = urlsplit(place)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -12,22 +12,23 @@ from rich.console import Console
 from rich.text import Text
 
 from loraplex.doctor import Check, examine
-from loraplex.home import home_option, registry_folder, registry_option
+from registry.cli.place import REGISTRY_FOLDER, Place, open_briefly, place_options
 
 SIGNS = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "failed": ("failed ", "red")}
 
 
 @click.command()
-@home_option
-@registry_option
+@place_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that would be served on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to look at.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(home: Path, registry: Path | None, host: str, port: int, *, as_json: bool) -> None:
+@click.pass_context
+def doctor(ctx: click.Context, home: Path, registry: Place | None, host: str, port: int, *, as_json: bool) -> None:
     """Check this machine, and say how to mend what is wrong."""
     checks: list[Check] = []
     console = Console(highlight=False)
-    for check in examine(home, registry_folder(home, registry), host, port):
+    place = registry or home / REGISTRY_FOLDER
+    for check in examine(home, place, lambda: open_briefly(ctx, home, registry), host, port):
         checks.append(check)
         if not as_json:
             sign, color = SIGNS[check.status]

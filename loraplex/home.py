@@ -25,11 +25,3 @@ home_option = click.option(
     show_default=True,
     help="Folder of bases, registry, runs and caches.",
 )
-registry_option = click.option(
-    "--registry", type=HomePath(file_okay=False), default=None, help="Folder of the registry.  [default: HOME/registry]"
-)
-
-
-def registry_folder(home: Path, registry: Path | None) -> Path:
-    """Where the registry is: as given, or in the home."""
-    return registry or home / "registry"

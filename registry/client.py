@@ -63,6 +63,7 @@ class RemoteRegistry:
     resolve = _adapters.method(RemoteAdapters.resolve)
     pull = _adapters.method(RemoteAdapters.pull)
     adapter = _adapters.method(RemoteAdapters.adapter)
+    set_visibility = _adapters.method(RemoteAdapters.set_visibility)
     list_adapters = _adapters.method(RemoteAdapters.list_adapters)
     page_adapters = _adapters.method(RemoteAdapters.page_adapters)
     list_versions = _adapters.method(RemoteAdapters.list_versions)

@@ -70,6 +70,7 @@ class Registry:
     pull = _adapters.method(LocalAdapters.pull)
     open_file = _adapters.method(LocalAdapters.open_file)
     adapter = _adapters.method(LocalAdapters.adapter)
+    set_visibility = _adapters.method(LocalAdapters.set_visibility)
     list_adapters = _adapters.method(LocalAdapters.list_adapters)
     page_adapters = _adapters.method(LocalAdapters.page_adapters)
     list_versions = _adapters.method(LocalAdapters.list_versions)
@@ -194,7 +195,7 @@ class Registry:
         self.upkeep = Upkeep(database, gc, schedule)
 
         aliases = Aliases(database, verified_keys)
-        self._adapters = LocalAdapters(database, catalog, bases, blobs, mirrors)
+        self._adapters = LocalAdapters(database, catalog, bases, blobs, mirrors, self.repositories)
         self._aliases = LocalAliases(aliases, Canaries(database, aliases), mirrors, self.tally)
         self._trust = LocalTrust(database, aliases, policies)
         self._insight = LocalInsight(database, blobs, self._adapters, self._aliases, self._trust)

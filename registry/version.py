@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from registry.errors import InvalidValueError
 from registry.file_entry import FileEntry
 from registry.policies import GateVerdict
 from registry.verdict import ServingVerdict
@@ -18,6 +19,14 @@ class Visibility(StrEnum):
 
     PRIVATE = "private"
     PUBLIC = "public"
+
+    @classmethod
+    def parse(cls, text: str) -> Visibility:
+        """The visibility of this name. Raises InvalidValueError."""
+        try:
+            return cls(text)
+        except ValueError as error:
+            raise InvalidValueError("visibility", f"it is one of {', '.join(cls)}") from error
 
 
 class MoveKind(StrEnum):

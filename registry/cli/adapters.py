@@ -1,4 +1,4 @@
-"""The commands about adapters: publish, ls, show, pull, promote, rollback.
+"""The commands about adapters: publish, visibility, ls, show, pull, promote, rollback.
 
 They act on a registry of this machine with the operator's rights, or on one over HTTP with a token's. Each prints a
 table or sentence for people, or with --json one document for programs. What the registry refuses is one line on stderr
@@ -32,7 +32,7 @@ from registry.expected import Expected
 from registry.names import AdapterRef, parse_alias, parse_tenant
 from registry.page import PAGE_LIMIT
 from registry.principal import OPERATOR
-from registry.version import AdapterSummary, Canary, Version
+from registry.version import AdapterSummary, Canary, Version, Visibility
 
 if TYPE_CHECKING:
     from registry.registry import Registry
@@ -89,6 +89,20 @@ def publish(
     if refusal is not None:
         name = f"{version.adapter}@{version.number}"
         raise click.ClickException(f"{name} is published, but {alias} was not moved to it. {refusal.message}")
+
+
+@click.command(cls=RegistryCommand)
+@adapter_argument
+@click.argument("visibility", type=click.Choice([one.value for one in Visibility]))
+@registry_call
+def visibility(call: RegistryCall, adapter: str, visibility: str) -> None:
+    """Make an adapter private, for its tenant, or public, for everybody with a token.
+
+    It needs the role admin, and is in the audit log and the feed of events.
+    """
+    with call.open() as reg:
+        found = reg.set_visibility(adapter, visibility, OPERATOR)
+    call.say({"adapter": adapter, "visibility": found}, f"{adapter} is {found.value}")
 
 
 @click.command(cls=RegistryCommand)

@@ -17,18 +17,28 @@ from registry.names import AdapterName
 from registry.page import PAGE_DEFAULT, Page
 from registry.principal import OPERATOR, Principal
 from registry.pull import find_file, pull
+from registry.repositories import Repositories
 from registry.resolution import Resolution
-from registry.version import AdapterSummary, Version
+from registry.version import AdapterSummary, Version, Visibility
 
 
 class LocalAdapters:
     """A part of `Registry`: what there is, what a reference means, and its files."""
 
-    def __init__(self, database: Database, catalog: Catalog, bases: Bases, blobs: BlobStore, mirrors: Mirrors) -> None:
+    def __init__(
+        self,
+        database: Database,
+        catalog: Catalog,
+        bases: Bases,
+        blobs: BlobStore,
+        mirrors: Mirrors,
+        repositories: Repositories,
+    ) -> None:
         self._catalog = catalog
         self._bases = bases
         self._blobs = blobs
         self._mirrors = mirrors
+        self._repositories = repositories
         self._listing = Listing(database)
         self._resolution = Resolution(database, catalog)
 
@@ -66,6 +76,11 @@ class LocalAdapters:
     def adapter(self, name: str, principal: Principal) -> AdapterSummary:
         """One adapter that has a version."""
         return self._listing.adapter(AdapterName.parse(name), principal)
+
+    def set_visibility(self, name: str, visibility: str, principal: Principal) -> Visibility:
+        """Say who may read an adapter: `private` is its tenant, `public` is everybody with a token. For admins."""
+        wanted = Visibility.parse(visibility)
+        return self._repositories.set_visibility(AdapterName.parse(name), wanted, principal).visibility
 
     def list_adapters(self, principal: Principal) -> list[AdapterSummary]:
         """The adapters that the caller may read, by name."""

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from registry.blobs import BlobStore, Staging
-from registry.errors import InvalidValueError
 from registry.names import AdapterName
 from registry.principal import Principal
 from registry.publication import Publication
@@ -85,11 +84,6 @@ def _submission(
     name: str, principal: Principal, base_fingerprint: str | None, visibility: str | None, message: str
 ) -> Submission:
     parsed = AdapterName.parse(name)
-    return Submission(parsed, principal, base_fingerprint, _parse_visibility(visibility), message)
-
-
-def _parse_visibility(text: str | None) -> Visibility | None:
-    try:
-        return None if text is None else Visibility(text)
-    except ValueError as error:
-        raise InvalidValueError("visibility", f"it is one of {', '.join(Visibility)}") from error
+    return Submission(
+        parsed, principal, base_fingerprint, None if visibility is None else Visibility.parse(visibility), message
+    )

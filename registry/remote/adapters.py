@@ -14,7 +14,7 @@ from registry.pull import pull
 from registry.remote.paths import adapter_path
 from registry.remote.transfer import Progress, RemoteBlobs
 from registry.remote.transport import Transport, part
-from registry.version import AdapterSummary, Version
+from registry.version import AdapterSummary, Version, Visibility
 
 Item = TypeVar("Item")
 
@@ -43,6 +43,12 @@ class RemoteAdapters:
     def adapter(self, name: str, principal: Principal) -> AdapterSummary:
         """One adapter that has a version."""
         return self._http.get(adapter_path(name), AdapterSummary, principal=principal)
+
+    def set_visibility(self, name: str, visibility: str, principal: Principal) -> Visibility:
+        """Say who may read an adapter: `private` is its tenant, `public` is everybody with a token. For admins."""
+        body = {"visibility": Visibility.parse(visibility).value}
+        path = f"{adapter_path(name)}/visibility"
+        return self._http.ask("PUT", path, dict[str, Visibility], principal=principal, body=body)["visibility"]
 
     def list_adapters(self, principal: Principal) -> list[AdapterSummary]:
         """The adapters that the caller may read, by name."""

@@ -12,6 +12,11 @@ from click.testing import CliRunner
 
 from loraplex import doctor
 from loraplex.cli import main
+from registry.base import BaseRecord
+from registry.opening import open_registry
+from registry.page import Page
+from registry.version import AdapterSummary
+from tests.registry.http.server import serving
 
 NAMES = [
     "python", "torch", "cpu", "cuda", "bitsandbytes", "kernels", "memory", "home", "disk", "registry", "embedded base",
@@ -67,6 +72,50 @@ def test_a_missing_torch_is_reported_with_the_rest(monkeypatch: pytest.MonkeyPat
 
 def test_a_registry_that_is_no_database_has_failed(tmp_path: Path) -> None:
     (tmp_path / "catalog.sqlite").write_bytes(b"not a database" * 1000)
-    check = doctor.check_registry(tmp_path)
+    check = doctor.check_registry(tmp_path, lambda: open_registry(tmp_path))
     assert check.status == "failed"
     assert check.advice is not None
+
+
+def registry_check(**environment: str) -> dict[str, str]:
+    output = CliRunner().invoke(main, ["doctor", "--json"], env=environment).stdout
+    found: dict[str, str] = next(check for check in json.loads(output) if check["name"] == "registry")
+    return found
+
+
+def test_the_registry_that_the_environment_names_is_looked_at(loraplex_home: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    with open_registry(elsewhere) as reg:
+        reg.create_tenant("acme")
+        with serving(reg, operator_secret="operator-" + "s" * 32) as url:
+            secret = "operator-" + "s" * 32
+            over_http = registry_check(LORAPLEX_REGISTRY=url, LORAPLEX_TOKEN=secret)
+            without_token = registry_check(LORAPLEX_REGISTRY=url)
+    assert registry_check(LORAPLEX_REGISTRY=str(elsewhere))["detail"] == f"{elsewhere}: 0 adapters over 0 bases"
+    assert (over_http["status"], over_http["detail"]) == ("ok", f"{url}: 0 adapters over 0 bases")
+    assert without_token["status"] == "failed"
+    assert "--token" in without_token["advice"]
+
+
+def test_a_registry_that_nobody_answers_for_has_failed(loraplex_home: Path) -> None:
+    check = registry_check(LORAPLEX_REGISTRY="http://127.0.0.1:9")
+    assert check["status"] == "failed"
+    assert "LORAPLEX_REGISTRY" in check["advice"]
+
+
+def test_no_password_is_shown() -> None:
+    class Empty:
+        def __enter__(self) -> Empty:
+            return self
+
+        def __exit__(self, *reason: object) -> None: ...
+
+        def page_adapters(self, *arguments: object, **named: object) -> Page[AdapterSummary]:
+            return Page((), None)
+
+        def bases(self) -> list[BaseRecord]:
+            return []
+
+    address = "postgresql://loraplex:secret@database/registry?password=secret"
+    check = doctor.check_registry(address, Empty)  # type: ignore[arg-type]
+    assert check.detail == "postgresql://database/registry: 0 adapters over 0 bases"

@@ -26,9 +26,9 @@ lineage list_adapters list_keys list_mirrors list_tenants list_tokens list_versi
 newest_event open_file page_adapters page_versions pin pins policies policy promote promote_canary publish
 publish_outcome publish_staged pull quotas receiving refs register_base release_leases remembered remove_mirror
 remove_policy replay_webhook repositories resolve resolve_split restore retention revoke_key revoke_token rollback
-rotate_token set_policy set_quota set_retention set_tenant_policy set_webhook_policy signatures signing_secret
-snapshots start_canary stop_canary sync_mirror tally tenant_policy test_webhook unpin upkeep usage verify_audit
-webhook_deliveries webhook_policy
+rotate_token set_policy set_quota set_retention set_tenant_policy set_visibility set_webhook_policy signatures
+signing_secret snapshots start_canary stop_canary sync_mirror tally tenant_policy test_webhook unpin upkeep usage
+verify_audit webhook_deliveries webhook_policy
 """.split()
 
 

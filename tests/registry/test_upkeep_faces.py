@@ -22,11 +22,14 @@ from registry.errors import (
     InvalidValueError,
     NeededVersionError,
     NotFoundError,
+    PermissionDeniedError,
     QuotaExceededError,
 )
+from registry.event import EventKind
 from registry.principal import OPERATOR
 from registry.registry import Registry
 from registry.retention_rule import RetentionRule
+from registry.version import Visibility
 from tests.registry.adapter_folders import write_adapter
 from tests.registry.http.server import serving
 
@@ -88,6 +91,32 @@ def test_what_is_kept_and_what_goes(faces: tuple[Registry, Registry], make_adapt
     with pytest.raises(NotFoundError):
         reg.delete_adapter("acme/sql", OPERATOR)
     inside.check_integrity()
+
+
+def test_visibility(faces: tuple[Registry, Registry], make_adapter: Callable[..., Path]) -> None:
+    reg, inside = faces
+    reg.publish(make_adapter(seed=1), A, principal=OPERATOR)
+    inside.create_tenant("globex")
+    stranger, publisher = (
+        reg.authenticate(inside.create_token(tenant, "publisher").secret) for tenant in ("globex", "acme")
+    )
+    with pytest.raises(NotFoundError):
+        reg.resolve(A, principal=stranger)
+    assert reg.set_visibility(A, "public", OPERATOR) is Visibility.PUBLIC
+    assert reg.set_visibility(A, "public", OPERATOR) is Visibility.PUBLIC
+    assert reg.resolve(A, principal=stranger).visibility is Visibility.PUBLIC
+    with pytest.raises(PermissionDeniedError, match="private"):
+        reg.set_visibility(A, "private", stranger)
+    with pytest.raises(PermissionDeniedError, match="private"):
+        reg.set_visibility(A, "private", publisher)
+    with pytest.raises(InvalidValueError, match="private, public"):
+        reg.set_visibility(A, "secret", OPERATOR)
+    assert reg.set_visibility(A, "private", OPERATOR) is Visibility.PRIVATE
+    with pytest.raises(NotFoundError):
+        reg.set_visibility(A, "public", stranger)
+    told = [event for event in inside.events(OPERATOR, after=0).events if event.kind == EventKind.ADAPTER_VISIBILITY]
+    assert [event.document["visibility"] for event in told] == ["public", "private"]
+    assert [entry.action for entry in inside.audit_entries(tenant="acme")].count("visibility") == 2
 
 
 def test_what_can_be_checked(faces: tuple[Registry, Registry], make_adapter: Callable[..., Path]) -> None:
@@ -176,6 +205,10 @@ def test_commands_of_upkeep(published: Registry, run: Run) -> None:
     assert "Deleted 1 versions by retention rules" in run("gc", "--grace", "24h").output
     assert "Every version" in run("retention", A, "--keep-all").output
     assert run("retention", A, "--keep-all", "--keep-last", "2", code=2)
+    assert run("visibility", A, "public").output == "acme/text2sql is public\n"
+    shown = document(run("visibility", A, "private", "--json"))
+    assert shown == {"adapter": A, "visibility": "private"}
+    run("visibility", A, "secret", code=2)
     assert run("move", A, "acme/sql").output == "acme/text2sql is now acme/sql\n"
     assert "0 faults" in run("fsck").output
     assert document(run("fsck", "--repair", "--json"))["faults"] == []

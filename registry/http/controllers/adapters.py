@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from litestar import Controller, Request, get
-from litestar.params import QueryParameter
+import msgspec
+from litestar import Controller, Request, get, put
+from litestar.params import JSONBody, QueryParameter
 
 from registry.http.parameters import CursorQuery, LimitQuery, NamePart, TenantPart
 from registry.http.service import caller_of, registry_of
 from registry.names import REFERENCE_CHARACTERS, TENANT_CHARACTERS
 from registry.page import PAGE_DEFAULT, Page
-from registry.version import AdapterSummary
+from registry.version import AdapterSummary, Visibility
 
 TenantQuery = Annotated[
     str | None, QueryParameter(name="tenant", max_length=TENANT_CHARACTERS, description="Only this tenant's.")
@@ -20,6 +21,12 @@ SearchQuery = Annotated[
     str | None,
     QueryParameter(name="search", max_length=REFERENCE_CHARACTERS, description="Text that is in the full name."),
 ]
+
+
+class NewVisibility(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may read an adapter: its tenant, or everybody with a token."""
+
+    visibility: Visibility
 
 
 class AdapterController(Controller):
@@ -46,3 +53,11 @@ class AdapterController(Controller):
     def show_adapter(self, request: Request[Any, Any, Any], tenant: TenantPart, name: NamePart) -> AdapterSummary:
         """One adapter: its newest version, and where its aliases point."""
         return registry_of(request).adapter(f"{tenant}/{name}", caller_of(request))
+
+    @put("/{tenant:str}/{name:str}/visibility", sync_to_thread=True)
+    def set_visibility(
+        self, request: Request[Any, Any, Any], data: JSONBody[NewVisibility], tenant: TenantPart, name: NamePart
+    ) -> dict[str, Visibility]:
+        """Make the adapter private or public. For admins."""
+        found = registry_of(request).set_visibility(f"{tenant}/{name}", data.visibility.value, caller_of(request))
+        return {"visibility": found}
