@@ -18,6 +18,7 @@ from basemodel.adapter_settings import read_settings
 from basemodel.description import BaseDescription
 from basemodel.embedding_parts import known_tokens, read_embedding, tied_change
 from basemodel.factor_layout import Factors, LoraPair, lay_out_all
+from basemodel.known_fits import KnownFits
 from basemodel.linear_parts import read_linear
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -40,8 +41,16 @@ class AdapterWeights:
         return 0 if self.changes is None else self.changes.whole_bytes
 
 
-def read_adapter(folder: Path, base: BaseDescription, dtype: torch.dtype, weights: BaseWeights) -> AdapterWeights:
-    """Read and fit an adapter. Raises AdapterFormatError; nothing is attached in part."""
+def read_adapter(
+    folder: Path, base: BaseDescription, dtype: torch.dtype, weights: BaseWeights, known: KnownFits | None = None
+) -> AdapterWeights:
+    """Read and fit an adapter. Raises AdapterFormatError; nothing is attached in part.
+
+    `known` is what was learned with the same base, type and weights.
+    """
+    pairs = None if known is None else known.read(folder)
+    if pairs is not None:
+        return _weights(pairs, None)
     own_dtype = DTYPES[base.quantization.compute_dtype]
     reading = Reading(read_settings(folder), base, weights, dtype, own_dtype)
     factors: dict[str, Factors] = {}
@@ -65,6 +74,12 @@ def read_adapter(folder: Path, base: BaseDescription, dtype: torch.dtype, weight
     pairs = _laid_out(reading, factors)
     original = modules.get(weights.embedding_path, {}).get("original")
     changes = _changes(reading, pairs, linears, embeddings, vectors, original)
+    if known is not None and changes is None:
+        known.learn(folder, factors)
+    return _weights(pairs, changes)
+
+
+def _weights(pairs: dict[str, LoraPair], changes: Changes | None) -> AdapterWeights:
     size = sum(t.nbytes for pair in pairs.values() for t in (pair.a, pair.b))
     rank = max((pair.rank for pair in pairs.values()), default=1)
     return AdapterWeights(pairs, rank, size + (changes.whole_bytes if changes else 0), changes)

@@ -2,10 +2,11 @@
 
 Run: `python -m benchmarks.many_adapters [--model embedded|0.1b|0.5b] [--registered 10,1000] [--quick] [--json FILE]`
 
-Requests name adapters by a Zipf distribution over all that are registered; `--rows` of them are always in flight. The
-baseline is the same requests with every name mapped onto 16 adapters, which stay resident: the same batches, no loads.
-Both in turns, in one process, engine without HTTP; medians and ratios within the run. The names share some files on
-disk (10,000 adapters at 0.5B would be 176 GB), but each is read, placed and evicted as an adapter of its own.
+Requests name adapters by a Zipf distribution over all that are registered; `--rows` of them are always in flight, and
+as many are queued. The baseline is the very same requests in a second engine, which has a slot for every adapter that
+they name, and all of them there before the clock runs: the same rows and neighbours, but no loads. Both in turns, in
+one process, engine without HTTP; medians and ratios within the run. The names share some files on disk (10,000 adapters
+at 0.5B would be 176 GB), but each is read, placed and evicted as an adapter of its own.
 `host_mb` and `device_mb` are the most memory that adapters took: they grow with the budgets, not with the names.
 """
 
@@ -62,48 +63,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.registered, options.requests, options.repeats = "10,1000", 24, 1
-    bench = EngineInProcess(
-        options.model,
-        options.folder,
-        device=options.device,
-        adapters=FILES,
-        adapter_slots=SLOTS,
-        max_running=options.rows,
-        host_cache_bytes=options.host_mib * 1024 * 1024,
-        kv_cache_tokens=2 * options.rows * (PROMPT_TOKENS + options.tokens + 32),
-    )
-    results = [_measure(bench, int(count), options) for count in options.registered.split(",")]
+    counts = [int(count) for count in options.registered.split(",")]
+    few = _engine(options, slots=SLOTS)
+    all_resident = _engine(options, slots=max(SLOTS, min(options.requests, max(counts))))
+    results = [_measure(few, all_resident, count, options) for count in counts]
     _print(options.model, results)
     if options.json:
         options.json.write_text(json.dumps({"model": options.model, "rows": [asdict(result) for result in results]}))
 
 
-def _measure(bench: EngineInProcess, registered: int, options: argparse.Namespace) -> Result:
+def _engine(options: argparse.Namespace, *, slots: int) -> EngineInProcess:
+    return EngineInProcess(
+        options.model,
+        options.folder,
+        device=options.device,
+        adapters=FILES,
+        adapter_slots=slots,
+        max_running=options.rows,
+        host_cache_bytes=options.host_mib * 1024 * 1024,
+        kv_cache_tokens=2 * options.rows * (PROMPT_TOKENS + options.tokens + 32),
+    )
+
+
+def _measure(
+    few: EngineInProcess, all_resident: EngineInProcess, registered: int, options: argparse.Namespace
+) -> Result:
     dice = random.Random(registered)
     weights = [1 / (rank + 1) ** options.exponent for rank in range(registered)]
-    seconds: dict[int, list[float]] = {min(SLOTS, registered): [], registered: []}
-    loads = 0
-    most_host_bytes = 0
+    resident: list[float] = []
+    zipf: list[float] = []
+    loads = most_host_bytes = 0
     for repeat in range(options.repeats + 1):
         names = dice.choices(range(registered), weights, k=options.requests)
-        for count, taken in seconds.items():
-            before = bench.engine.stats().adapter_loads
-            value, host_bytes = _seconds(bench, [name % count for name in names], f"{count}-", options)
-            if repeat:  # the first round warms up
-                taken.append(value)
-            if repeat and count == registered:
-                loads += bench.engine.stats().adapter_loads - before
-                most_host_bytes = max(most_host_bytes, host_bytes)
+        for name in set(names):
+            all_resident.ask(prompt_of(name, PROMPT_TOKENS), 1, all_resident.adapter(name, f"{registered}-"))
+        all_resident.drain()
+        before = few.engine.stats().adapter_loads
+        taken, host_bytes = _seconds(few, names, f"{registered}-", options)
+        without_loads, _ = _seconds(all_resident, names, f"{registered}-", options)
+        if repeat:  # the first round warms up
+            zipf.append(taken)
+            resident.append(without_loads)
+            loads += few.engine.stats().adapter_loads - before
+            most_host_bytes = max(most_host_bytes, host_bytes)
     generated = options.requests * options.tokens
-    resident, zipf = (statistics.median(seconds[count]) for count in (min(SLOTS, registered), registered))
     return Result(
         registered=registered,
-        resident_tokens_per_s=generated / resident,
-        zipf_tokens_per_s=generated / zipf,
-        ratio=resident / zipf,
+        resident_tokens_per_s=generated / statistics.median(resident),
+        zipf_tokens_per_s=generated / statistics.median(zipf),
+        ratio=statistics.median(resident) / statistics.median(zipf),
         loads_per_request=loads / (options.requests * options.repeats),
         host_mb=most_host_bytes / 1e6,
-        device_mb=bench.engine.stats().slot_bytes / 1e6,
+        device_mb=few.engine.stats().slot_bytes / 1e6,
     )
 
 

@@ -1,6 +1,7 @@
 // The kernels as torch operators, one layer each, over their own threads (team.h). Compiled for any processor.
 #include "block_jobs.h"
 #include "factor_layout.h"
+#include "kept_memory.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -126,8 +127,8 @@ Tensor nf4_row_squares(const Tensor &weight, int64_t out_features, int64_t in_fe
 }
 
 // Each a [r, K] and b [O, r], float or bf16 -> a and scale * b as a layer keeps them, a [r, K] and b [strips, r, 16] bf16,
-// all of them parts of one piece of memory; and the number of the first pair that is not finite, -1 if all are. All of an
-// adapter in one call: Python's lock is let go once, not once for each of hundreds of layers.
+// all of them parts of one piece of memory (kept_memory.h); and the number of the first pair that is not finite, -1 if
+// all are. All of an adapter in one call: Python's lock is let go once, not once for each of hundreds of layers.
 std::tuple<std::vector<Tensor>, std::vector<Tensor>, int64_t> lay_out_factors(at::TensorList a, at::TensorList b,
                                                                               at::ArrayRef<double> scales) {
     constexpr int64_t ALIGNMENT = 32; // values: 64 bytes
@@ -144,7 +145,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>, int64_t> lay_out_factors(at
                     "a [r, K], b [O, r]: contiguous float or bfloat16");
         room += room_of(a[index].numel()) + room_of(strips_of(b[index]) * b[index].size(1) * loraplex::STRIP);
     }
-    const Tensor memory = at::empty({room}, at::TensorOptions().dtype(at::kBFloat16));
+    const Tensor memory = loraplex::factor_memory(room);
     std::vector<Tensor> kept_a, kept_b;
     int64_t first_bad = -1, begin = 0;
     for (size_t index = 0; index < a.size(); index++) {
@@ -171,6 +172,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>, int64_t> lay_out_factors(at
     return {kept_a, kept_b, first_bad};
 }
 
+int64_t kept_factor_bytes() { return loraplex::kept_bytes(); }
 bool is_supported() { return loraplex::is_supported(); }
 
 } // namespace
@@ -189,6 +191,7 @@ TORCH_LIBRARY(loraplex, library) {
                 "Tensor lengths, float scaling, int window, float softcap, Tensor? key=None, Tensor? value=None, "
                 "Tensor? write_slots=None) -> Tensor");
     library.def("lay_out_factors(Tensor[] a, Tensor[] b, float[] scales) -> (Tensor[], Tensor[], int)");
+    library.def("kept_factor_bytes() -> int", &kept_factor_bytes);
     library.def("is_supported() -> bool", &is_supported);
 }
 

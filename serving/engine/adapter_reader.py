@@ -17,6 +17,7 @@ import torch
 from basemodel.adapter_parts import BaseWeights
 from basemodel.description import BaseDescription
 from basemodel.errors import BaseModelError
+from basemodel.known_fits import KnownFits
 from serving.engine.errors import AdapterRefusedError
 from serving.engine.host_adapter import HostAdapter, HostMixture, read_host_adapter, read_host_mixture
 from serving.messages import AdapterUse
@@ -48,6 +49,7 @@ class AdapterReader:
         self._embedding = embedding
         self._base_weights = base_weights
         self._pins_memory = pins_memory
+        self._known = KnownFits()
         self._executor = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="adapter-reader", initializer=_give_way)
         self._reading: dict[str, Future[HostAdapter | HostMixture]] = {}
 
@@ -81,7 +83,9 @@ class AdapterReader:
         """Runs in a reading thread."""
         if use.experts:
             return read_host_mixture(use, self._base, self._embedding)
-        return read_host_adapter(use, self._base, self._dtype, self._base_weights, is_pinned=self._pins_memory)
+        return read_host_adapter(
+            use, self._base, self._dtype, self._base_weights, known=self._known, is_pinned=self._pins_memory
+        )
 
 
 def _outcome(digest: str, future: Future[HostAdapter | HostMixture]) -> HostAdapter | HostMixture | AdapterRefusedError:

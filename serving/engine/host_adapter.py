@@ -18,6 +18,7 @@ from basemodel.adapter_weights import AdapterWeights, read_adapter
 from basemodel.cuda.page_locked import PageLocked
 from basemodel.description import BaseDescription
 from basemodel.factor_layout import LoraPair
+from basemodel.known_fits import KnownFits
 from basemodel.mixture_gate import read_mixture
 from basemodel.score_table import ScoreTable
 from serving.engine.errors import AdapterRefusedError
@@ -72,12 +73,15 @@ def read_host_adapter(
     dtype: torch.dtype,
     base_weights: BaseWeights,
     *,
+    known: KnownFits | None = None,
     is_pinned: bool = False,
 ) -> HostAdapter:
-    """Raises BaseModelError, OSError, msgspec.DecodeError. `is_pinned`: into page-locked memory, for a CUDA device."""
+    """Raises BaseModelError, OSError, msgspec.DecodeError. `known` as in `read_adapter`; `is_pinned`: into page-locked
+    memory, for a CUDA device.
+    """
     begin = time.perf_counter()
     folder = Path(use.folder)
-    weights = read_adapter(folder, base, dtype, base_weights)
+    weights = read_adapter(folder, base, dtype, base_weights, known)
     changes, size = weights.changes, base.vocabulary_size
     nature = AdapterNature((), 0, size, size)
     if changes is not None:

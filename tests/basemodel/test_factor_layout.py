@@ -110,6 +110,31 @@ def test_an_adapter_is_laid_out_as_its_modules_are() -> None:
         assert lay_out_all(given | {path: Factors(each.a, spoilt, each.scale, each.layout)}) == ({}, path)
 
 
+@needs_kernels
+def test_memory_that_an_adapter_leaves_is_the_next_ones() -> None:
+    """But not while anybody looks into it, and of many pieces only the last two are kept."""
+    kept_bytes = torch.ops.loraplex.kept_factor_bytes
+    a, b = torch.randn(64, 8192), torch.randn(8192, 64)  # 2 MiB
+    piece_bytes = 2 * 2 * a.numel()
+    pairs = [laid_out(KERNEL, a, b) for _ in range(4)]
+    view = pairs[3].b[5]
+    copied, before = view.clone(), kept_bytes()
+    del pairs[3]
+    assert kept_bytes() == before
+    fresh = laid_out(KERNEL, 2 * a, 2 * b)
+    assert torch.equal(view, copied)
+    del view
+    del fresh
+    assert kept_bytes() == 2 * piece_bytes
+    pairs.clear()
+    assert kept_bytes() == 2 * piece_bytes
+    again = [laid_out(KERNEL, a, b) for _ in range(3)]
+    assert kept_bytes() == 0
+    again.clear()
+    _quarter = laid_out(KERNEL, a[:, :2048].contiguous(), b[:2048])
+    assert kept_bytes() == 2 * piece_bytes, "a piece went to an adapter of a quarter of its size"
+
+
 def test_large_finite_values_are_finite() -> None:
     assert is_finite_throughout(torch.full((8,), 3e38))  # though their sum is not
     assert not is_finite_throughout(torch.tensor([3e38, float("inf")]))
