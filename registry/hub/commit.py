@@ -198,7 +198,8 @@ def _apply(hub: Hub, request: Request, repo: Repo, draft: _Draft) -> Response:
         "hookOutput": "",
     }
     refusal = outcome.refusal
-    headers = {} if refusal is None else warning_header("version", f"the commit is no version: {refusal}")
+    which = f"commit {outcome.commit.id[:7]} of {repo.id}"
+    headers = {} if refusal is None else warning_header("version", f"{which} is no version: {refusal}")
     return json_response(document, headers=headers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 from urllib.parse import urlencode
 
@@ -33,8 +34,9 @@ def json_response(
 
 
 def warning_header(topic: str, text: str) -> dict[str, str]:
-    """The header that Hub clients log, once per topic."""
-    return {"x-hf-warning": f"{topic}; {header_text(text)}"}
+    """The header that Hub clients log: once per topic in a process, so that each text is a topic of its own."""
+    line = header_text(text)
+    return {"x-hf-warning": f"{topic}-{sha256(line.encode()).hexdigest()[:12]}; {line}"}
 
 
 def header_text(text: str) -> str:

@@ -201,8 +201,7 @@ class Engine:
             self.counters.accepted_tokens += answer.accepted
         if not picks[-1].finite:
             self.scheduler.blocks.forget(request.blocks)
-            fault = Fault(code="internal", message="the model's output for this request is not finite")
-            return self._end(request, "error", fault=fault)
+            return self._end(request, "error", fault=_not_finite(request))
         shown = picks[:-1] if answer.is_stopped else picks
         token_ids = [pick.token_id for pick in shown]
         logprobs = [pick.logprob for pick in shown if pick.logprob is not None] or None
@@ -257,6 +256,19 @@ def _once(request: Request) -> float | None:
     """The time that the request waited, for its first output only."""
     seconds, request.queue_seconds = request.queue_seconds, None
     return seconds
+
+
+def _not_finite(request: Request) -> Fault:
+    """The base alone computes numbers: with adapters it is their weights that are too large for this prompt."""
+    if not request.adapters:
+        return Fault(code="internal", message="the base's output for this request is not finite")
+    named = ", ".join(use.digest[:19] for use in request.adapters)
+    message = (
+        f"with adapter {named} the output for this prompt is not finite (NaN or infinity): the adapter's values, its "
+        "alpha or its weight in the request are too large; ask for another version or a smaller weight"
+    )
+    logger.warning("%s: %s", request.request_id, message)
+    return Fault(code="adapter_rejected", message=message)
 
 
 def _failed(request_id: str, fault: Fault) -> Output:

@@ -235,7 +235,8 @@ def test_an_adapter_whose_output_overflows_fails_alone(
     disturbed.run()
     fault = disturbed.last["wild"].fault
     assert fault is not None
-    assert "not finite" in fault.message
+    assert fault.code == "adapter_rejected"
+    assert fault.message.startswith("with adapter sha256:wild the output for this prompt is not finite")
     assert disturbed.tokens["neighbour"] == quiet.tokens["neighbour"]
 
 

@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 
 import registry
 from registry.hub.context import HubSettings
-from tests.registry.adapter_folders import lora_tensors, modules_named
+from tests.registry.adapter_folders import config_document, lora_tensors, modules_named
 from tests.registry.hub.conftest import Server
 
 # huggingface_hub 2.4 gives httpx2 the files to put as `data`.
@@ -210,6 +210,22 @@ def _count_puts(server: Server) -> Callable[[], int]:
     return lambda: len(seen)
 
 
+def test_each_refused_push_is_said_by_the_client_also_the_second_of_a_process(
+    api: HfApi, make_adapter: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client logs a topic once: the same refusal in another repository is another topic, as is another refusal."""
+    ia3 = make_adapter(config=config_document(peft_type="IA3"), has_manifest=False)
+    rank = make_adapter(config=config_document(r=0), has_manifest=False)
+    with caplog.at_level("WARNING", logger="huggingface_hub"):
+        for repo, folder in (("acme/first", ia3), ("acme/second", ia3), ("acme/second", rank)):
+            api.create_repo(repo, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=folder)
+    said = [record.getMessage() for record in caplog.records if "is no version" in record.getMessage()]
+    assert len(said) == 3
+    assert ("acme/first" in said[0], "acme/second" in said[1]) == (True, True)
+    assert ("[unsupported-method]" in said[1], "[bad-config]" in said[2]) == (True, True)
+
+
 def test_an_adapter_with_values_that_are_not_finite_is_no_version(
     api: HfApi, repo: str, server: Server, make_adapter: Callable[..., Path]
 ) -> None:
@@ -239,7 +255,8 @@ def test_an_adapter_with_values_that_are_not_finite_is_no_version(
         )
         answers.append(response.headers["x-hf-warning"])
     assert response.status_code == 200
-    assert "version; " in answers[0]
+    assert answers[0].startswith("version-")
+    assert f"commit {response.json()['commitOid'][:7]} of {repo} is no version: " in answers[0]
     assert "not-finite" in answers[0]
     assert server.reg.refs.all(registry.AdapterName.parse(repo), OPERATOR).tags == ()
 
