@@ -30,7 +30,7 @@ REFERENCE_CHARACTERS = 256
 
 RESERVED_TENANTS = frozenset(
     "admin api datasets docs health kernels livez login loraplex metrics models oauth operator readyz registry "
-    "schema settings spaces static v1 v2 v3".split()
+    "schema settings spaces startupz static v1 v2 v3".split()
 )
 """Words that a route of the server or the Hub protocol needs at the root."""
 

@@ -8,7 +8,7 @@ from litestar import Request
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from registry.adapter_files import FILES_LIMIT
-from registry.names import SHA256_DIGITS
+from registry.names import REFERENCE_CHARACTERS, SHA256_DIGITS, VERSION_NUMBER_DIGITS
 from registry.publish import MESSAGE_CHARACTERS
 
 ERROR = "Error"
@@ -65,6 +65,18 @@ UPLOAD_BODY = {
 }
 
 
+SELECTOR = {
+    "description": "A number (also as text), an alias or a digest.",
+    "oneOf": [
+        {"type": "string", "minLength": 1, "maxLength": REFERENCE_CHARACTERS},
+        {"type": "integer", "minimum": 1, "exclusiveMaximum": 10**VERSION_NUMBER_DIGITS},
+        {"type": "null"},
+    ],
+}
+"""Litestar leaves out the bounds of what may be of several types."""
+SELECTED_IN = ("Promotion", "NewCanary")
+
+
 class DocumentPlugin(JsonRenderPlugin):
     """Serves the document."""
 
@@ -76,6 +88,8 @@ class DocumentPlugin(JsonRenderPlugin):
 def describe(document: dict[str, Any]) -> dict[str, Any]:
     """Litestar's document, completed in place; doing it again changes nothing."""
     document["components"]["schemas"][ERROR] = ERROR_SCHEMA
+    for name in SELECTED_IN:
+        document["components"]["schemas"][name]["properties"]["version"] = SELECTOR
     document["paths"][UPLOAD_PATH]["post"]["requestBody"] = UPLOAD_BODY
     for item in document["paths"].values():
         for operation in item.values():

@@ -30,7 +30,7 @@ from contextlib import aclosing
 from typing import Any
 
 from registry.errors import AuthenticationError, MissingTokenError, NotFoundError, RegistryError
-from registry.hub import account, cas, commit, download, history, info, lfs, pages, preupload, repos, tree
+from registry.hub import account, cas, commit, download, history, info, lfs, overview, pages, preupload, repos, tree
 from registry.hub.context import Hub, HubSettings
 from registry.hub.errors import REPO_NOT_FOUND, ClientGoneError, Failure, failure_of
 from registry.hub.repo import Repo
@@ -67,7 +67,7 @@ class HubApp:
         self._hub = hub
         self._authenticate = authenticate
         self.table = RouteTable(route for module in _MODULES for route in module.ROUTES)
-        self.pages = RouteTable(pages.ROUTES)
+        self.pages = RouteTable((*overview.ROUTES, *pages.ROUTES))
 
     @staticmethod
     def takes(raw_path: bytes) -> bool:
@@ -132,7 +132,7 @@ class HubApp:
             return error_response(Failure(500, "Internal error."))
 
     def _find(self, method: str, raw_path: bytes, *, is_page: bool) -> Match | frozenset[str]:
-        return self.pages.find(method, raw_path.rstrip(b"/")) if is_page else self.table.find(method, raw_path)
+        return self.pages.find(method, raw_path.rstrip(b"/") or b"/") if is_page else self.table.find(method, raw_path)
 
     async def _principal(self, scope: Scope, access: Access) -> Any:
         """Who asks, where the route wants to know."""

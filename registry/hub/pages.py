@@ -6,8 +6,9 @@ Only who asks for `text/html` gets a page; to all others there is nothing at the
 changes anything, runs no script and fetches nothing. What adapters and people wrote stands in it as plain text: the
 template escapes every value (`page.html`), and no file of an adapter is rendered.
 
-A browser has no bearer token: on these routes and for downloads it may send the token as a password (HTTP Basic), for
-which it is asked. Without a valid one, every repository looks alike.
+The root's and a tenant's page are in `overview.py`. A browser has no bearer token: on the routes of pages and for
+downloads it may send the token as a password (HTTP Basic), for which it is asked. Without a valid one, every
+repository looks alike.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ VERSIONS_SHOWN = 25
 FILES_SHOWN = 500
 RELATIVES_SHOWN = 20
 
-_PAGE = re.compile(rb"/([^/]+)/[^/]+(?:/(?:tree|commit|blob)/.+)?/?")
+_PAGE = re.compile(rb"/|/([a-z0-9-]+)/?|/([^/]+)/[^/]+(?:/(?:tree|commit|blob)/.+)?/?")
 _HTML = re.compile(r"(?:^|,)\s*text/html\s*(?:;(?!\s*q=0(?:\.0*)?\s*(?:,|$))[^,]*)?(?:,|$)", re.IGNORECASE)
 
 
@@ -76,7 +77,7 @@ def is_asked(scope: Scope) -> bool:
     if scope["method"] not in ("GET", "HEAD"):
         return False
     found = _PAGE.fullmatch(raw_path_of(scope))
-    if found is None or found[1].decode("latin-1") in RESERVED_TENANTS:
+    if found is None or (found[1] or found[2] or b"").decode("latin-1") in RESERVED_TENANTS:
         return False
     accepted = (value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"accept")
     return any(_HTML.search(value) for value in accepted)

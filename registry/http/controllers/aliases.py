@@ -17,9 +17,6 @@ from registry.promote import EVIDENCE_CHARACTERS, REASON_CHARACTERS
 from registry.version import AliasMove
 
 Evidence = Annotated[str, msgspec.Meta(max_length=EVIDENCE_CHARACTERS, description="Why; kept in the history.")]
-Selector = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=REFERENCE_CHARACTERS, description="A number, an alias or a digest.")
-]
 ReasonQuery = Annotated[
     str, QueryParameter(name="evidence", max_length=REASON_CHARACTERS, description="Why; kept in the history.")
 ]
@@ -33,6 +30,13 @@ MOVED = {412: ResponseSpec(None, generate_examples=False, description="The alias
 
 
 Number = Annotated[int, msgspec.Meta(ge=1, lt=10**VERSION_NUMBER_DIGITS, description="The version it must be at.")]
+Selector = (
+    Annotated[
+        str, msgspec.Meta(min_length=1, max_length=REFERENCE_CHARACTERS, description="A number, an alias or a digest.")
+    ]
+    | Annotated[int, msgspec.Meta(ge=1, lt=10**VERSION_NUMBER_DIGITS, description="A version's number.")]
+)
+"""Numbers may come as JSON's own, too."""
 
 
 class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

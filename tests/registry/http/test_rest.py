@@ -100,7 +100,10 @@ EVALUATION = {"ref": "acme/sql@1", "name": "golden", "metrics": {"accuracy": 1}}
     ("method", "path", "body", "field"),
     [
         ("PUT", f"{SQL}/aliases/prod", {"version": "1", "force": True}, "force"),
-        ("PUT", f"{SQL}/aliases/prod", {"version": 1}, "version"),
+        ("PUT", f"{SQL}/aliases/prod", {"version": 0}, "version"),
+        ("PUT", f"{SQL}/aliases/prod", {"version": 10**9}, "version"),
+        ("PUT", f"{SQL}/aliases/prod", {"version": 1.5}, "version"),
+        ("PUT", f"{SQL}/aliases/prod", {"version": True}, "version"),
         ("PUT", f"{SQL}/aliases/prod", {"version": "x" * 300}, "version"),
         ("PUT", f"{SQL}/aliases/prod", {"version": "1", "evidence": "x" * 10_001}, "evidence"),
         ("PUT", f"{SQL}/aliases/prod", {"version": "1", "expected_version": 0}, "expected_version"),
@@ -171,6 +174,19 @@ def test_if_match(client: httpx.Client) -> None:
         assert client.put(url, json={"version": "1"}, headers=headers).status_code == 400, headers
     both = client.put(url, json={"version": "1", "expected_version": 1}, headers={"if-match": '"1"'})
     assert (both.status_code, both.json()["error"]["field"]) == (400, "expected_version")
+
+
+@pytest.mark.usefixtures("version")
+def test_a_number_may_be_a_number(client: httpx.Client) -> None:
+    url = f"{SQL}/aliases/prod"
+    assert client.put(url, json={"version": 1}).json()["to_number"] == 1
+    assert client.put(url, json={"version": "1"}).json()["to_number"] == 1
+    absent = client.put(url, json={"version": 7})
+    assert (absent.status_code, "7" in absent.json()["error"]["message"]) == (404, True)
+    assert client.put(f"{url}/canary", json={"version": 7, "permille": 100}).status_code == 404
+    for wrong in (1.5, True, [1], 0):
+        said = client.put(url, json={"version": wrong}).json()["error"]["message"]
+        assert "int" in said, "it says what to send"
 
 
 @pytest.mark.usefixtures("version")
