@@ -1,6 +1,6 @@
 """The one door to bitsandbytes.
 
-It does: import bitsandbytes without letting it fetch anything, and name the layer class that the house uses.
+It does: import bitsandbytes without letting it fetch anything, and name what is used of it; nobody else imports it.
 It does not: compute. On CPUs with AVX512-BF16 bitsandbytes asks the `kernels` package, where that is installed, for a
 kernel from the Hub while it is imported. Nothing is fetched here that the user did not ask for, so `kernels` is hidden
 for the length of that import, together with the warning that it is missing.
@@ -36,6 +36,8 @@ def _no_hub_kernels() -> Iterator[None]:
 
 
 with _no_hub_kernels():
+    from bitsandbytes import functional
+    from bitsandbytes.autograd._functions import matmul_4bit
     from bitsandbytes.nn.modules import Linear4bit
 
-__all__ = ["Linear4bit"]
+__all__ = ["Linear4bit", "functional", "matmul_4bit"]

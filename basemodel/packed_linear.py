@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
-from bitsandbytes import functional
 from torch import nn
 from torch.nn.functional import pad
 
-from basemodel.four_bit import Linear4bit
+from basemodel.four_bit import Linear4bit, functional
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.lora_ops import LoraPlan
 

@@ -15,14 +15,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bitsandbytes import functional
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from basemodel.description import BaseDescription
 from basemodel.factor_layout import FactorLayout
-from basemodel.four_bit import Linear4bit
+from basemodel.four_bit import Linear4bit, functional
 from basemodel.packed_linear import PackedLinear
 
 ROWS_AT_ONCE = 1024

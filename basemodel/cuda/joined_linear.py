@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from bitsandbytes import functional
-from bitsandbytes.autograd._functions import matmul_4bit
 
-from basemodel.four_bit import Linear4bit
+from basemodel.four_bit import Linear4bit, functional, matmul_4bit
 
 
 class JoinedLinear:
