@@ -38,7 +38,7 @@ from trainer.job import Job
 from trainer.origins import gathered_origins
 from trainer.preparation import PreparedRun, prepare_run
 from trainer.result import TrainingResult
-from trainer.run_folder import RunFolder, claim_run_folder
+from trainer.run_folder import RunFolder, claim_run_folder, given_back_if_empty
 from trainer.schedule import learning_rate_at
 
 
@@ -67,18 +67,19 @@ def run_job(
     found = gathered_origins(job, registry or home / REGISTRY_FOLDER)
     with found as origins, _own_randomness(job.optimization.seed):
         folder = claim_run_folder(job, home, resume=resume, overwrite=overwrite)
-        on_event(PhaseStarted(f"Loading {job.base.source} ({job.mode})"))
-        run = prepare_run(job, data, cache_dir=home / "bases", origins=origins)
-        for notice in run.notices:
-            on_event(Noticed(notice))
-        position = Position()
-        if resume:
-            position = load_checkpoint(folder.checkpoints, run.identity, run.model, run.optimizer) or position
-        if position.step == 0:
-            _begin(run, on_event)
-        on_event(_started(run, folder, position))
-        _train(run, folder, position, on_event, should_stop)
-        return conclude_run(run, folder, position, on_event, should_stop)
+        with given_back_if_empty(folder):
+            on_event(PhaseStarted(f"Loading {job.base.source} ({job.mode})"))
+            run = prepare_run(job, data, cache_dir=home / "bases", origins=origins)
+            for notice in run.notices:
+                on_event(Noticed(notice))
+            position = Position()
+            if resume:
+                position = load_checkpoint(folder.checkpoints, run.identity, run.model, run.optimizer) or position
+            if position.step == 0:
+                _begin(run, on_event)
+            on_event(_started(run, folder, position))
+            _train(run, folder, position, on_event, should_stop)
+            return conclude_run(run, folder, position, on_event, should_stop)
 
 
 def _begin(run: PreparedRun, on_event: Listener) -> None:

@@ -6,7 +6,7 @@
     RUN/loss.png        the curve
     RUN/summary.json    the result; its presence means that the run is finished
 
-It does: claim a folder, refuse one that is taken, and write files whole or not at all.
+It does: claim a folder, refuse one that is taken, give back one that stayed empty, and write files whole or not at all.
 It does not: know what a checkpoint holds (`checkpoint`).
 """
 
@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,18 @@ def claim_run_folder(job: Job, home: Path, *, resume: bool, overwrite: bool) -> 
         part.unlink(missing_ok=True)
     folder.checkpoints.mkdir(parents=True)
     return folder
+
+
+@contextmanager
+def given_back_if_empty(folder: RunFolder) -> Iterator[None]:
+    """A run that fails inside before it has kept anything leaves no folder that would hold up the next one."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty: there is something to resume
+            folder.checkpoints.rmdir()
+            folder.path.rmdir()
+        raise
 
 
 @contextmanager

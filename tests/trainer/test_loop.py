@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from basemodel.errors import BaseModelError
 from basemodel.load import load_base
 from registry.opening import open_registry
 from registry.principal import Principal
@@ -167,6 +168,19 @@ def test_a_taken_run_folder_is_left_alone(bench: Bench) -> None:
     with pytest.raises(RunFolderError, match="no run of ours"):
         run_job(bench.job("stranger"), home=bench.home, overwrite=True)
     assert (stranger / "thesis.txt").read_text() == "mine"
+
+
+def test_a_run_that_fails_before_it_keeps_anything_does_not_hold_up_the_next(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError):
+        bench.run(base={"source": str(_without_weights(tmp_path))})
+    assert not (bench.folder / "run").exists()
+    bench.run()
+
+
+def _without_weights(folder: Path) -> Path:
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"none")
+    return folder
 
 
 def test_early_stopping_keeps_the_best_adapter(bench: Bench) -> None:
