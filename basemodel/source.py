@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from basemodel.errors import BaseNotFoundError
@@ -57,9 +57,11 @@ def _from_hub(source: str, repo: str, revision: str | None) -> BaseSource:
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=DOWNLOADED))
     except LocalEntryNotFoundError as error:
-        raise BaseNotFoundError(
-            source, "it is no local folder, not in the Hub cache, and the Hub was not reached"
-        ) from error
+        reason = (
+            f"it is no local folder, not in the Hub cache, and the Hub ({constants.ENDPOINT}) was not reached: look at "
+            "the network, and at HF_ENDPOINT where it is set"
+        )
+        raise BaseNotFoundError(source, reason) from error
     except (HFValidationError, HfHubHTTPError) as error:
         raise BaseNotFoundError(source, f"it is no local folder, and the Hub answered: {error}") from error
     commit = folder.name
