@@ -33,10 +33,12 @@ demo: $(STAMP) ## train three adapters over one 4-bit base, publish them, serve 
 serve: $(STAMP) ## serve the embedded base and the adapters of the local registry
 	$(BIN)/loraplex serve --base embedded $(ARGS)
 
-test: $(STAMP) $(CLIENTS) ## the test suite
+test: $(STAMP) $(CLIENTS) ## the test suite (as root on Debian or Ubuntu it installs PostgreSQL first, if there is none)
+	deploy/postgresql.sh
 	$(BIN)/pytest $(ARGS)
 
 test-long: $(STAMP) $(CLIENTS) $(SIGNING) ## the tests that take minutes each
+	deploy/postgresql.sh
 	$(BIN)/pytest -m long --timeout 1800 $(ARGS)
 
 check: $(STAMP) ## ruff, mypy --strict, import-linter
@@ -49,11 +51,11 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## every number of the README, measured on this machine
+bench: $(STAMP) ## decoding, mixtures, many adapters and speculation on the embedded base, measured on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
 lock: ## write requirements.lock anew from pyproject.toml (needs uv)
 	deploy/lock.sh $(ARGS)
 
-clean: ## remove what these targets have made
-	rm -rf $(VENV) $(dir $(CLIENTS)) $(dir $(SIGNING)) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## remove what these targets have made here (not ~/.loraplex: bases, runs, the registry)
+	rm -rf $(VENV) $(dir $(CLIENTS)) $(dir $(SIGNING)) build *.egg-info basemodel/kernels/built .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -57,21 +57,6 @@ install_torch() {
     fi
 }
 
-# The registry's tests also run on a real PostgreSQL; where it is not installed and cannot be, they are skipped.
-install_postgresql() {
-    if ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || command -v initdb > /dev/null; then
-        return
-    fi
-    if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-        say "PostgreSQL, for the tests"
-        export DEBIAN_FRONTEND=noninteractive
-        if apt-get update -qq > /dev/null && apt-get install -y -qq --no-install-recommends postgresql > /dev/null; then
-            return
-        fi
-    fi
-    say "PostgreSQL is not installed, so its tests will be skipped (Debian, Ubuntu: apt-get install postgresql)"
-}
-
 # A CPU build of torch brings no Triton. The tests of the GPU kernels run in its interpreter; without it they are skipped.
 install_triton() {
     if [ "$(uname -sm)" = "Linux x86_64" ] && ! ls -d "$VENV"/lib/python3*/site-packages/triton > /dev/null 2>&1; then
@@ -89,7 +74,6 @@ has_torch || install_torch
 locks=(--requirement requirements.lock)
 package=(".[demo]")
 if [ "$INSTALL" = dev ]; then
-    install_postgresql
     install_triton
     locks+=(--requirement requirements-dev.lock)
     package=(--editable ".[demo,dev]")

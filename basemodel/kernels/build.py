@@ -46,7 +46,10 @@ def build() -> str:
         return f"CPU kernels: none for {sys.platform} on {platform.machine()}; bitsandbytes is used"
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
-        return "CPU kernels: no C++ compiler (c++ or g++) found; bitsandbytes is used"
+        return (
+            "CPU kernels: no C++ compiler (c++ or g++) found; bitsandbytes is used, and answers come slower. "
+            f"Install one (Debian, Ubuntu: g++), then run: {sys.executable} -P -m basemodel.kernels.build"
+        )
     BUILT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILT) as folder:
         try:
@@ -54,6 +57,8 @@ def build() -> str:
         except subprocess.CalledProcessError as error:
             reason = error.stderr.strip().splitlines()[-1] if error.stderr.strip() else f"exit code {error.returncode}"
             return f"CPU kernels: {compiler} failed ({reason}); bitsandbytes is used"
+        except subprocess.TimeoutExpired:
+            return f"CPU kernels: {compiler} took over {COMPILE_SECONDS} s for one file; bitsandbytes is used"
         made.rename(target)
     for old in BUILT.glob("libloraplex-*.so"):
         if old != target:
