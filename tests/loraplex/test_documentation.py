@@ -83,7 +83,40 @@ def test_each_make_target_of_the_documentation_exists() -> None:
         assert named <= targets, f"{page.name}: {named - targets}"
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link into a page may name: its headings as GitHub spells them, and the anchors written into it."""
+    text = FENCE.sub("", page.read_text())
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    spelled = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return spelled | set(re.findall(r'<a id="([^"]+)">', text))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_each_link_leads_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", FENCE.sub("", page.read_text()))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    broken = []
+    for link in re.findall(r"\]\((?!https?://)([^)]+)\)", FENCE.sub("", page.read_text())):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_file_and_module_that_is_named_exists(page: Path) -> None:
+    named = re.findall(r"(?<![\w./~])(?:tests|benchmarks|deploy|docs)/[\w/.-]*\w", page.read_text())
+    modules = re.findall(r"-m ((?:tests|benchmarks|basemodel|serving)(?:\.\w+)*)", page.read_text())
+    wrong = [name for name in named if not (ROOT / name).exists()]
+    for module in modules:
+        path = ROOT / module.replace(".", "/")
+        if not (path.with_suffix(".py").exists() or (path / "__main__.py").exists()):
+            wrong.append(module)
+    assert wrong == []
+
+
+def test_the_readme_and_the_benchmarks_show_the_same_tables() -> None:
+    """A figure that stands in both is the same figure: measured anew, it changes in both."""
+    tables = re.findall(r"^\| rows \|.*\n(?:\|.*\n)+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(tables) == 2
+    benchmarks = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert [table for table in tables if table not in benchmarks] == []
