@@ -148,7 +148,7 @@ def check_kernels() -> Check:
         return Check("kernels", "ok", "4-bit layers run on our own kernel (AVX512-BF16 and AMX)")
     if is_built:
         return Check("kernels", "ok", "built, but this CPU lacks AVX512-BF16 or AMX: 4-bit layers run on bitsandbytes")
-    advice = "To serve faster on a CPU, install a C++ compiler (g++) and run `python -m basemodel.kernels.build`."
+    advice = "To serve faster on a CPU, install a C++ compiler (g++) and run `python -P -m basemodel.kernels.build`."
     return Check("kernels", "warning", "not built: 4-bit layers run on bitsandbytes", advice)
 
 
