@@ -36,7 +36,7 @@ STATE = (
     ("loraplex_adapter_slots", "Device slots for adapters.", "slots_total"),
     ("loraplex_adapter_slots_used", "Device slots that hold an adapter.", "slots_used"),
     ("loraplex_adapter_slot_bytes", "Device bytes held by adapters.", "slot_bytes"),
-    ("loraplex_adapter_host_bytes", "Host memory held by adapters.", "host_bytes"),
+    ("loraplex_adapter_host_bytes", "Host memory of adapters that counts against --host-cache-mib.", "host_bytes"),
     ("loraplex_engine_rows", "Rows in the last forward step.", "last_step_rows"),
 )
 

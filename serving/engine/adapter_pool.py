@@ -138,7 +138,7 @@ class AdapterPool:
             self.device.unpin(digest)
         if not is_used:  # only how its own rows are cut is in the way, and they could not be moved: begin anew
             for digest in self.device:
-                self.device.evict(digest)
+                self._evict(digest)
         return None
 
     def unpin(self, uses: Iterable[AdapterUse]) -> None:
@@ -173,13 +173,18 @@ class AdapterPool:
         if self.device.gap(adapter, pinned) is None and not self._move_together(adapter.weights.rank, pinned):
             return False
         while (start := self.device.gap(adapter, self.device.residents)) is None:
-            self.device.evict(self._next_to_go())
+            self._evict(self._next_to_go())
         self._put(use, start)
         return True
 
     def _put(self, use: AdapterUse, start: int) -> None:
         self.device.put(use, self._host.adapter(use.digest), start)
         self._host.cache.touch(use.digest)
+
+    def _evict(self, digest: str) -> None:
+        """Off the device; in host memory it was used last."""
+        self.device.evict(digest)
+        self._host.cache.touch(digest)
 
     def _move_together(self, rank: int, pinned: Collection[Resident]) -> bool:
         """Move pinned adapters until a gap of `rank` rows is behind them; False, and nothing moved, while one that has
@@ -228,8 +233,8 @@ class AdapterPool:
 
     @property
     def host_bytes(self) -> int:
-        """Host memory taken by adapters."""
-        return self._host.cache.held_bytes
+        """Host memory taken by adapters, but for those that the device computes where they lie."""
+        return self._host.cache.counted_bytes
 
     def adapter_bytes(self, digest: str) -> int:
         """Size of an adapter in host memory, 0 where it is not there."""

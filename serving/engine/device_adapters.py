@@ -92,6 +92,10 @@ class DeviceAdapters:
         """Those that nobody holds, least recently used first."""
         return [digest for digest, resident in self._residents.items() if not resident.pins]
 
+    def shared_digests(self) -> Collection[str]:
+        """Those that are computed from the memory into which they were read: all, or none where they are copied."""
+        return () if self._places.copies else self._residents.keys()
+
     # ------------------------------------------------------------------------------------------------- the step
     def begin_step(self, *, is_bounded: bool) -> None:
         """A step begins; where others decode, copying is bounded, so that they do not wait for it."""

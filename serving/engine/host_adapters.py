@@ -24,7 +24,7 @@ class HostAdapters:
     def __init__(self, reader: AdapterReader, device: DeviceAdapters, *, budget_bytes: int) -> None:
         self.read_seconds = 0.0
         self.kept: dict[str, AdapterUse] = {}  # they stay, and are the last to be evicted from the device
-        self.cache = HostCache(budget_bytes)
+        self.cache = HostCache(budget_bytes, device.shared_digests)
         self._reader = reader
         self._device = device
         self._preloads: dict[str, AdapterUse] = {}  # asked for, not yet read
@@ -70,7 +70,7 @@ class HostAdapters:
         """As `AdapterPool.read_ahead` says."""
         self._promised = frozenset(promised)
         started = []
-        here = {use.digest for use in wanted if use.digest in self.cache} | set(self._reader.digests)
+        here = {use.digest for use in wanted if self.cache.is_counted(use.digest)} | set(self._reader.digests)
         needed_bytes = sum(map(self.cache.likely_bytes, here))
         for use in sorted(wanted, key=lambda each: each.digest not in self._promised):
             if self._reader.is_full:

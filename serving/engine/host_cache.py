@@ -16,10 +16,15 @@ MOST_REMEMBERED_SIZES = 65_536
 
 
 class HostCache:
-    """Adapters by digest. Only `AdapterPool` changes it."""
+    """Adapters by digest. Only `AdapterPool` changes it.
 
-    def __init__(self, budget_bytes: int) -> None:
+    `placed` names those that the device computes from this very memory: its own budget counts them, they take nothing
+    of this one, and to drop them would win nothing.
+    """
+
+    def __init__(self, budget_bytes: int, placed: Callable[[], Collection[str]] = tuple) -> None:
         self.budget_bytes = budget_bytes
+        self._placed = placed
         self._adapters: OrderedDict[str, HostAdapter | HostMixture] = OrderedDict()  # least recently used first
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._ranks: dict[str, int] = {}
@@ -30,6 +35,15 @@ class HostCache:
 
     def __getitem__(self, digest: str) -> HostAdapter | HostMixture:
         return self._adapters[digest]
+
+    @property
+    def counted_bytes(self) -> int:
+        """What is here but for what is placed."""
+        return self.held_bytes - sum(self._adapters[each].host_bytes for each in self._placed() if each in self)
+
+    def is_counted(self, digest: str) -> bool:
+        """Whether an adapter is here and takes of the budget."""
+        return digest in self._adapters and digest not in self._placed()
 
     @property
     def digests(self) -> list[str]:
@@ -50,7 +64,7 @@ class HostCache:
 
     def has_room_for(self, digest: str) -> bool:
         """Whether an adapter of known size fits without another being dropped."""
-        return self.held_bytes + self.known_bytes(digest) <= self.budget_bytes
+        return self.counted_bytes + self.known_bytes(digest) <= self.budget_bytes
 
     def put(self, digest: str, adapter: HostAdapter | HostMixture) -> None:
         """Take an adapter in. `trim` brings the cache back to its budget."""
@@ -64,8 +78,9 @@ class HostCache:
         self.held_bytes += adapter.host_bytes
 
     def touch(self, digest: str) -> None:
-        """It was used."""
-        self._adapters.move_to_end(digest)
+        """It was used; nothing happens if it is not here."""
+        if digest in self._adapters:
+            self._adapters.move_to_end(digest)
 
     def drop(self, digest: str) -> None:
         """Forget an adapter; nothing happens if it is not here."""
@@ -80,11 +95,13 @@ class HostCache:
         """
         if self.held_bytes <= self.budget_bytes:
             return
+        over, kept = self.counted_bytes - self.budget_bytes, {*kept, *self._placed()}
         needed = [digest for digest in dict.fromkeys(wanted()) if digest in self._adapters]
         for digest in [*(each for each in self.digests if each not in needed), *reversed(needed)]:
-            if self.held_bytes <= self.budget_bytes:
+            if over <= 0:
                 return
             if digest not in kept:
+                over -= self._adapters[digest].host_bytes
                 self.drop(digest)
 
     def check_integrity(self) -> None:

@@ -73,9 +73,9 @@ def weights_of(digest: str) -> AdapterWeights:
 class Shelf:
     """In the place of `AdapterSites`: which adapter lies in which rank row."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, *, copies: bool) -> None:
         self.rows = rows
-        self.copies = True
+        self.copies = copies
         self.factor_bytes = self.whole_bytes = 0
         self.lies: list[str | None] = [None] * rows
         self.placed = 0
@@ -142,6 +142,7 @@ class Simulation:
     slots: int = 4
     rank_rows: int = 32
     host_bytes: int = 10**9
+    copies: bool = True
     slow_disk_steps: int = 0
     step_number: int = 0
     first_step: dict[str, int] = field(default_factory=dict)
@@ -153,7 +154,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.disk = Disk(self.slow_disk_steps)
-        self.shelf = Shelf(self.rank_rows)
+        self.shelf = Shelf(self.rank_rows, copies=self.copies)
         self.device = Device(self.shelf, self.block_tokens)
         pool = AdapterPool(
             self.shelf,

@@ -259,15 +259,31 @@ def test_a_cold_adapter_does_not_wait_for_another_tenants_reads() -> None:
     simulation.run()
 
 
-def test_host_memory_keeps_to_its_budget_though_more_is_waited_for() -> None:
+@pytest.mark.parametrize("copies", [True, False])
+def test_host_memory_keeps_to_its_budget_though_more_is_waited_for(copies: bool) -> None:
     budget = 40_000  # five adapters of rank 8
-    simulation = Simulation(host_bytes=budget, slots=2, rank_rows=16, max_running=2, slow_disk_steps=2)
+    simulation = Simulation(host_bytes=budget, slots=2, rank_rows=16, max_running=2, slow_disk_steps=2, copies=copies)
     for index in range(50):
         simulation.ask(f"r{index}", f"t{index % 3}", 4, 6, f"a{index % 20}r8", salt=index)
     simulation.run()
     assert len(simulation.last_step) == 50
     assert simulation.most_host_bytes <= budget
     assert len(simulation.disk.reads) <= 100, "adapters are read and dropped in turns"
+
+
+def test_what_the_device_computes_where_it_lies_takes_nothing_of_host_memory() -> None:
+    """Two adapters on the device and two in host memory are four that nobody reads again: the last used of them all."""
+    simulation = Simulation(host_bytes=16_000, slots=2, rank_rows=16, max_running=2, copies=False)
+    asked = [0, 1, 2, 3, 0, 1, 2, 3, 4, 3, 2, 4, 1, 0]
+    for turn, number in enumerate(asked):
+        simulation.ask(f"r{turn}", "acme", 2, 3, f"a{number}r8", salt=turn)
+        simulation.run()
+        simulation.engine.pool.collect(list)
+        assert simulation.engine.pool.host_bytes <= 16_000
+        assert len(simulation.engine.pool.host_digests) <= 4
+        assert set(simulation.engine.pool.resident_digests) <= set(simulation.engine.pool.host_digests)
+    assert simulation.disk.reads == [f"a{number}r8" for number in (0, 1, 2, 3, 4, 0)]
+    assert simulation.engine.pool.device.evictions > 6
 
 
 def test_a_large_adapter_gets_scattered_rows_together() -> None:
