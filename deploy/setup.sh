@@ -53,7 +53,11 @@ install_torch() {
         "$VENV/bin/pip" install --quiet "torch==$TORCH_VERSION"
     else
         say "torch $TORCH_VERSION+cpu, from pytorch's index of CPU builds"
-        "$VENV/bin/pip" install --quiet --extra-index-url "$TORCH_CPU_INDEX" "torch==$TORCH_VERSION+cpu"
+        if ! "$VENV/bin/pip" install --quiet --extra-index-url "$TORCH_CPU_INDEX" "torch==$TORCH_VERSION+cpu"; then
+            say "there was no CPU build of torch: look at the network, or take the default build, which also runs on a CPU and is" >&2
+            say "far larger: LORAPLEX_TORCH=cuda make setup" >&2
+            return 1
+        fi
     fi
 }
 
