@@ -1,6 +1,7 @@
 """The `loraplex` command: it lists the commands, reads the settings, and imports the one command that is called.
 
-`loraplex --help` answers at once: neither torch nor a database or web library is imported, which tests hold.
+`loraplex --help` answers at once: neither torch nor a database or web library is imported, which tests hold; nor does
+the help of any command import torch, or that of a registry command a database.
 """
 
 from __future__ import annotations

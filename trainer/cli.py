@@ -8,7 +8,7 @@ It does not: train (`loop`). The result goes to stdout, everything else to stder
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -20,13 +20,14 @@ from registry.errors import RegistryError
 from trainer.errors import InterruptedRunError, TrainerError
 from trainer.interruption import stop_on_signal
 from trainer.job import Job
-from trainer.loop import run_job
 from trainer.progress import RunProgress
 from trainer.publication import check_publication, publish_result
-from trainer.result import TrainingResult
 from trainer.setting import settings
 from trainer.setting_options import parameter_of, setting_options
 from trainer.summary import print_document, print_summary, result_document
+
+if TYPE_CHECKING:
+    from trainer.result import TrainingResult
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -88,6 +89,8 @@ def train(
 
 
 def _run(job: Job, home: Path, registry: Place, *, resume: bool, overwrite: bool) -> TrainingResult:
+    from trainer.loop import run_job  # torch: neither the help nor a job that is wrong waits for it
+
     with stop_on_signal() as should_stop, RunProgress(Console(stderr=True)) as progress:
         return run_job(
             job,

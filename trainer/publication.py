@@ -6,14 +6,18 @@ It does not: judge the adapter; the registry does.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from registry.cli.options import Place, open_given
 from registry.names import AdapterName, parse_alias
 from registry.principal import Principal
-from registry.registry import Registry
 from registry.version import Version
 from trainer.errors import ExportError
 from trainer.job import Job
-from trainer.result import TrainingResult
+
+if TYPE_CHECKING:
+    from registry.registry import Registry
+    from trainer.result import TrainingResult
 
 
 def check_publication(job: Job, registry_place: Place) -> None:

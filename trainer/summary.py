@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -16,10 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.version import Version
-from trainer.evaluate import Metrics
 from trainer.job import Job
 from trainer.publication import expert_name
-from trainer.result import TrainingResult
+
+if TYPE_CHECKING:
+    from trainer.evaluate import Metrics
+    from trainer.result import TrainingResult
 
 SERVER = "http://127.0.0.1:8000"
 DEFAULT_MODE = "nf4"

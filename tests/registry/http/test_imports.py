@@ -74,6 +74,13 @@ def test_the_help_of_every_registry_command_loads_no_database(tmp_path: Path) ->
     assert heavy_after(running(*lines), cwd=tmp_path, names=HEAVY) == []
 
 
+def test_the_help_of_every_command_loads_no_torch(tmp_path: Path) -> None:
+    lines = [[name, "--help"] for name in COMMANDS]
+    assert (
+        heavy_after(running(*lines), cwd=tmp_path, names=("torch", "transformers", "bitsandbytes", "matplotlib")) == []
+    )
+
+
 def test_commands_over_http_load_no_database(
     reg_sqlite: Registry, make_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
