@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import registry
+from basemodel.kernels.library import has_cpu_kernels
 from registry import Principal, Version
 from tests.registry.adapter_folders import write_json
 from tests.serving.live_adapters import manifest, write_adapter
@@ -142,6 +145,41 @@ def test_an_ensemble_says_what_served_it(world: World) -> None:
     assert f"adapter={first.digest};weight=0.7, {second.digest};weight=-1.0" in world.server.log
     label = second.digest[: len("sha256:") + 12]
     assert world.server.metric("loraplex_adapter_requests_total", adapter=label) >= 1
+
+
+@pytest.mark.skipif(not has_cpu_kernels(), reason="bits do not depend on neighbours on the kernels")
+def test_all_at_once_is_what_each_is_alone(world: World) -> None:
+    """Mixture, ensemble, adapter and base, free, bound to a schema and drawn with a seed, guessed and not, streamed."""
+    weighted = [{"model": world.experts[0].adapter, "weight": 0.7}, {"model": world.experts[1].adapter, "weight": 0.3}]
+    schema = {"type": "object", "properties": {"x": {"enum": ["a", "b"]}}, "required": ["x"]}
+    models: list[tuple[str, dict[str, Any]]] = [
+        ("acme/mix@prod", {}),
+        ("base", {"adapters": weighted}),
+        (world.experts[2].adapter, {}),
+        ("base", {}),
+    ]
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"structured_outputs": {"json": schema | {"additionalProperties": False}}},
+        {"temperature": 1.0, "seed": 5},
+    ]
+    asked = [(model, extra | kind, guesses) for model, extra in models for kind in kinds for guesses in (0, 8)]
+
+    def stream(model: str, fields: dict[str, Any], guesses: int) -> str:
+        body = {"temperature": 0.0, "speculative_ngram": guesses} | fields
+        pieces = world.client.completions.create(
+            model=model, prompt=PROMPT, max_tokens=24, stream=True, extra_body=body
+        )
+        return "".join(chunk.choices[0].text for chunk in pieces)
+
+    alone = [stream(*each) for each in asked]
+    with ThreadPoolExecutor(len(asked)) as threads:
+        assert list(threads.map(lambda each: stream(*each), asked)) == alone
+    assert alone[::2] == alone[1::2], "a guess changes no text"
+    assert len(set(alone)) > len(models), "they are told apart"
+    bound = [text for text, (_, fields, _) in zip(alone, asked, strict=True) if "structured_outputs" in fields]
+    assert {json.loads(text)["x"] for text in bound} <= {"a", "b"}
+    assert world.server.metric("vllm:spec_decode_num_draft_tokens_total") > 0
 
 
 @pytest.mark.parametrize(
