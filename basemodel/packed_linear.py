@@ -5,8 +5,9 @@ are.
 It does not: change a number. A weight is code x scale in float, rounded to bfloat16, as bitsandbytes dequantizes it,
 and sums run in float; results differ by the order of sums alone (tests/basemodel/test_packed_linear.py).
 
-    strip of 16 output features, block of 64 input features: 16 scales (float), then 16 x 32 bytes of codes;
-    word j of a row holds the codes of features j, j + 48, j + 16 and j + 32, from its low bits up
+    strip of 16 output features, block of 64 input features: 16 scales (float), then 16 x 32 bytes of codes; the bytes
+    of two rows lie together, 8 of the one and 8 of the other in turns. Byte j of a row holds the codes of features j
+    (bits 1 to 4) and j + 32 (bits 5 to 7 and 0).
 
 Letters: T tokens, K input features, O output features, R rank rows.
 """
@@ -150,10 +151,11 @@ def _packed(layer: Any) -> torch.Tensor:
     scales = scales.float().view(out_features, blocks)
     raw = layer.weight.data.view(torch.uint8).reshape(-1)
     codes = torch.stack([raw >> 4, raw & 15], dim=1).view(out_features, blocks, BLOCK)  # the first one is high
-    first, second, third, fourth = codes.view(out_features, blocks, 4, STRIP).unbind(2)  # features j, j + 16, ...
-    pairs = torch.stack([first | fourth << 4, second | third << 4], dim=3).view(out_features, blocks, HALF)
+    low, high = codes.view(out_features, blocks, 2, HALF).unbind(2)  # features j and j + 32
+    pairs = low << 1 | high << 5 | high >> 3
     missing = strips * STRIP - out_features
     pairs, scales = pad(pairs, (0, 0, 0, 0, 0, missing)), pad(scales, (0, 0, 0, missing))
-    pairs = pairs.view(strips, STRIP, blocks, HALF).permute(0, 2, 1, 3).reshape(strips, blocks, STRIP * HALF)
+    eights = pairs.view(strips, STRIP // 2, 2, blocks, HALF // 8, 8)  # of two rows each
+    pairs = eights.permute(0, 3, 1, 4, 2, 5).reshape(strips, blocks, STRIP * HALF)
     heads = scales.view(strips, STRIP, blocks).permute(0, 2, 1).contiguous().view(torch.uint8)
     return torch.cat([heads.view(strips, blocks, STRIP * 4), pairs], dim=2).reshape(-1)

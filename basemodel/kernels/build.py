@@ -24,7 +24,7 @@ KERNELS = ("nf4_linear", "paged_attention", "row_math", "factor_layout")
 OPERATORS = ("team", "linear_job", "block_jobs", "kept_memory", "operators", "block_operators", "decoder")
 COMMON_FLAGS = ("-std=c++20", "-fPIC", "-DNDEBUG", "-pthread")
 # The kernels' own files alone are compiled for the newer processors; whoever loads them asks the processor first.
-KERNEL_FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi2", "-mavx512bf16", "-mfma")
+KERNEL_FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vbmi2", "-mavx512bf16", "-mfma")
 TILE_FLAGS = ("-mamx-tile", "-mamx-bf16", "-Wno-maybe-uninitialized")  # gcc 12 warns about its own header
 COMPILE_SECONDS = 300
 

@@ -1,4 +1,4 @@
-// Compiled for processors with AVX512-BF16, AVX512-VBMI2 and AMX-BF16; called only where `is_supported` says so.
+// Compiled for processors with AVX512-BF16, AVX512-VBMI, AVX512-VBMI2 and AMX-BF16; called only where `is_supported` says so.
 //
 // A strip of 16 output features is dequantized once (code x scale in float, rounded to bfloat16: the very bits that
 // bitsandbytes' dequantization gives) and multiplied with all rows of x by the tile unit, which adds up in float. Each
@@ -43,31 +43,28 @@ void configure_tiles() {
 }
 
 // Rows [first, last) of one strip and one block: 64 codes each, to two tiles of [16 outputs, 32 k]. Two rows share a
-// table of 32 values, the second row's behind the first's: bit 4 of an index says whose code it is.
+// table of 32 values, the second row's behind the first's. An index is a byte: which half of a value (bit 0), whose
+// code (bits 1 to 4), whose table (bit 5); so each byte of codes stands twice, and a turn by 4 bits brings up its other code.
 template <int first, int last> inline void dequantize_rows(const uint8_t *unit, uint16_t *tiles) {
     const __m512 codes = _mm512_load_ps(CODES);
-    const __m512i upper_turns = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(8), 1);
-    const __m512i code_bits = _mm512_set1_epi16(15), second_row = _mm512_set1_epi16(16), one = _mm512_set1_epi16(1);
+    const __m512i code_bits = _mm512_set1_epi8(0x1E);
+    const __m512i halves = _mm512_set1_epi16(0x0100), second_halves = _mm512_set1_epi16(0x2120);
     const float *scales = reinterpret_cast<const float *>(unit);
     const uint8_t *packed = unit + STRIP * 4;
 #pragma GCC unroll 8
     for (int row = first; row < last; row += 2) {
         const __m512i table = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(codes, _mm512_set1_ps(scales[row + 1])),
                                                            _mm512_mul_ps(codes, _mm512_set1_ps(scales[row])));
-        const auto *words = reinterpret_cast<const __m256i *>(packed + 32 * row);
-        // the lower half holds a row's words, the upper half the same with their bytes exchanged
-        __m512i own = _mm512_broadcast_i64x4(_mm256_loadu_si256(words));
-        __m512i next = _mm512_broadcast_i64x4(_mm256_loadu_si256(words + 1));
-        own = _mm512_shldv_epi16(own, own, upper_turns);
-        next = _mm512_shldv_epi16(next, next, upper_turns);
-        const __m512i index[] = {_mm512_and_si512(own, code_bits), _mm512_srli_epi16(own, 12),
-                                 _mm512_ternarylogic_epi64(next, code_bits, second_row, 0xEA), // (a & b) | c
-                                 _mm512_shldi_epi16(one, next, 4)};                            // a << 4 | b >> 12
+        const __m512i both = _mm512_loadu_si512(packed + 32 * row);
+        const __m512i own = _mm512_unpacklo_epi8(both, both), next = _mm512_unpackhi_epi8(both, both);
+        const auto lookup = [&](__m512i bytes, __m512i constant) { // (bytes & code_bits) | constant
+            return _mm512_permutexvar_epi8(_mm512_ternarylogic_epi64(bytes, code_bits, constant, 0xEA), table);
+        };
         uint16_t *tile_row = tiles + row * 32;
-        _mm512_store_si512(tile_row, _mm512_permutexvar_epi16(index[0], table));
-        _mm512_store_si512(tile_row + TILE_VALUES, _mm512_permutexvar_epi16(index[1], table));
-        _mm512_store_si512(tile_row + 32, _mm512_permutexvar_epi16(index[2], table));
-        _mm512_store_si512(tile_row + 32 + TILE_VALUES, _mm512_permutexvar_epi16(index[3], table));
+        _mm512_store_si512(tile_row, lookup(own, halves));
+        _mm512_store_si512(tile_row + TILE_VALUES, lookup(_mm512_shldi_epi16(own, own, 4), halves));
+        _mm512_store_si512(tile_row + 32, lookup(next, second_halves));
+        _mm512_store_si512(tile_row + 32 + TILE_VALUES, lookup(_mm512_shldi_epi16(next, next, 4), second_halves));
     }
 }
 
@@ -363,8 +360,8 @@ void shrink_group(const uint16_t *x, int64_t in_features, const Adapters &adapte
 bool is_supported() {
     static const bool supported = [] {
         __builtin_cpu_init();
-        if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi2") ||
-            !__builtin_cpu_supports("amx-bf16"))
+        if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi") ||
+            !__builtin_cpu_supports("avx512vbmi2") || !__builtin_cpu_supports("amx-bf16"))
             return false;
         return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
     }();
