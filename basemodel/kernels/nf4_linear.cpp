@@ -32,12 +32,15 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {};
 };
 
-// Tiles 0 to 3: sums [16 outputs, 16 rows of x]; 4 and 5: weights [16 outputs, 32 k]; 6 and 7: x [16 k pairs, 16 rows].
-void configure_tiles() {
+// Rows of x that a tile has room for: as few as there are, so that a long row's tiles stay in the first-level cache.
+int64_t tile_width(int64_t rows) { return rows > 8 ? TILE_ROWS : rows > 4 ? 8 : rows > 2 ? 4 : rows; }
+
+// Tiles 0 to 3: sums [16 outputs, N rows of x]; 4 and 5: weights [16 outputs, 32 k]; 6 and 7: x [16 k pairs, N rows].
+void configure_tiles(int64_t width) {
     TileConfig config;
     for (int tile = 0; tile < 8; tile++) {
         config.rows[tile] = 16;
-        config.row_bytes[tile] = 64;
+        config.row_bytes[tile] = tile == 4 || tile == 5 ? 64 : 4 * width;
     }
     _tile_loadconfig(&config);
 }
@@ -86,19 +89,19 @@ template <int strip>
 inline void multiply_block(const uint8_t *ahead, const uint8_t *next, const uint16_t *now, uint16_t *then) {
     prefetch_unit(ahead);
     _tile_loadd(4, now, 64);
-    dequantize_rows<0, 6>(next, then);
+    dequantize_rows<0, 4>(next, then);
     if constexpr (strip == 0)
         _tile_dpbf16ps(0, 4, 6);
     else
         _tile_dpbf16ps(1, 4, 6);
-    dequantize_rows<6, 8>(next, then);
+    dequantize_rows<4, 8>(next, then);
     _tile_loadd(5, now + TILE_VALUES, 64);
-    dequantize_rows<8, 14>(next, then);
+    dequantize_rows<8, 12>(next, then);
     if constexpr (strip == 0)
         _tile_dpbf16ps(0, 5, 7);
     else
         _tile_dpbf16ps(1, 5, 7);
-    dequantize_rows<14, 16>(next, then);
+    dequantize_rows<12, 16>(next, then);
 }
 
 // Two strips that are multiplied together: their codes, those of the strips that come next (the same ones where there are
@@ -109,12 +112,12 @@ struct Pair {
     const uint8_t *following[2];
 };
 
-// Sums of one strip or two for up to 16 rows, straight from the codes: sums [count][16 outputs][16 rows]. Tiles [2 turns]
-// [2 strips]: block 0 lies in those of `turn` already, and when it returns, block 0 of the next strips in those of
+// Sums of one strip or two for up to 16 rows, straight from the codes: sums [count][16 outputs][16 rows], of which
+// `width` are there. Tiles [2 turns][2 strips]: block 0 lies in those of `turn` already, and when it returns, block 0 of the next strips in those of
 // the turn that it returns.
 template <int count>
-int64_t multiply_few(const Pair &pair, const uint16_t *packed, int64_t blocks, uint16_t (*tiles)[2][2 * TILE_VALUES],
-                     int64_t turn, float *sums) {
+int64_t multiply_few(const Pair &pair, const uint16_t *packed, int64_t width, int64_t blocks,
+                     uint16_t (*tiles)[2][2 * TILE_VALUES], int64_t turn, float *sums) {
     _tile_zero(0);
     _tile_zero(1);
     for (int64_t block = 0; block < blocks; block++, turn ^= 1) {
@@ -127,8 +130,8 @@ int64_t multiply_few(const Pair &pair, const uint16_t *packed, int64_t blocks, u
             return ahead < blocks ? pair.codes[strip] + ahead * UNIT_BYTES
                                   : pair.following[strip] + (ahead - blocks) * UNIT_BYTES;
         };
-        _tile_loadd(6, packed + block * 2 * TILE_VALUES, 64);
-        _tile_loadd(7, packed + (block * 2 + 1) * TILE_VALUES, 64);
+        _tile_loadd(6, packed + block * BLOCK * width, 4 * width);
+        _tile_loadd(7, packed + (block * BLOCK + 32) * width, 4 * width);
         multiply_block<0>(far(0), next(0), tiles[turn][0], tiles[turn ^ 1][0]);
         if constexpr (count == 2)
             multiply_block<1>(far(1), next(1), tiles[turn][1], tiles[turn ^ 1][1]);
@@ -146,16 +149,17 @@ inline void prefetch_rows(const uint16_t *rows, int64_t block) {
 }
 
 // The same for 16 rows of bf16 weights as they lie in a matrix [O, K]. Meanwhile the 16 rows behind them are asked for.
-void multiply_few_dense(const uint16_t *weight, int64_t in_features, const uint16_t *packed, float *sums) {
+void multiply_few_dense(const uint16_t *weight, int64_t in_features, const uint16_t *packed, int64_t width,
+                        float *sums) {
     _tile_zero(0);
     for (int64_t k = 0; k < in_features; k += BLOCK) {
         prefetch_rows(weight + STRIP * in_features, k / BLOCK);
-        const uint16_t *x = packed + k / 32 * TILE_VALUES;
+        const uint16_t *x = packed + k * width;
         _tile_loadd(4, weight + k, in_features * 2);
-        _tile_loadd(6, x, 64);
+        _tile_loadd(6, x, 4 * width);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(5, weight + k + 32, in_features * 2);
-        _tile_loadd(7, x + TILE_VALUES, 64);
+        _tile_loadd(7, x + 32 * width, 4 * width);
         _tile_dpbf16ps(0, 5, 7);
     }
     _tile_stored(0, sums, 64);
@@ -369,7 +373,7 @@ bool is_supported() {
 }
 
 int64_t packed_size(int64_t rows, int64_t in_features) {
-    return (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * in_features;
+    return (rows > TILE_ROWS ? (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS : tile_width(rows)) * in_features;
 }
 
 int64_t pack_blocks(int64_t rows, int64_t in_features) {
@@ -377,12 +381,17 @@ int64_t pack_blocks(int64_t rows, int64_t in_features) {
 }
 
 void pack(const uint16_t *x, int64_t rows, int64_t in_features, int64_t first, int64_t last, uint16_t *packed) {
-    // A tile's row is a pair of k: [16 rows of x][2 k]. Pairs of bf16 move as one 32-bit value, 16 x 16 at a time.
-    const int64_t blocks = in_features / BLOCK;
+    // A tile's row is a pair of k: [N rows of x][2 k]. Pairs of bf16 move as one 32-bit value, 16 x 16 at a time.
+    const int64_t blocks = in_features / BLOCK, width = tile_width(rows);
+    if (width == 1) {
+        std::memcpy(packed + first * BLOCK, x + first * BLOCK, (last - first) * BLOCK * sizeof(uint16_t));
+        return;
+    }
+    const __mmask16 mask = first_lanes(width);
     for (int64_t item = first; item < last; item++) {
         const int64_t row = item / blocks * TILE_ROWS, present = std::min(TILE_ROWS, rows - row);
         const uint16_t *source = x + row * in_features + item % blocks * BLOCK;
-        uint16_t *target = packed + item * BLOCK * TILE_ROWS;
+        uint16_t *target = packed + item * BLOCK * width;
         for (int64_t half = 0; half < BLOCK; half += 32) {
             __m512i values[16];
             for (int64_t index = 0; index < TILE_ROWS; index++)
@@ -390,7 +399,7 @@ void pack(const uint16_t *x, int64_t rows, int64_t in_features, int64_t first, i
                                                 : _mm512_setzero_si512();
             transpose(values);
             for (int64_t index = 0; index < TILE_ROWS; index++)
-                _mm512_storeu_si512(target + half * TILE_ROWS + index * 32, values[index]);
+                _mm512_mask_storeu_epi32(target + (half + 2 * index) * width, mask, values[index]);
         }
     }
 }
@@ -427,13 +436,14 @@ void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, 
     };
     for (int64_t at = 0; at < std::min<int64_t>(count, 2); at++)
         dequantize_rows<0, 16>(strips[at].codes, tiles[0][at]);
+    const int64_t width = tile_width(rows);
     int64_t turn = 0;
     for (int64_t at = 0; at < count; at += 2) {
         const int64_t other = std::min(at + 1, count - 1);
         const auto next = [&](int64_t index) { return strips[index + 2 < count ? index + 2 : index].codes; };
         const Pair pair{{strips[at].codes, strips[other].codes}, {next(at), next(other)}, {following(at), following(other)}};
-        turn = other > at ? multiply_few<2>(pair, packed, blocks, tiles, turn, sums)
-                          : multiply_few<1>(pair, packed, blocks, tiles, turn, sums);
+        turn = other > at ? multiply_few<2>(pair, packed, width, blocks, tiles, turn, sums)
+                          : multiply_few<1>(pair, packed, width, blocks, tiles, turn, sums);
         for (int64_t index = at; index <= other; index++) {
             if (strips[index].adapters)
                 expand(*strips[index].adapters, strips[index].index, deltas);
@@ -446,7 +456,7 @@ void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed,
                      const Scratch &scratch) {
     const int64_t blocks = in_features / BLOCK;
     alignas(64) float sums[4 * 256];
-    configure_tiles();
+    configure_tiles(tile_width(rows));
     if (rows <= TILE_ROWS) {
         multiply_pairs(strips, count, packed, rows, blocks, scratch.deltas);
         _tile_release();
@@ -475,7 +485,7 @@ void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16
                     int64_t first_strip, int64_t last_strip, uint16_t *y, const Scratch &scratch) {
     const int64_t blocks = in_features / BLOCK;
     alignas(64) float sums[4 * 256];
-    configure_tiles();
+    configure_tiles(tile_width(rows));
     for (int64_t index = first_strip; index < last_strip; index++) {
         const uint16_t *own = weight + index * STRIP * in_features;
         const Strip strip{nullptr, bias ? bias + index * STRIP : nullptr, adapters, changes, index, STRIP,
@@ -487,7 +497,7 @@ void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16
             const int64_t groups = (present + TILE_ROWS - 1) / TILE_ROWS;
             const uint16_t *x = packed + row * in_features;
             if (groups == 1)
-                multiply_few_dense(own, in_features, x, sums);
+                multiply_few_dense(own, in_features, x, tile_width(rows), sums);
             else
                 multiply_chunk(own, 32, in_features * 2, x, TILE_ROWS * in_features, groups, blocks, sums);
             for (int64_t group = 0; group < groups; group++)
