@@ -12,6 +12,7 @@ constexpr int64_t FEW_VALUES = 1 << 16;     // about a microsecond's work: below
 constexpr int64_t MANY_VALUES = 1 << 19;    // worth waking a thread that sleeps
 constexpr int64_t SHARES_PER_THREAD = 32;
 constexpr int64_t MOST_STRIPS_AT_ONCE = 16;
+constexpr int64_t FORESEEN_COLUMNS = 64; // rank rows of A that a thread asks for at most ahead of a stage
 
 Tensor bytes(int64_t count) { return at::empty({count}, at::TensorOptions().dtype(at::kByte)); }
 
@@ -134,7 +135,20 @@ Stage LinearJob::prepare() {
     int64_t items = pack_blocks(rows_, in_features_);
     for (const Layer *layer : layers_)
         items += layer->adapters ? shrink_columns(*layer->adapters) : 0;
-    return {items, share_of(items), [this](int64_t first, int64_t last) { prepare_items(first, last); }};
+    return {items, share_of(items), [this](int64_t first, int64_t last) { prepare_items(first, last); },
+            [this](int64_t first, int64_t piece) { ask_factors(first + piece); }, std::min(items, FORESEEN_COLUMNS)};
+}
+
+void LinearJob::ask_factors(int64_t item) const {
+    int64_t column = item - pack_blocks(rows_, in_features_);
+    for (const Layer *layer : layers_) {
+        if (!layer->adapters || column < 0)
+            continue;
+        const int64_t columns = shrink_columns(*layer->adapters);
+        if (column < columns)
+            return prefetch_rank_row(*layer->adapters, in_features_, column);
+        column -= columns;
+    }
 }
 
 void LinearJob::prepare_items(int64_t first, int64_t last) {
@@ -158,10 +172,10 @@ Stage LinearJob::multiply() {
         items += layer->strips;
     const int64_t share = std::min(share_of(items, 2), MOST_STRIPS_AT_ONCE);
     return {items, share, [this](int64_t first, int64_t last) { multiply_items(first, last); },
-            [this](int64_t first, int64_t piece) { ask(first, piece); }, FORESIGHT};
+            [this](int64_t first, int64_t piece) { ask_codes(first, piece); }, FORESIGHT};
 }
 
-void LinearJob::ask(int64_t first, int64_t piece) const {
+void LinearJob::ask_codes(int64_t first, int64_t piece) const {
     const int64_t blocks = in_features_ / BLOCK;
     int64_t item = first + piece / blocks;
     for (const Layer *layer : layers_) {

@@ -70,7 +70,8 @@ class LinearJob {
   private:
     void prepare_items(int64_t first, int64_t last);
     void multiply_items(int64_t first, int64_t last);
-    void ask(int64_t first, int64_t piece) const; // for a block of the strips from `first` on
+    void ask_codes(int64_t first, int64_t piece) const; // for a block of the strips from `first` on
+    void ask_factors(int64_t item) const;                // for what one item of `prepare` reads of A
 
     const uint16_t *x_;
     int64_t rows_, in_features_;

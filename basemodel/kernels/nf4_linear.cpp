@@ -312,28 +312,28 @@ void dot_rows(const uint16_t *x, int64_t in_features, const int64_t *rows, const
         hidden[row * hidden_stride] = _mm512_reduce_add_ps(sums[row]);
 }
 
-// The same for one row and `count` rank rows, which do not wait for each other's sums. Each sum runs as above. The rank
-// rows behind them, which come next, are asked for meanwhile.
+// The same for one row and `count` rank rows, which do not wait for each other's sums. Each sum runs as above. As many
+// rank rows at `ahead`, which come next, are asked for meanwhile.
 template <int count>
-void dot_ranks(const uint16_t *x, int64_t in_features, const uint16_t *a, float *hidden) {
+void dot_ranks(const uint16_t *x, int64_t in_features, const uint16_t *a, const uint16_t *ahead, float *hidden) {
     __m512 sums[count];
     for (int rank = 0; rank < count; rank++)
         sums[rank] = _mm512_setzero_ps();
     for (int64_t k = 0; k < in_features; k += 32) {
         const __m512bh value = (__m512bh)_mm512_loadu_si512(x + k);
         for (int rank = 0; rank < count; rank++) {
-            const uint16_t *at = a + rank * in_features + k;
-            _mm_prefetch(reinterpret_cast<const char *>(at + count * in_features), _MM_HINT_T1);
-            sums[rank] = _mm512_dpbf16_ps(sums[rank], value, (__m512bh)_mm512_loadu_si512(at));
+            const int64_t at = rank * in_features + k;
+            _mm_prefetch(reinterpret_cast<const char *>(ahead + at), _MM_HINT_T1);
+            sums[rank] = _mm512_dpbf16_ps(sums[rank], value, (__m512bh)_mm512_loadu_si512(a + at));
         }
     }
     for (int rank = 0; rank < count; rank++)
         hidden[rank] = _mm512_reduce_add_ps(sums[rank]);
 }
 
-// The same for rank rows [first, last) of one group.
+// The same for rank rows [first, last) of one group. `behind` are the rows of A that come after the group's (may be null).
 void shrink_group(const uint16_t *x, int64_t in_features, const Adapters &adapters, const Group &group, int64_t first,
-                  int64_t last) {
+                  int64_t last, const uint16_t *behind) {
     const int64_t *rows = adapters.members + group.first_member;
     const Factors &factors = adapters.factors_of(group);
     if (!factors.a)
@@ -341,9 +341,11 @@ void shrink_group(const uint16_t *x, int64_t in_features, const Adapters &adapte
     const int64_t stride = factors.rank, end = std::min(last, factors.rank);
     int64_t rank = std::max<int64_t>(first, 0);
     if (group.members == 1)
-        for (; rank + 4 <= end; rank += 4)
-            dot_ranks<4>(x + rows[0] * in_features, in_features, factors.a + rank * in_features,
+        for (; rank + 4 <= end; rank += 4) {
+            const uint16_t *a = factors.a + rank * in_features, *next = a + 4 * in_features;
+            dot_ranks<4>(x + rows[0] * in_features, in_features, a, rank + 8 <= stride || !behind ? next : behind,
                          adapters.hidden + group.hidden + rank);
+        }
     for (; rank < end; rank++) {
         const uint16_t *a = factors.a + rank * in_features;
         float *hidden = adapters.hidden + group.hidden + rank;
@@ -411,10 +413,25 @@ int64_t shrink_columns(const Adapters &adapters) {
     return columns;
 }
 
+void prefetch_rank_row(const Adapters &adapters, int64_t in_features, int64_t column) {
+    for (int64_t index = 0; index < adapters.group_count; index++) {
+        const Group &group = adapters.groups[index];
+        const Factors &factors = adapters.factors_of(group);
+        if (column < group.rank) {
+            for (int64_t k = 0; k < in_features && factors.a && column < factors.rank; k += 32)
+                _mm_prefetch(reinterpret_cast<const char *>(factors.a + column * in_features + k), _MM_HINT_T1);
+            return;
+        }
+        column -= group.rank;
+    }
+}
+
 void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, int64_t first, int64_t last) {
     for (int64_t index = 0; index < adapters.group_count && last > 0; index++) {
         const Group &group = adapters.groups[index];
-        shrink_group(x, in_features, adapters, group, first, last);
+        const bool is_last = index + 1 == adapters.group_count;
+        shrink_group(x, in_features, adapters, group, first, last,
+                     is_last ? nullptr : adapters.factors_of(adapters.groups[index + 1]).a);
         first -= group.rank;
         last -= group.rank;
     }

@@ -78,6 +78,9 @@ int64_t shrink_columns(const Adapters &adapters);
 // hidden = x A for rank rows [first, last) of all groups, one group after the other.
 void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, int64_t first, int64_t last);
 
+// Ask memory for one rank row of A, counted as for `shrink`.
+void prefetch_rank_row(const Adapters &adapters, int64_t in_features, int64_t column);
+
 // One strip of one layer: what it is computed from, and where it goes.
 struct Strip {
     const uint8_t *codes;     // its units
