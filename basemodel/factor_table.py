@@ -20,7 +20,7 @@ NOTHING = (0, 0, 0)
 
 
 class FactorTable:
-    """The table of one model. Only `AdapterSites` changes it, between steps; `kernels/nf4_linear.h` (Factors) reads it.
+    """The table of one model. Only `AdapterSites` changes it, between steps; `kernels/adapters.h` (Factors) reads it.
 
     `paths` are the layers that the kernel computes, in the order in which it comes to them.
     """

@@ -19,7 +19,7 @@ from basemodel.lora_segment import Integers, Segment
 
 @dataclass(frozen=True)
 class LoraRuns:
-    """A plan as the CPU kernel reads it (kernels/nf4_linear.h: Adapters, Group).
+    """A plan as the CPU kernel reads it (kernels/adapters.h: Adapters, Group).
 
     Seen from an adapter: `groups` [G, 5] int64: first rank row, rank, first member, members, and where their x A begins
     in a scratch of `hidden_size` floats; `members` [U] int64 are token numbers. Seen from a token: `first_use` [T + 1]

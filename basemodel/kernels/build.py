@@ -20,11 +20,12 @@ from torch.utils import cpp_extension
 
 FOLDER = Path(__file__).parent
 BUILT = FOLDER / "built"
-KERNELS = ("nf4_linear", "paged_attention", "row_math", "factor_layout")
+KERNELS = ("tiles", "adapters", "nf4_linear", "paged_attention", "row_math", "factor_layout")
 OPERATORS = ("team", "linear_job", "block_jobs", "kept_memory", "operators", "block_operators", "decoder")
 COMMON_FLAGS = ("-std=c++20", "-fPIC", "-DNDEBUG", "-pthread")
 # The kernels' own files alone are compiled for the newer processors; whoever loads them asks the processor first.
-KERNEL_FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vbmi2", "-mavx512bf16", "-mfma")
+VECTOR_PARTS = ("f", "bw", "dq", "vl", "vbmi", "vbmi2", "bf16")
+KERNEL_FLAGS = ("-O3", *(f"-mavx512{part}" for part in VECTOR_PARTS), "-mfma")
 TILE_FLAGS = ("-mamx-tile", "-mamx-bf16", "-Wno-maybe-uninitialized")  # gcc 12 warns about its own header
 COMPILE_SECONDS = 300
 

@@ -1,4 +1,5 @@
-// Compiled for processors with AVX512-BF16, AVX512-VBMI, AVX512-VBMI2 and AMX-BF16; called only where `is_supported` says so.
+// Compiled for processors with AVX512-BF16, AVX512-VBMI, AVX512-VBMI2 and AMX-BF16; called only where `is_supported`
+// (tiles.h) says so.
 //
 // A strip of 16 output features is dequantized once (code x scale in float, rounded to bfloat16: the very bits that
 // bitsandbytes' dequantization gives) and multiplied with all rows of x by the tile unit, which adds up in float. Each
@@ -7,10 +8,7 @@
 #include "vector_math.h"
 
 #include <algorithm>
-#include <cstring>
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 namespace loraplex {
 namespace {
@@ -19,35 +17,11 @@ alignas(64) const float CODES[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
     -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
-constexpr int64_t TILE_VALUES = 16 * 32; // bf16 values of one tile
-constexpr int PREFETCH_UNITS = 16;       // how far ahead of its use a unit of weights is asked for
-constexpr long ARCH_REQ_XCOMP_PERM = 0x1023;
-constexpr long XFEATURE_XTILEDATA = 18;
-
-struct alignas(64) TileConfig {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-};
-
-// Rows of x that a tile has room for: as few as there are, so that a long row's tiles stay in the first-level cache.
-int64_t tile_width(int64_t rows) { return rows > 8 ? TILE_ROWS : rows > 4 ? 8 : rows > 2 ? 4 : rows; }
-
-// Tiles 0 to 3: sums [16 outputs, N rows of x]; 4 and 5: weights [16 outputs, 32 k]; 6 and 7: x [16 k pairs, N rows].
-void configure_tiles(int64_t width) {
-    TileConfig config;
-    for (int tile = 0; tile < 8; tile++) {
-        config.rows[tile] = 16;
-        config.row_bytes[tile] = tile == 4 || tile == 5 ? 64 : 4 * width;
-    }
-    _tile_loadconfig(&config);
-}
+constexpr int PREFETCH_UNITS = 16; // how far ahead of its use a unit of weights is asked for
 
 // Rows [first, last) of one strip and one block: 64 codes each, to two tiles of [16 outputs, 32 k]. Two rows share a
-// table of 32 values, the second row's behind the first's. An index is a byte: which half of a value (bit 0), whose
-// code (bits 1 to 4), whose table (bit 5); so each byte of codes stands twice, and a turn by 4 bits brings up its other code.
+// table of 32 values, the second row's behind the first's. An index is a byte: which half of a value (bit 0), its code
+// (bits 1 to 4), whose table (bit 5); so each byte of codes stands twice, and a turn by 4 bits brings up its other code.
 template <int first, int last> inline void dequantize_rows(const uint8_t *unit, uint16_t *tiles) {
     const __m512 codes = _mm512_load_ps(CODES);
     const __m512i code_bits = _mm512_set1_epi8(0x1E);
@@ -204,60 +178,6 @@ void turn(float *sums) {
         _mm512_store_si512(sums + row * 16, rows[row]);
 }
 
-// What `count` members of a group add to 16 outputs: deltas[member] = sum over r of hidden[member][r] * B[r, 16 outputs].
-// A row of B is read and widened once for all of them; even and odd ranks have sums of their own, whatever `count` is.
-template <int count> void expand_members(const uint16_t *b, int64_t rank, const float *hidden, float *deltas) {
-    __m512 even[count], odd[count];
-    for (int member = 0; member < count; member++)
-        even[member] = odd[member] = _mm512_setzero_ps();
-    int64_t at = 0;
-    for (; at + 2 <= rank; at += 2) {
-        const __m512 first = widen(b + at * STRIP), second = widen(b + (at + 1) * STRIP);
-        for (int member = 0; member < count; member++) {
-            const float *values = hidden + member * rank + at;
-            even[member] = _mm512_fmadd_ps(_mm512_set1_ps(values[0]), first, even[member]);
-            odd[member] = _mm512_fmadd_ps(_mm512_set1_ps(values[1]), second, odd[member]);
-        }
-    }
-    if (at < rank)
-        for (int member = 0; member < count; member++)
-            even[member] =
-                _mm512_fmadd_ps(_mm512_set1_ps(hidden[member * rank + at]), widen(b + at * STRIP), even[member]);
-    for (int member = 0; member < count; member++)
-        _mm512_store_ps(deltas + member * STRIP, _mm512_add_ps(even[member], odd[member]));
-}
-
-// The deltas of an adapter that has no factors here: -0, which changes no value that it is added to, not even a -0.
-void add_nothing(float *deltas, int64_t members) {
-    for (int64_t member = 0; member < members; member++)
-        _mm512_store_ps(deltas + member * STRIP, _mm512_set1_ps(-0.0f));
-}
-
-// What all members of all groups add to a strip.
-void expand(const Adapters &adapters, int64_t strip, float *deltas) {
-    for (int64_t index = 0; index < adapters.group_count; index++) {
-        const Group &group = adapters.groups[index];
-        const Factors &factors = adapters.factors_of(group);
-        const int64_t rank = factors.rank;
-        const float *hidden = adapters.hidden + group.hidden;
-        float *own = deltas + group.first_member * STRIP;
-        if (!factors.a) {
-            add_nothing(own, group.members);
-            continue;
-        }
-        const uint16_t *b = factors.b + strip * rank * STRIP;
-        int64_t done = 0;
-        for (; done + 8 <= group.members; done += 8)
-            expand_members<8>(b, rank, hidden + done * rank, own + done * STRIP);
-        for (; done + 4 <= group.members; done += 4)
-            expand_members<4>(b, rank, hidden + done * rank, own + done * STRIP);
-        for (; done + 2 <= group.members; done += 2)
-            expand_members<2>(b, rank, hidden + done * rank, own + done * STRIP);
-        if (done < group.members)
-            expand_members<1>(b, rank, hidden + done * rank, own + done * STRIP);
-    }
-}
-
 // A row's adapters are added to 16 outputs: value += sum over its uses of weight * delta, in its own order.
 inline __m512 add_uses(const Adapters &adapters, int64_t row, const float *deltas, __m512 value) {
     for (int64_t use = adapters.first_use[row]; use < adapters.first_use[row + 1]; use++)
@@ -292,150 +212,7 @@ void finish(float *sums, int64_t first_row, int64_t row_count, const Strip &stri
     }
 }
 
-// hidden values of `count` rows and one rank row of A: the row of A is read once for all of them. A row's sum runs over
-// k in one order, whatever `count` is.
-template <int count>
-void dot_rows(const uint16_t *x, int64_t in_features, const int64_t *rows, const uint16_t *a, float *hidden,
-              int64_t hidden_stride) {
-    const uint16_t *source[count];
-    __m512 sums[count];
-    for (int row = 0; row < count; row++) {
-        source[row] = x + rows[row] * in_features;
-        sums[row] = _mm512_setzero_ps();
-    }
-    for (int64_t k = 0; k < in_features; k += 32) {
-        const __m512bh factor = (__m512bh)_mm512_loadu_si512(a + k);
-        for (int row = 0; row < count; row++)
-            sums[row] = _mm512_dpbf16_ps(sums[row], (__m512bh)_mm512_loadu_si512(source[row] + k), factor);
-    }
-    for (int row = 0; row < count; row++)
-        hidden[row * hidden_stride] = _mm512_reduce_add_ps(sums[row]);
-}
-
-// The same for one row and `count` rank rows, which do not wait for each other's sums. Each sum runs as above. As many
-// rank rows at `ahead`, which come next, are asked for meanwhile.
-template <int count>
-void dot_ranks(const uint16_t *x, int64_t in_features, const uint16_t *a, const uint16_t *ahead, float *hidden) {
-    __m512 sums[count];
-    for (int rank = 0; rank < count; rank++)
-        sums[rank] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < in_features; k += 32) {
-        const __m512bh value = (__m512bh)_mm512_loadu_si512(x + k);
-        for (int rank = 0; rank < count; rank++) {
-            const int64_t at = rank * in_features + k;
-            _mm_prefetch(reinterpret_cast<const char *>(ahead + at), _MM_HINT_T1);
-            sums[rank] = _mm512_dpbf16_ps(sums[rank], value, (__m512bh)_mm512_loadu_si512(a + at));
-        }
-    }
-    for (int rank = 0; rank < count; rank++)
-        hidden[rank] = _mm512_reduce_add_ps(sums[rank]);
-}
-
-// The same for rank rows [first, last) of one group. `behind` are the rows of A that come after the group's (may be null).
-void shrink_group(const uint16_t *x, int64_t in_features, const Adapters &adapters, const Group &group, int64_t first,
-                  int64_t last, const uint16_t *behind) {
-    const int64_t *rows = adapters.members + group.first_member;
-    const Factors &factors = adapters.factors_of(group);
-    if (!factors.a)
-        return;
-    const int64_t stride = factors.rank, end = std::min(last, factors.rank);
-    int64_t rank = std::max<int64_t>(first, 0);
-    if (group.members == 1)
-        for (; rank + 4 <= end; rank += 4) {
-            const uint16_t *a = factors.a + rank * in_features, *next = a + 4 * in_features;
-            dot_ranks<4>(x + rows[0] * in_features, in_features, a, rank + 8 <= stride || !behind ? next : behind,
-                         adapters.hidden + group.hidden + rank);
-        }
-    for (; rank < end; rank++) {
-        const uint16_t *a = factors.a + rank * in_features;
-        float *hidden = adapters.hidden + group.hidden + rank;
-        int64_t done = 0;
-        for (; done + 8 <= group.members; done += 8)
-            dot_rows<8>(x, in_features, rows + done, a, hidden + done * stride, stride);
-        for (; done + 4 <= group.members; done += 4)
-            dot_rows<4>(x, in_features, rows + done, a, hidden + done * stride, stride);
-        for (; done + 2 <= group.members; done += 2)
-            dot_rows<2>(x, in_features, rows + done, a, hidden + done * stride, stride);
-        if (done < group.members)
-            dot_rows<1>(x, in_features, rows + done, a, hidden + done * stride, stride);
-    }
-}
-
 } // namespace
-
-bool is_supported() {
-    static const bool supported = [] {
-        __builtin_cpu_init();
-        if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi") ||
-            !__builtin_cpu_supports("avx512vbmi2") || !__builtin_cpu_supports("amx-bf16"))
-            return false;
-        return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-    }();
-    return supported;
-}
-
-int64_t packed_size(int64_t rows, int64_t in_features) {
-    return (rows > TILE_ROWS ? (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS : tile_width(rows)) * in_features;
-}
-
-int64_t pack_blocks(int64_t rows, int64_t in_features) {
-    return (rows + TILE_ROWS - 1) / TILE_ROWS * (in_features / BLOCK);
-}
-
-void pack(const uint16_t *x, int64_t rows, int64_t in_features, int64_t first, int64_t last, uint16_t *packed) {
-    // A tile's row is a pair of k: [N rows of x][2 k]. Pairs of bf16 move as one 32-bit value, 16 x 16 at a time.
-    const int64_t blocks = in_features / BLOCK, width = tile_width(rows);
-    if (width == 1) {
-        std::memcpy(packed + first * BLOCK, x + first * BLOCK, (last - first) * BLOCK * sizeof(uint16_t));
-        return;
-    }
-    const __mmask16 mask = first_lanes(width);
-    for (int64_t item = first; item < last; item++) {
-        const int64_t row = item / blocks * TILE_ROWS, present = std::min(TILE_ROWS, rows - row);
-        const uint16_t *source = x + row * in_features + item % blocks * BLOCK;
-        uint16_t *target = packed + item * BLOCK * width;
-        for (int64_t half = 0; half < BLOCK; half += 32) {
-            __m512i values[16];
-            for (int64_t index = 0; index < TILE_ROWS; index++)
-                values[index] = index < present ? _mm512_loadu_si512(source + index * in_features + half)
-                                                : _mm512_setzero_si512();
-            transpose(values);
-            for (int64_t index = 0; index < TILE_ROWS; index++)
-                _mm512_mask_storeu_epi32(target + (half + 2 * index) * width, mask, values[index]);
-        }
-    }
-}
-
-int64_t shrink_columns(const Adapters &adapters) {
-    int64_t columns = 0;
-    for (int64_t index = 0; index < adapters.group_count; index++)
-        columns += adapters.groups[index].rank;
-    return columns;
-}
-
-void prefetch_rank_row(const Adapters &adapters, int64_t in_features, int64_t column) {
-    for (int64_t index = 0; index < adapters.group_count; index++) {
-        const Group &group = adapters.groups[index];
-        const Factors &factors = adapters.factors_of(group);
-        if (column < group.rank) {
-            for (int64_t k = 0; k < in_features && factors.a && column < factors.rank; k += 32)
-                _mm_prefetch(reinterpret_cast<const char *>(factors.a + column * in_features + k), _MM_HINT_T1);
-            return;
-        }
-        column -= group.rank;
-    }
-}
-
-void shrink(const uint16_t *x, int64_t in_features, const Adapters &adapters, int64_t first, int64_t last) {
-    for (int64_t index = 0; index < adapters.group_count && last > 0; index++) {
-        const Group &group = adapters.groups[index];
-        const bool is_last = index + 1 == adapters.group_count;
-        shrink_group(x, in_features, adapters, group, first, last,
-                     is_last ? nullptr : adapters.factors_of(adapters.groups[index + 1]).a);
-        first -= group.rank;
-        last -= group.rank;
-    }
-}
 
 void prefetch_codes(const uint8_t *codes, int64_t block) { prefetch_unit(codes + block * UNIT_BYTES); }
 void prefetch_dense(const uint16_t *rows, int64_t block) { prefetch_rows(rows, block); }

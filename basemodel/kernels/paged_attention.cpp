@@ -1,4 +1,4 @@
-// Compiled for processors with AVX512-BF16; called only where `is_supported` (nf4_linear.h) says so.
+// Compiled for processors with AVX512-BF16; called only where `is_supported` (tiles.h) says so.
 //
 // Scores, their exponentials and the weighted sum run over the positions in their order, in float: a token's result
 // depends on nothing but its own request, however the batch and the chunks of its prompt were cut.

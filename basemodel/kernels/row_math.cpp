@@ -1,4 +1,4 @@
-// Compiled for processors with AVX512-BF16; called only where `is_supported` (nf4_linear.h) says so.
+// Compiled for processors with AVX512-BF16; called only where `is_supported` (tiles.h) says so.
 #include "row_math.h"
 #include "vector_math.h"
 
