@@ -19,6 +19,11 @@ alignas(64) const float CODES[16] = {
     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 constexpr int PREFETCH_UNITS = 16; // how far ahead of its use a unit of weights is asked for
 
+// The compiler's own `_tile_loadd` does not say that it reads memory, so what was written there may be left out or moved.
+template <int tile> inline void load_tile(const uint16_t *from, int64_t row_bytes) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(row_bytes), "i"(tile) : "memory");
+}
+
 // Rows [first, last) of one strip and one block: 64 codes each, to two tiles of [16 outputs, 32 k]. Two rows share a
 // table of 32 values, the second row's behind the first's. An index is a byte: which half of a value (bit 0), its code
 // (bits 1 to 4), whose table (bit 5); so each byte of codes stands twice, and a turn by 4 bits brings up its other code.
@@ -62,14 +67,14 @@ void dequantize_strip(const uint8_t *strip, int64_t blocks, uint16_t *tiles) {
 template <int strip>
 inline void multiply_block(const uint8_t *ahead, const uint8_t *next, const uint16_t *now, uint16_t *then) {
     prefetch_unit(ahead);
-    _tile_loadd(4, now, 64);
+    load_tile<4>(now, 64);
     dequantize_rows<0, 4>(next, then);
     if constexpr (strip == 0)
         _tile_dpbf16ps(0, 4, 6);
     else
         _tile_dpbf16ps(1, 4, 6);
     dequantize_rows<4, 8>(next, then);
-    _tile_loadd(5, now + TILE_VALUES, 64);
+    load_tile<5>(now + TILE_VALUES, 64);
     dequantize_rows<8, 12>(next, then);
     if constexpr (strip == 0)
         _tile_dpbf16ps(0, 5, 7);
@@ -104,8 +109,8 @@ int64_t multiply_few(const Pair &pair, const uint16_t *packed, int64_t width, in
             return ahead < blocks ? pair.codes[strip] + ahead * UNIT_BYTES
                                   : pair.following[strip] + (ahead - blocks) * UNIT_BYTES;
         };
-        _tile_loadd(6, packed + block * BLOCK * width, 4 * width);
-        _tile_loadd(7, packed + (block * BLOCK + 32) * width, 4 * width);
+        load_tile<6>(packed + block * BLOCK * width, 4 * width);
+        load_tile<7>(packed + (block * BLOCK + 32) * width, 4 * width);
         multiply_block<0>(far(0), next(0), tiles[turn][0], tiles[turn ^ 1][0]);
         if constexpr (count == 2)
             multiply_block<1>(far(1), next(1), tiles[turn][1], tiles[turn ^ 1][1]);
@@ -129,11 +134,11 @@ void multiply_few_dense(const uint16_t *weight, int64_t in_features, const uint1
     for (int64_t k = 0; k < in_features; k += BLOCK) {
         prefetch_rows(weight + STRIP * in_features, k / BLOCK);
         const uint16_t *x = packed + k * width;
-        _tile_loadd(4, weight + k, in_features * 2);
-        _tile_loadd(6, x, 4 * width);
+        load_tile<4>(weight + k, in_features * 2);
+        load_tile<6>(x, 4 * width);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, weight + k + 32, in_features * 2);
-        _tile_loadd(7, x + 32 * width, 4 * width);
+        load_tile<5>(weight + k + 32, in_features * 2);
+        load_tile<7>(x + 32 * width, 4 * width);
         _tile_dpbf16ps(0, 5, 7);
     }
     _tile_stored(0, sums, 64);
@@ -152,14 +157,14 @@ void multiply_chunk(const uint16_t *tiles, int64_t tile_step, int64_t row_bytes,
     _tile_zero(3);
     for (int64_t tile = 0; tile < 2 * blocks; tile++) {
         const int64_t at = tile * TILE_VALUES;
-        _tile_loadd(4, tiles + tile * tile_step, row_bytes);
-        _tile_loadd(6, x[0] + at, 64);
+        load_tile<4>(tiles + tile * tile_step, row_bytes);
+        load_tile<6>(x[0] + at, 64);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, x[1] + at, 64);
+        load_tile<7>(x[1] + at, 64);
         _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(6, x[2] + at, 64);
+        load_tile<6>(x[2] + at, 64);
         _tile_dpbf16ps(2, 4, 6);
-        _tile_loadd(7, x[3] + at, 64);
+        load_tile<7>(x[3] + at, 64);
         _tile_dpbf16ps(3, 4, 7);
     }
     _tile_stored(0, sums, 64);
