@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -38,7 +38,7 @@ from trainer.job import Job
 from trainer.origins import gathered_origins
 from trainer.preparation import PreparedRun, prepare_run
 from trainer.result import TrainingResult
-from trainer.run_folder import RunFolder, claim_run_folder, given_back_if_empty
+from trainer.run_folder import RunFolder, begun_run, find_run_folder
 from trainer.schedule import learning_rate_at
 
 
@@ -66,12 +66,12 @@ def run_job(
     data = read_job_data(job)
     found = gathered_origins(job, registry or home / REGISTRY_FOLDER)
     with found as origins, _own_randomness(job.optimization.seed):
-        folder = claim_run_folder(job, home, resume=resume, overwrite=overwrite)
-        with given_back_if_empty(folder):
-            on_event(PhaseStarted(f"Loading {job.base.source} ({job.mode})"))
-            run = prepare_run(job, data, cache_dir=home / "bases", origins=origins)
-            for notice in run.notices:
-                on_event(Noticed(notice))
+        folder = find_run_folder(job, home, resume=resume, overwrite=overwrite)
+        on_event(PhaseStarted(f"Loading {job.base.source} ({job.mode})"))
+        run = prepare_run(job, data, cache_dir=home / "bases", origins=origins)
+        for notice in run.notices:
+            on_event(Noticed(notice))
+        with nullcontext() if resume else begun_run(folder):
             position = Position()
             if resume:
                 position = load_checkpoint(folder.checkpoints, run.identity, run.model, run.optimizer) or position

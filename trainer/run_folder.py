@@ -58,8 +58,8 @@ class RunFolder:
         return self.path / "summary.json"
 
 
-def claim_run_folder(job: Job, home: Path, *, resume: bool, overwrite: bool) -> RunFolder:
-    """The folder of `job`, made where it is missing. Raises RunFolderError where it is taken or cannot be resumed."""
+def find_run_folder(job: Job, home: Path, *, resume: bool, overwrite: bool) -> RunFolder:
+    """The folder of `job`, as it is. Raises RunFolderError where it is taken or cannot be resumed."""
     folder = RunFolder(job.output.run or home / "runs" / job.run_name)
     if folder.path.exists() and not folder.path.is_dir():
         raise RunFolderError(folder.path, "is a file; a run needs a folder")
@@ -77,17 +77,20 @@ def claim_run_folder(job: Job, home: Path, *, resume: bool, overwrite: bool) -> 
         )
     if folder.path.is_dir() and not is_run and any(folder.path.iterdir()):
         raise RunFolderError(folder.path, "holds files that are no run of ours; choose an empty or a new folder")
-    for part in (folder.adapter, folder.experts, folder.checkpoints):
-        shutil.rmtree(part, ignore_errors=True)
-    for part in (folder.plot, folder.summary):
-        part.unlink(missing_ok=True)
-    folder.checkpoints.mkdir(parents=True)
     return folder
 
 
 @contextmanager
-def given_back_if_empty(folder: RunFolder) -> Iterator[None]:
-    """A run that fails inside before it has kept anything leaves no folder that would hold up the next one."""
+def begun_run(folder: RunFolder) -> Iterator[None]:
+    """A new run in `folder`, in the place of what an earlier one left there.
+
+    One that fails inside before it has kept anything leaves no folder that would hold up the next one.
+    """
+    for part in (folder.adapter, folder.experts, folder.checkpoints):
+        shutil.rmtree(part, ignore_errors=True)
+    for file in (folder.plot, folder.summary):
+        file.unlink(missing_ok=True)
+    folder.checkpoints.mkdir(parents=True)
     try:
         yield
     except BaseException:

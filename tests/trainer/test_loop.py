@@ -160,6 +160,9 @@ def test_a_taken_run_folder_is_left_alone(bench: Bench) -> None:
     with pytest.raises(RunFolderError, match="holds an earlier run"):
         bench.run(optimization={"seed": 4})
     assert (result.adapter_folder / WEIGHTS).read_bytes() == before
+    with pytest.raises(BaseModelError):
+        run_job(bench.job(base={"source": "nowhere/none"}), home=bench.home, overwrite=True)
+    assert (result.adapter_folder / WEIGHTS).read_bytes() == before
     again = run_job(bench.job(optimization={"seed": 4}), home=bench.home, overwrite=True)
     assert (again.adapter_folder / WEIGHTS).read_bytes() != before
     stranger = bench.folder / "stranger"
@@ -173,6 +176,14 @@ def test_a_taken_run_folder_is_left_alone(bench: Bench) -> None:
 def test_a_run_that_fails_before_it_keeps_anything_does_not_hold_up_the_next(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(BaseModelError):
         bench.run(base={"source": str(_without_weights(tmp_path))})
+    assert not (bench.folder / "run").exists()
+
+    def fail(event: object) -> None:
+        if isinstance(event, TrainingStarted):
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        run_job(bench.job(), home=bench.home, on_event=fail)
     assert not (bench.folder / "run").exists()
     bench.run()
 
