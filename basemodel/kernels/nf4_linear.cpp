@@ -144,33 +144,48 @@ void multiply_few_dense(const uint16_t *weight, int64_t in_features, const uint1
     _tile_stored(0, sums, 64);
 }
 
-// The same for up to 64 rows from a strip that is dequantized already: sums [4][16 outputs][16 rows].
+// The same for `groups` times 16 rows from a strip that is dequantized already: sums [groups][16 outputs][16 rows].
 // Tile t of the weights begins at tiles + t * tile_step, its rows lie row_bytes apart.
-void multiply_chunk(const uint16_t *tiles, int64_t tile_step, int64_t row_bytes, const uint16_t *packed,
-                    int64_t group_stride, int64_t groups, int64_t blocks, float *sums) {
-    const uint16_t *x[4];
-    for (int64_t group = 0; group < 4; group++)
-        x[group] = packed + std::min(group, groups - 1) * group_stride;
+template <int groups>
+void multiply_groups(const uint16_t *tiles, int64_t tile_step, int64_t row_bytes, const uint16_t *packed,
+                     int64_t group_stride, int64_t blocks, float *sums) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t tile = 0; tile < 2 * blocks; tile++) {
-        const int64_t at = tile * TILE_VALUES;
+        const uint16_t *x = packed + tile * TILE_VALUES;
         load_tile<4>(tiles + tile * tile_step, row_bytes);
-        load_tile<6>(x[0] + at, 64);
+        load_tile<6>(x, 64);
         _tile_dpbf16ps(0, 4, 6);
-        load_tile<7>(x[1] + at, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        load_tile<6>(x[2] + at, 64);
-        _tile_dpbf16ps(2, 4, 6);
-        load_tile<7>(x[3] + at, 64);
-        _tile_dpbf16ps(3, 4, 7);
+        if constexpr (groups > 1) {
+            load_tile<7>(x + group_stride, 64);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if constexpr (groups > 2) {
+            load_tile<6>(x + 2 * group_stride, 64);
+            _tile_dpbf16ps(2, 4, 6);
+        }
+        if constexpr (groups > 3) {
+            load_tile<7>(x + 3 * group_stride, 64);
+            _tile_dpbf16ps(3, 4, 7);
+        }
     }
     _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + 256, 64);
-    _tile_stored(2, sums + 512, 64);
-    _tile_stored(3, sums + 768, 64);
+    if constexpr (groups > 1)
+        _tile_stored(1, sums + 256, 64);
+    if constexpr (groups > 2)
+        _tile_stored(2, sums + 512, 64);
+    if constexpr (groups > 3)
+        _tile_stored(3, sums + 768, 64);
+}
+
+// The same for up to 64 rows.
+void multiply_chunk(const uint16_t *tiles, int64_t tile_step, int64_t row_bytes, const uint16_t *packed,
+                    int64_t group_stride, int64_t groups, int64_t blocks, float *sums) {
+    constexpr decltype(&multiply_groups<1>) BY_GROUPS[] = {multiply_groups<1>, multiply_groups<2>, multiply_groups<3>,
+                                                          multiply_groups<4>};
+    BY_GROUPS[groups - 1](tiles, tile_step, row_bytes, packed, group_stride, blocks, sums);
 }
 
 // Sums [16 outputs][16 rows] become [16 rows][16 outputs].
