@@ -89,35 +89,92 @@ struct Pair {
     const uint8_t *codes[2];
     const uint8_t *next[2];
     const uint8_t *following[2];
+
+    // The unit that is dequantized while block `block` of `blocks` is multiplied, and the one that memory is asked for.
+    const uint8_t *behind(int strip, int64_t block, int64_t blocks) const {
+        return block + 1 == blocks ? next[strip] : codes[strip] + (block + 1) * UNIT_BYTES;
+    }
+    const uint8_t *ahead(int strip, int64_t block, int64_t blocks) const {
+        const int64_t at = block + PREFETCH_UNITS;
+        return at < blocks ? codes[strip] + at * UNIT_BYTES : following[strip] + (at - blocks) * UNIT_BYTES;
+    }
 };
 
 // Sums of one strip or two for up to 16 rows, straight from the codes: sums [count][16 outputs][16 rows], of which
-// `width` are there. Tiles [2 turns][2 strips]: block 0 lies in those of `turn` already, and when it returns, block 0 of the next strips in those of
-// the turn that it returns.
+// `width` are there. Tiles [2 turns][2 strips]: block 0 lies in those of `turn` already, and when it returns, block 0 of
+// the next strips in those of the turn that it returns.
 template <int count>
 int64_t multiply_few(const Pair &pair, const uint16_t *packed, int64_t width, int64_t blocks,
                      uint16_t (*tiles)[2][2 * TILE_VALUES], int64_t turn, float *sums) {
     _tile_zero(0);
     _tile_zero(1);
     for (int64_t block = 0; block < blocks; block++, turn ^= 1) {
-        const bool is_end = block + 1 == blocks;
-        const int64_t ahead = block + PREFETCH_UNITS;
-        const auto next = [&](int strip) {
-            return is_end ? pair.next[strip] : pair.codes[strip] + (block + 1) * UNIT_BYTES;
-        };
-        const auto far = [&](int strip) {
-            return ahead < blocks ? pair.codes[strip] + ahead * UNIT_BYTES
-                                  : pair.following[strip] + (ahead - blocks) * UNIT_BYTES;
-        };
         load_tile<6>(packed + block * BLOCK * width, 4 * width);
         load_tile<7>(packed + (block * BLOCK + 32) * width, 4 * width);
-        multiply_block<0>(far(0), next(0), tiles[turn][0], tiles[turn ^ 1][0]);
+        multiply_block<0>(pair.ahead(0, block, blocks), pair.behind(0, block, blocks), tiles[turn][0],
+                          tiles[turn ^ 1][0]);
         if constexpr (count == 2)
-            multiply_block<1>(far(1), next(1), tiles[turn][1], tiles[turn ^ 1][1]);
+            multiply_block<1>(pair.ahead(1, block, blocks), pair.behind(1, block, blocks), tiles[turn][1],
+                              tiles[turn ^ 1][1]);
     }
     _tile_stored(0, sums, 64);
     if constexpr (count == 2)
         _tile_stored(1, sums + 256, 64);
+    return turn;
+}
+
+// Half a block for two groups of 16 rows: products of both strips, and meanwhile the next block of the strip of the same
+// number is dequantized.
+template <int half, int count>
+inline void multiply_half(const uint16_t *x, int64_t group_stride, const uint8_t *ahead, const uint8_t *next,
+                          uint16_t (*now)[2 * TILE_VALUES], uint16_t *then) {
+    constexpr bool dequantizes = half < count;
+    const auto rows = [&]<int first, int last>() {
+        if constexpr (dequantizes)
+            dequantize_rows<first, last>(next, then);
+    };
+    if constexpr (dequantizes)
+        prefetch_unit(ahead);
+    load_tile<6>(x + half * TILE_VALUES, 64);
+    load_tile<7>(x + group_stride + half * TILE_VALUES, 64);
+    load_tile<4>(now[0] + half * TILE_VALUES, 64);
+    rows.template operator()<0, 4>();
+    _tile_dpbf16ps(0, 4, 6);
+    rows.template operator()<4, 6>();
+    _tile_dpbf16ps(1, 4, 7);
+    rows.template operator()<6, 8>();
+    if constexpr (count == 2)
+        load_tile<5>(now[1] + half * TILE_VALUES, 64);
+    rows.template operator()<8, 12>();
+    if constexpr (count == 2)
+        _tile_dpbf16ps(2, 5, 6);
+    rows.template operator()<12, 14>();
+    if constexpr (count == 2)
+        _tile_dpbf16ps(3, 5, 7);
+    rows.template operator()<14, 16>();
+}
+
+// As multiply_few for 17 to 32 rows: sums [count][2 groups][16 outputs][16 rows].
+template <int count>
+int64_t multiply_two_groups(const Pair &pair, const uint16_t *packed, int64_t group_stride, int64_t blocks,
+                            uint16_t (*tiles)[2][2 * TILE_VALUES], int64_t turn, float *sums) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t block = 0; block < blocks; block++, turn ^= 1) {
+        const uint16_t *x = packed + block * 2 * TILE_VALUES;
+        multiply_half<0, count>(x, group_stride, pair.ahead(0, block, blocks), pair.behind(0, block, blocks),
+                                tiles[turn], tiles[turn ^ 1][0]);
+        multiply_half<1, count>(x, group_stride, pair.ahead(1, block, blocks), pair.behind(1, block, blocks),
+                                tiles[turn], tiles[turn ^ 1][1]);
+    }
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + 256, 64);
+    if constexpr (count == 2) {
+        _tile_stored(2, sums + 512, 64);
+        _tile_stored(3, sums + 768, 64);
+    }
     return turn;
 }
 
@@ -237,10 +294,10 @@ void finish(float *sums, int64_t first_row, int64_t row_count, const Strip &stri
 void prefetch_codes(const uint8_t *codes, int64_t block) { prefetch_unit(codes + block * UNIT_BYTES); }
 void prefetch_dense(const uint16_t *rows, int64_t block) { prefetch_rows(rows, block); }
 
-// Up to 16 rows: strips two at a time, and while one pair is multiplied the next one is dequantized.
+// Up to 32 rows: strips two at a time, and while one pair is multiplied the next one is dequantized.
 void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t blocks,
                     float *deltas) {
-    alignas(64) float sums[2 * 256];
+    alignas(64) float sums[4 * 256];
     alignas(64) uint16_t tiles[2][2][2 * TILE_VALUES];
     // The strip two further on, or where it would lie if the strips went on as they do.
     const auto following = [&](int64_t at) {
@@ -250,18 +307,24 @@ void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, 
     };
     for (int64_t at = 0; at < std::min<int64_t>(count, 2); at++)
         dequantize_rows<0, 16>(strips[at].codes, tiles[0][at]);
-    const int64_t width = tile_width(rows);
+    const int64_t width = tile_width(rows), groups = rows > TILE_ROWS ? 2 : 1, group_stride = TILE_ROWS * BLOCK * blocks;
     int64_t turn = 0;
     for (int64_t at = 0; at < count; at += 2) {
         const int64_t other = std::min(at + 1, count - 1);
         const auto next = [&](int64_t index) { return strips[index + 2 < count ? index + 2 : index].codes; };
         const Pair pair{{strips[at].codes, strips[other].codes}, {next(at), next(other)}, {following(at), following(other)}};
-        turn = other > at ? multiply_few<2>(pair, packed, width, blocks, tiles, turn, sums)
-                          : multiply_few<1>(pair, packed, width, blocks, tiles, turn, sums);
+        if (groups == 2)
+            turn = other > at ? multiply_two_groups<2>(pair, packed, group_stride, blocks, tiles, turn, sums)
+                              : multiply_two_groups<1>(pair, packed, group_stride, blocks, tiles, turn, sums);
+        else
+            turn = other > at ? multiply_few<2>(pair, packed, width, blocks, tiles, turn, sums)
+                              : multiply_few<1>(pair, packed, width, blocks, tiles, turn, sums);
         for (int64_t index = at; index <= other; index++) {
             if (strips[index].adapters)
                 expand(*strips[index].adapters, strips[index].index, deltas);
-            finish(sums + (index - at) * 256, 0, rows, strips[index], deltas);
+            for (int64_t group = 0; group < groups; group++)
+                finish(sums + ((index - at) * groups + group) * 256, group * TILE_ROWS,
+                       std::min(TILE_ROWS, rows - group * TILE_ROWS), strips[index], deltas);
         }
     }
 }
@@ -271,7 +334,7 @@ void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed,
     const int64_t blocks = in_features / BLOCK;
     alignas(64) float sums[4 * 256];
     configure_tiles(tile_width(rows));
-    if (rows <= TILE_ROWS) {
+    if (rows <= 2 * TILE_ROWS) {
         multiply_pairs(strips, count, packed, rows, blocks, scratch.deltas);
         _tile_release();
         return;

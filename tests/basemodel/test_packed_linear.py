@@ -85,7 +85,7 @@ class Placed:
 
 
 @needs_kernels
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 9, 16, 17, 33, 64, 65, 150])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 9, 16, 17, 32, 33, 64, 65, 150])
 @pytest.mark.parametrize(("out_features", "in_features"), [(96, 64), (100, 128), (512, 256), (16, 1024), (7, 192)])
 def test_it_is_as_exact_as_bitsandbytes(rows: int, out_features: int, in_features: int) -> None:
     layer = make_layer(out_features, in_features)
@@ -165,7 +165,7 @@ def test_what_a_token_chose_does_not_depend_on_how_the_prompt_was_cut() -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("rows", [1, 8, 16, 17, 70])
+@pytest.mark.parametrize("rows", [1, 8, 16, 17, 32, 70])
 def test_the_output_head_is_as_exact_as_torch(rows: int) -> None:
     torch.manual_seed(rows)
     head = torch.nn.Linear(192, 2048, dtype=torch.bfloat16)
