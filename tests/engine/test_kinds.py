@@ -211,7 +211,7 @@ def test_on_the_kernels_nobody_changes_a_bit_of_a_neighbour(family: str, tmp_pat
         assert torch.equal(*rows), name
         assert crowd.tokens[name] == alone.tokens[name]
         expected = expected_logits(snapshot, adapter, [*asked, *crowd.tokens[name][:-1]], added)[len(asked) - 1 :]
-        assert (rows[0] - expected).norm() / expected.norm() < 0.03, name
+        assert (rows[0] - expected).norm() / expected.norm() < 0.025, name
 
 
 def test_added_tokens_are_for_their_adapter_alone(llama: Snapshot, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_an_unquantized_base_equals_peft(family: str, workshop: Path) -> None:
 
 
 def test_bfloat16_serves_what_peft_computes_up_to_its_rounding(workshop: Path) -> None:
-    """bfloat16 has 8 bits: logits of about 10 differ by some hundredths when a sum is ordered differently."""
+    """Each is off by 1% or more, in its own way (test_exactness.py): 1.6% apart at the most, as measured."""
     folder = workshop / "bf16"
     snapshot = make_snapshot(FAMILIES["llama"], folder, compute_dtype="bfloat16")
     adapters = _adapters(snapshot, folder)
@@ -91,7 +91,7 @@ def test_bfloat16_serves_what_peft_computes_up_to_its_rounding(workshop: Path) -
     for prompt, (name, adapter) in zip(PROMPTS, adapters.items(), strict=True):
         expected = peft_logits(snapshot, adapter, [*prompt, *recorder.tokens[name][:-1]])[len(prompt) - 1 :]
         found = torch.stack(recorder.logits[name])
-        assert (found - expected).norm() / expected.norm() < 0.03, name
+        assert (found - expected).norm() / expected.norm() < 0.02, name
 
 
 def test_prompts_read_in_chunks_equal_prompts_read_at_once(llama: Snapshot, llama_adapters: list[Path]) -> None:

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from basemodel.four_bit import Linear4bit, functional
 from basemodel.load import Base, load_snapshot
 from basemodel.snapshot import Snapshot, prepare_snapshot
 from serving.engine.build import engine_for
@@ -124,6 +125,26 @@ def peft_logits(snapshot: Snapshot, adapter: Path | None, tokens: list[int]) -> 
     model.eval()
     with torch.no_grad():
         return model(torch.tensor([tokens])).logits[0].float()
+
+
+def exact_logits(snapshot: Snapshot, adapter: Path | None, tokens: list[int]) -> torch.Tensor:
+    """The same in float64 over the same bfloat16 weights, dequantized: what rounding is measured against. [T, V]."""
+    model = load_snapshot(snapshot).model
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, Linear4bit):
+            plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            weight = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            plain.weight.data = weight.to(layer.compute_dtype)
+            if layer.bias is not None:
+                plain.bias.data = layer.bias.data
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, plain)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    torch.nn.Module.double(model)
+    model.eval()
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0]
 
 
 @dataclass
