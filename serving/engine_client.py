@@ -15,7 +15,14 @@ from enum import Enum
 
 from serving.engine_process import EngineProcess
 from serving.engine_totals import EngineTotals
-from serving.errors import EngineError, EngineLostError, EngineStartError, EngineUnavailableError, ServingError
+from serving.errors import (
+    EngineError,
+    EngineLostError,
+    EngineStartError,
+    EngineUnavailableError,
+    ServingError,
+    ShuttingDownError,
+)
 from serving.messages import (
     Abort,
     AdapterUse,
@@ -114,7 +121,7 @@ class EngineClient:
     def fail_in_flight(self) -> None:
         """End every request that is still in the engine, and take no more: the server's grace is over."""
         self.state = EngineState.STOPPING
-        self._fail_all(EngineUnavailableError(self.state.value))
+        self._fail_all(ShuttingDownError())
 
     async def stop(self) -> None:
         """End the engine and fail what is still in flight."""
@@ -127,7 +134,7 @@ class EngineClient:
         """Run one request: its outputs up to the one with a finish reason.
 
         Leaving the generator early aborts the request in the engine. Raises EngineUnavailableError, EngineBusyError,
-        and EngineLostError when the engine ends under the request.
+        EngineLostError when the engine ends under the request, and ShuttingDownError when the server does.
         """
         inbox = self._open(request)
         finished = False
@@ -145,6 +152,8 @@ class EngineClient:
                 self._tell(Abort(request_id=request.request_id))
 
     def _open(self, request: Generate) -> Inbox:
+        if self.state is EngineState.STOPPING:
+            raise ShuttingDownError
         if self._engine is None or self.state is not EngineState.READY:
             raise EngineUnavailableError(self.state.value)
         assert request.request_id not in self._inboxes, "request ids are unique"

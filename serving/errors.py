@@ -4,7 +4,8 @@ ServingError
 ├── SettingsError                 the server cannot start with these settings
 ├── EngineError
 │   ├── EngineStartError          the engine process could not start or could not load the base
-│   ├── EngineUnavailableError    no engine at the moment: it is starting, restarting or draining
+│   ├── EngineUnavailableError    no engine at the moment: it is starting or restarting
+│   ├── ShuttingDownError         the server ends: it takes no new request, and cuts what outlives its grace
 │   ├── EngineBusyError           the engine reads its messages more slowly than requests arrive
 │   ├── EngineLostError           the engine process ended while a request was in it
 │   └── EngineFaultError          the engine refused or failed one request
@@ -55,6 +56,13 @@ class EngineUnavailableError(EngineError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"The engine takes no requests: {reason}.")
         self.reason = reason
+
+
+class ShuttingDownError(EngineError):
+    """The server ends: it does not begin this request, or does not finish it."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down and did not finish this request. Send it again in a few seconds.")
 
 
 class EngineBusyError(EngineError):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "aborted", "error"]
-FaultCode = Literal["adapter_rejected", "invalid_request", "out_of_memory", "internal", "shutting_down"]
+FaultCode = Literal["adapter_rejected", "invalid_request", "out_of_memory", "internal"]
 
 
 class AdapterUse(msgspec.Struct, frozen=True, kw_only=True):

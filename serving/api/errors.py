@@ -51,6 +51,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
         503, SERVER, "engine_lost", "The engine was lost while it worked on this request. Try again.", RESTART_SECONDS
     ),
     errors.EngineUnavailableError: Answer(503, SERVER, "engine_unavailable", None, RESTART_SECONDS),
+    errors.ShuttingDownError: Answer(503, SERVER, "server_shutting_down", None, RESTART_SECONDS),
     errors.EngineBusyError: Answer(503, SERVER, "engine_busy", "The engine is busy. Try again.", RESTART_SECONDS),
     errors.EngineStartError: Answer(
         503, SERVER, "engine_unavailable", "The engine could not be started.", RESTART_SECONDS
@@ -63,7 +64,6 @@ FAULT_ANSWERS: Mapping[str, Answer] = {
     "adapter_rejected": Answer(422, INVALID, "adapter_rejected"),
     "invalid_request": Answer(400, INVALID, "invalid_request"),
     "out_of_memory": Answer(503, SERVER, "out_of_memory", None, RESTART_SECONDS),
-    "shutting_down": Answer(503, SERVER, "engine_unavailable", None, RESTART_SECONDS),
     "internal": Answer(500, SERVER, "internal_error", "The engine failed on this request."),
 }
 """What the engine says about one request (`serving.messages.FaultCode`)."""

@@ -24,7 +24,7 @@ from serving.api.engine_collector import EngineCollector
 from serving.api.instruments import Instruments
 from serving.api.limits import Gate
 from serving.engine_client import EngineClient
-from serving.errors import EngineUnavailableError, ServingError
+from serving.errors import EngineUnavailableError, ServingError, ShuttingDownError
 from serving.grammars.checker import COMPILE_BYTES, COMPILE_SECONDS, GrammarChecker
 from serving.grammars.verdicts import WorkerSettings
 from serving.kept_adapters import KeptAdapters
@@ -123,15 +123,15 @@ class Service:
         return True
 
     def running_base(self) -> ServedBase:
-        """The base that requests can use now. Raises EngineUnavailableError."""
+        """The base that requests can use now. Raises EngineUnavailableError, ShuttingDownError."""
         if self.is_draining:
-            raise EngineUnavailableError("the server is shutting down")
+            raise ShuttingDownError
         if self.base is None or self.engine.ready is None:
             raise EngineUnavailableError(self.engine.state.value)
         return self.base
 
     def running_checker(self) -> GrammarChecker:
-        """What compiles grammars for the base that runs. Raises EngineUnavailableError."""
+        """What compiles grammars for the base that runs. Raises EngineUnavailableError, ShuttingDownError."""
         base = self.running_base()
         if self.checker is None:
             self.checker = GrammarChecker(

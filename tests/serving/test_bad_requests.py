@@ -194,7 +194,6 @@ def test_an_adapter_of_another_base_names_both_fingerprints(server: RunningServe
         ("invalid_request", 400, "invalid_request"),
         ("out_of_memory", 503, "out_of_memory"),
         ("internal", 500, "internal_error"),
-        ("shutting_down", 503, "engine_unavailable"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
