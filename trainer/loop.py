@@ -71,7 +71,7 @@ def run_job(
         run = prepare_run(job, data, cache_dir=home / "bases", origins=origins)
         for notice in run.notices:
             on_event(Noticed(notice))
-        with nullcontext() if resume else begun_run(folder):
+        with nullcontext() if resume else begun_run(folder, overwrite=overwrite):
             position = Position()
             if resume:
                 position = load_checkpoint(folder.checkpoints, run.identity, run.model, run.optimizer) or position

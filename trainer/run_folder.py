@@ -81,16 +81,21 @@ def find_run_folder(job: Job, home: Path, *, resume: bool, overwrite: bool) -> R
 
 
 @contextmanager
-def begun_run(folder: RunFolder) -> Iterator[None]:
-    """A new run in `folder`, in the place of what an earlier one left there.
+def begun_run(folder: RunFolder, *, overwrite: bool) -> Iterator[None]:
+    """A new run in `folder`, with `overwrite` in the place of what an earlier one left there. Raises RunFolderError
+    where another has begun since the folder was found free.
 
     One that fails inside before it has kept anything leaves no folder that would hold up the next one.
     """
-    for part in (folder.adapter, folder.experts, folder.checkpoints):
-        shutil.rmtree(part, ignore_errors=True)
-    for file in (folder.plot, folder.summary):
-        file.unlink(missing_ok=True)
-    folder.checkpoints.mkdir(parents=True)
+    if overwrite:
+        for part in (folder.adapter, folder.experts, folder.checkpoints):
+            shutil.rmtree(part, ignore_errors=True)
+        for file in (folder.plot, folder.summary):
+            file.unlink(missing_ok=True)
+    try:
+        folder.checkpoints.mkdir(parents=True)
+    except FileExistsError as error:
+        raise RunFolderError(folder.path, "holds a run that began meanwhile; choose another (--run)") from error
     try:
         yield
     except BaseException:

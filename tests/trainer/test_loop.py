@@ -173,6 +173,19 @@ def test_a_taken_run_folder_is_left_alone(bench: Bench) -> None:
     assert (stranger / "thesis.txt").read_text() == "mine"
 
 
+def test_a_run_that_began_meanwhile_is_left_alone(bench: Bench) -> None:
+    """Two of one name that are started together: the second one finds out when its base is loaded."""
+    kept = bench.folder / "run" / "checkpoints" / "step-00000001"
+
+    def begin_another(event: object) -> None:
+        if isinstance(event, PhaseStarted):
+            kept.mkdir(parents=True)
+
+    with pytest.raises(RunFolderError, match="began meanwhile"):
+        run_job(bench.job(), home=bench.home, on_event=begin_another)
+    assert kept.is_dir()
+
+
 def test_a_run_that_fails_before_it_keeps_anything_does_not_hold_up_the_next(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(BaseModelError):
         bench.run(base={"source": str(_without_weights(tmp_path))})
