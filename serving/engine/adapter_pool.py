@@ -197,6 +197,8 @@ class AdapterPool:
         if absent:
             return False
         for resident, position in moves:
+            for digest in self.device.in_the_way(resident, position):
+                self._evict(digest)
             self.device.move(resident, position, self._host.adapter(resident.use.digest).weights)
         return True
 

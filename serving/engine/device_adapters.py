@@ -107,6 +107,11 @@ class DeviceAdapters:
         return left is None or left == STEP_COPY_BYTES or adapter_bytes <= left
 
     # ------------------------------------------------------------------------------------------------- room
+    def in_the_way(self, moved: Resident, position: int) -> list[str]:
+        """Idle ones in the rows [position, position + rank) to which a resident is to move."""
+        stop = position + moved.rank
+        return [each for each in self.idle_digests if (at := self._residents[each]).start < stop and at.stop > position]
+
     def could_hold(self, adapter: HostAdapter, beside: Collection[Resident]) -> bool:
         """Whether there is room beside these, if only rows lay together."""
         free_rows = self.rows - sum(resident.rank for resident in beside)
@@ -147,11 +152,7 @@ class DeviceAdapters:
         self._residents[use.digest] = Resident(use, start, adapter.weights.rank, adapter.nature, slot)
 
     def move(self, moved: Resident, position: int, weights: AdapterWeights) -> None:
-        """Let a resident into other rows, from which idle ones are evicted."""
-        stop = position + moved.rank
-        for digest in self.idle_digests:
-            if self._residents[digest].start < stop and self._residents[digest].stop > position:
-                self.evict(digest)
+        """Let a resident into other rows, where nobody is `in_the_way` any more."""
         self._places.clear(moved.start)
         moved.slot = self._copy(position, weights)
         moved.start = position

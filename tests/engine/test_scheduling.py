@@ -304,6 +304,27 @@ def test_a_large_adapter_gets_scattered_rows_together() -> None:
     assert all(answer == simulation.expected(name) for name, answer in simulation.answers.items())
 
 
+def test_an_adapter_that_gives_way_to_a_move_stays_the_last_used_in_host_memory() -> None:
+    """Rows: idle (4), talks (4), 8 free. `large` needs 12, so `talks` moves to where the idle one lies."""
+    simulation = Simulation(slots=4, rank_rows=16, max_running=4, copies=False)
+    simulation.ask("idle", "acme", 2, 4, "idler4", salt=1)
+    simulation.step()
+    simulation.step()
+    simulation.ask("talks", "acme", 2, 60, "talksr4", salt=2)
+    while "idle" not in simulation.last_step or "talks" not in simulation.first_step:
+        simulation.step()
+    simulation.engine.preload(AdapterUse(digest="newerr1", folder=""))
+    while "newerr1" not in simulation.engine.pool.host_digests:
+        simulation.step()
+    simulation.ask("large", "acme", 2, 4, "larger12", salt=3)
+    while "large" not in simulation.first_step:
+        simulation.step()
+    pool = simulation.engine.pool
+    assert pool.device.moves == pool.device.evictions == 1
+    assert pool.host_digests.index("newerr1") < pool.host_digests.index("idler4")
+    simulation.run()
+
+
 def test_adapters_that_never_fit_together_are_refused() -> None:
     simulation = Simulation(slots=2, rank_rows=32)
     simulation.ask("many", "acme", 2, 2, "ar1", "br1", "cr1")
