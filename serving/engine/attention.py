@@ -53,6 +53,11 @@ class PagedAttention:
         """Memory taken by keys and values; 0 before the first step, which learns their shapes."""
         return sum(keys.nbytes + values.nbytes for keys, values, _ in self._caches.values())
 
+    @property
+    def is_on_cpu_kernels(self) -> bool:
+        """Whether all layers' keys have a shape and type for the CPU kernel; their shapes are known after a step."""
+        return all(is_for_kernel for _, _, is_for_kernel in self._caches.values())
+
     def attend(
         self,
         layer: int,

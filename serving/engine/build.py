@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from serving.engine.runner import Runner
 from serving.engine.scheduler import Scheduler, SchedulerLimits
 from serving.messages import EngineSettings
 
+logger = logging.getLogger(__name__)
+
 # Rank rows set aside for each slot when no byte budget is given: the trainer's default rank.
 DEFAULT_SLOT_RANK = 32
 # Share of the free memory that the KV cache may take when its size is not given.
@@ -38,7 +41,6 @@ CPU_MIXED_STEP_PART = 4
 # Drafts fill a step up to so many tokens. On our CPU kernels 16 rows are one tile and cost little more than one.
 CPU_DRAFT_STEP_TOKENS = 16
 GPU_DRAFT_STEP_TOKENS = 64
-
 
 # How much larger than the base's the embedding and head of an adapter may be if no byte budget is given.
 GROWN_VOCABULARY = 1.125
@@ -98,8 +100,15 @@ def engine_for(base: Base, settings: EngineSettings) -> Engine:
 
 
 def warm_up(engine: Engine, settings: EngineSettings) -> None:
-    """What is done before the first request: a trial, and on a GPU captures. Raises UnsupportedModelError."""
+    """What is done before the first request: a trial, on a GPU captures, and a word in the log where a CPU does not
+    keep what docs/serving.md says of bits. Raises UnsupportedModelError.
+    """
     engine.runner.warm_up()
+    if settings.device == "cpu" and not engine.runner.is_on_cpu_kernels:
+        logger.warning(
+            "not all of this base runs on the CPU kernels (`loraplex doctor` says whether they are built and run "
+            "here): answers take longer, and the last bits of a request's logits may change with the requests beside it"
+        )
     device = torch.device(settings.device)
     if has_gpu_kernels(device) and settings.cuda_graph_bytes:
         engine.runner.capture_steps(

@@ -66,6 +66,14 @@ class Runner:
         if trial_blocks(self._block_tokens) * self._block_tokens <= self._kv_slots:
             try_model(self.base.model, self._own_logits, self.run, self._block_tokens)
 
+    @property
+    def is_on_cpu_kernels(self) -> bool:
+        """Whether all products and attention are computed by the CPU kernels, which give a row the same bits whatever
+        is beside it. After `warm_up`.
+        """
+        has_experts = any(parameter.ndim > 2 for parameter in self.base.model.parameters())  # torch's, in one tensor
+        return not (has_experts or self.sites.copies) and self.attention.is_on_cpu_kernels
+
     def capture_steps(self, backend: GraphBackend, *, most_rows: int, memory_bytes: int) -> None:
         """From now on steps of at most `most_rows` rows that decode are replayed, where a captured one fits.
 

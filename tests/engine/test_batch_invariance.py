@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import MixtralConfig
 
+from basemodel.kernels import library
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.load import load_snapshot
 from basemodel.snapshot import Snapshot
-from tests.engine.workbench import FAMILIES, Recorder, make_adapter, make_engine, make_snapshot
+from serving.engine.build import warm_up
+from serving.messages import EngineSettings
+from tests.engine.workbench import FAMILIES, SMALL, Recorder, make_adapter, make_engine, make_snapshot
 
 pytestmark = pytest.mark.skipif(
     not has_cpu_kernels(), reason="the kernels need a C++ compiler and a processor with AVX512-BF16 and AMX"
@@ -115,6 +119,34 @@ def test_everything_runs_on_the_kernels(base: Snapshot, adapters: list[Path]) ->
     used = ("attention_inputs", "paged_attention", "after_attention", "rms_norm", "bf16_linear")
     assert {f"loraplex::{name}" for name in used} <= names
     assert not names & {"aten::mm", "aten::addmm", "aten::bmm", "aten::scaled_dot_product_attention"}
+
+
+def test_where_a_bit_may_change_the_log_says_so(
+    base: Snapshot, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def is_said() -> bool:
+        caplog.clear()
+        warm_up(make_engine(load_snapshot(base)).engine, EngineSettings(socket="", base="", bases_folder=""))
+        return "the last bits of a request's logits may change" in caplog.text
+
+    assert not is_said()
+    monkeypatch.setattr(library, "library_path", lambda: tmp_path / "not-built.so")
+    has_cpu_kernels.cache_clear()
+    try:
+        assert is_said()
+    finally:
+        monkeypatch.undo()
+        has_cpu_kernels.cache_clear()
+
+
+def test_experts_are_not_the_kernels(tmp_path: Path) -> None:
+    config = MixtralConfig(**SMALL | {"head_dim": 32}, num_local_experts=4, num_experts_per_tok=2)
+    base = load_snapshot(make_snapshot(config, tmp_path, compute_dtype="bfloat16"))
+    runner = make_engine(base).engine.runner
+    runner.warm_up()
+    assert runner.attention.is_on_cpu_kernels
+    assert not runner.sites.copies
+    assert not runner.is_on_cpu_kernels
 
 
 def test_a_served_step_computes_all_layers_in_one_call(base: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
