@@ -96,7 +96,7 @@ def _measure(
     for repeat in range(options.repeats + 1):
         names = dice.choices(range(registered), weights, k=options.requests)
         for name in set(names):
-            all_resident.ask(prompt_of(name, PROMPT_TOKENS), 1, all_resident.adapter(name, f"{registered}-"))
+            all_resident.ask(prompt_of(name, 1), 1, all_resident.adapter(name, f"{registered}-"))
         all_resident.drain()
         before = few.engine.stats().adapter_loads
         taken, host_bytes = _seconds(few, names, f"{registered}-", options)
