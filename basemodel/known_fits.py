@@ -22,7 +22,7 @@ import torch
 from basemodel.adapter_parts import WEIGHTS_FILE
 from basemodel.adapter_settings import CONFIG_FILE
 from basemodel.factor_layout import FactorLayout, Factors, LoraPair, lay_out_all
-from basemodel.tensor_file import LENGTH_BYTES
+from basemodel.tensor_file import LENGTH_BYTES, map_values
 
 MOST_FITS = 32
 # Of the header, and of the config. Larger ones are not remembered.
@@ -74,12 +74,10 @@ class KnownFits:
             if naming is None or fit is None:
                 return None
             self._fits.move_to_end(naming)
-        values = torch.from_file(
-            str(folder / WEIGHTS_FILE),
-            shared=False,
-            size=naming.file_bytes // fit.dtype.itemsize,
-            dtype=fit.dtype,
-        )
+        try:
+            values = map_values(folder / WEIGHTS_FILE, naming.file_bytes // fit.dtype.itemsize, fit.dtype)
+        except OSError:  # reading name by name says so
+            return None
         cut = {path: Factors(a.cut(values), b.cut(values), scale, layout) for path, a, b, scale, layout in fit.modules}
         pairs, bad = lay_out_all(cut)
         return pairs if bad is None else None

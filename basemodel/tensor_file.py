@@ -8,6 +8,7 @@ It does not: know what the tensors are (`adapter_parts`).
 
 from __future__ import annotations
 
+import errno
 import math
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 def map_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The file's tensors by name. Raises OSError, SafetensorError."""
     with safe_open(path, framework="pt"):  # it refuses what is not such a file: offsets, sizes, names, types
-        raw = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        raw = map_values(path, path.stat().st_size, torch.uint8)
         begin = LENGTH_BYTES + int.from_bytes(raw[:LENGTH_BYTES].numpy().tobytes(), "little")
         entries: dict[str, Any] = msgspec.json.decode(raw[LENGTH_BYTES:begin].numpy().tobytes())
     entries.pop("__metadata__", None)
@@ -38,3 +39,13 @@ def map_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     values = raw[begin:].view(dtype).split_with_sizes(sizes)
     return {name: part.view(shape) for (name, _), part, shape in zip(ordered, values, shapes, strict=True)}
+
+
+def map_values(path: Path, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """The first `count` values of a file. Raises OSError, where torch says RuntimeError: a file that has gone or shrunk
+    since it was looked at, or no room for one more mapping.
+    """
+    try:
+        return torch.from_file(str(path), shared=False, size=count, dtype=dtype)
+    except RuntimeError as error:
+        raise OSError(errno.EIO, "it cannot be mapped") from error

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from basemodel.tensor_file import map_tensors
+from basemodel.tensor_file import map_tensors, map_values
 
 FILES = {
     "float32": {"b": torch.randn(3, 4), "a": torch.randn(5), "empty": torch.empty(0, 4), "one": torch.tensor(2.0)},
@@ -77,3 +77,13 @@ def test_what_is_no_such_file_is_refused(content: bytes, tmp_path: Path) -> None
 def test_a_missing_file_is_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         map_tensors(tmp_path / "absent.safetensors")
+
+
+def test_a_file_that_has_gone_or_shrunk_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """Whoever reads adapters expects that one, and fails an adapter of it; torch's own would end the engine."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(8))
+    assert map_values(path, 2, torch.float32).tolist() == [0, 0]
+    for file, count in ((path, 3), (tmp_path / "none", 1)):
+        with pytest.raises(OSError, match="cannot be mapped"):
+            map_values(file, count, torch.float32)
