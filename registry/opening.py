@@ -7,7 +7,7 @@
 What is opened here is the registry itself; who opens it needs the rights of the operator on the machine.
 
 Databases and stores are imported where one is opened, and the HTTP client where that is asked, so that a command which
-asks another machine, or only prints its help, waits for neither (tests/registry/test_imports.py).
+asks another machine, or only prints its help, waits for neither (tests/registry/http/test_imports.py).
 """
 
 from __future__ import annotations

@@ -204,17 +204,6 @@ def test_serve_alone(tmp_path: Path) -> None:
         httpx.get(f"{address}/livez")
 
 
-def test_serve_imports_no_torch() -> None:
-    script = (
-        "import sys, registry.cli.registry, registry.cli.serve\n"
-        "print([name for name in ('torch', 'transformers', 'peft', 'bitsandbytes', 'serving', 'trainer', 'basemodel')"
-        " if name in sys.modules])"
-    )
-    root = str(Path(__file__).parents[3])
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=root)
-    assert done.stdout.strip() == "[]"
-
-
 def test_an_open_registry_beyond_this_machine_is_refused(tmp_path: Path, reg_sqlite: Registry) -> None:
     result = CliRunner().invoke(main, ["registry", "serve", "--data", str(reg_sqlite.folder), "--host", "0.0.0.0"])
     assert result.exit_code == 1
