@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 from registry import audit
 from registry.database import Database
 from registry.errors import InvalidValueError, RegistryError
-from registry.mirror import MIRROR_ACTOR, Mirrors, mirror_row, to_mirror
-from registry.mirrored import Mirror
+from registry.mirror import Mirror
+from registry.mirrors import MIRROR_ACTOR, Mirrors, mirror_row, to_mirror
 from registry.models import AdapterRow, MirrorRow, TenantRow
 from registry.names import AdapterName
 from registry.principal import Principal, Role

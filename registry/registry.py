@@ -33,8 +33,8 @@ from registry.local.publishing import LocalPublishing
 from registry.local.safekeeping import LocalSafekeeping
 from registry.local.tenants import LocalTenants
 from registry.local.trust import LocalTrust
-from registry.mirror import Mirrors
 from registry.mirror_schedule import MirrorSchedule
+from registry.mirrors import Mirrors
 from registry.outbox import Outbox
 from registry.publish import Publisher
 from registry.quotas import Quotas

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from registry.ancestry import BASE_DIGITS_MIN, DEPTH_LIMIT
 from registry.cli import report, report_insight
 from registry.cli.call import RegistryCall, registry_call
 from registry.cli.completion import complete_reference
 from registry.cli.options import RegistryCommand, reference_argument
 from registry.errors import InvalidValueError
+from registry.lineage import BASE_DIGITS_MIN, DEPTH_LIMIT
 from registry.principal import OPERATOR
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from registry.cli.completion import complete_adapter
 from registry.cli.options import RegistryCommand, RegistryGroup, adapter_argument
 from registry.cli.quantities import Duration
 from registry.errors import RegistryError
-from registry.mirrored import DEFAULT_REVISION
+from registry.mirror import DEFAULT_REVISION
 from registry.principal import OPERATOR
 
 upstream_token_option = click.option(

@@ -13,7 +13,7 @@ from registry.cli.quantities import span_text
 from registry.cli.report import console, table_of, time_text
 from registry.errors import printable
 from registry.event import Event, EventKind
-from registry.mirrored import Mirror, MirrorSync
+from registry.mirror import Mirror, MirrorSync
 from registry.outbound import OutboundPolicy
 from registry.webhook import Delivery, IssuedWebhook, Webhook
 

@@ -19,7 +19,6 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from registry.ancestry import NodeKind, Relation
 from registry.base import BaseRecord
 from registry.errors import NotFoundError
 from registry.hub.context import Hub
@@ -30,6 +29,7 @@ from registry.hub.request import Request, Scope, raw_path_of
 from registry.hub.response import Response
 from registry.hub.routing import Access, Route
 from registry.hub.tree import missing_entry
+from registry.lineage import NodeKind, Relation
 from registry.names import RESERVED_TENANTS
 from registry.principal import Principal
 from registry.snapshots import Snapshot

@@ -12,7 +12,7 @@ from registry.blobs import BlobReader, BlobStore
 from registry.catalog import Catalog
 from registry.database import Database
 from registry.listing import Listing
-from registry.mirror import Mirrors
+from registry.mirrors import Mirrors
 from registry.names import AdapterName
 from registry.page import PAGE_DEFAULT, Page
 from registry.principal import OPERATOR, Principal

@@ -5,7 +5,7 @@ from __future__ import annotations
 from registry.aliases import Aliases
 from registry.canaries import Canaries
 from registry.expected import ANY, Expected
-from registry.mirror import Mirrors
+from registry.mirrors import Mirrors
 from registry.names import AdapterName, AdapterRef, parse_alias
 from registry.principal import Principal
 from registry.promote import delete_alias, promote, promote_canary, roll_back

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from registry.ancestry import DEPTH_LIMIT, Lineage
 from registry.blobs import BlobStore
 from registry.cards import render_card
 from registry.database import Database
 from registry.diff import diff_versions
-from registry.lineage import LineageGraph
+from registry.lineage import DEPTH_LIMIT, Lineage
+from registry.lineage_graph import LineageGraph
 from registry.local.adapters import LocalAdapters
 from registry.local.aliases import LocalAliases
 from registry.local.trust import LocalTrust

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from registry.mirror import Mirrors
+from registry.mirror import DEFAULT_REVISION, Mirror, MirrorSync
 from registry.mirror_schedule import MirrorSchedule
-from registry.mirrored import DEFAULT_REVISION, Mirror, MirrorSync
+from registry.mirrors import Mirrors
 from registry.names import AdapterName
 from registry.principal import Principal
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from registry.ancestry import DEPTH_LIMIT, Lineage
+from registry.lineage import DEPTH_LIMIT, Lineage
 from registry.names import AdapterRef
 from registry.principal import Principal
 from registry.remote.transport import Transport, part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from registry.mirrored import DEFAULT_REVISION, Mirror, MirrorSync
+from registry.mirror import DEFAULT_REVISION, Mirror, MirrorSync
 from registry.principal import Principal
 from registry.remote.paths import adapter_path
 from registry.remote.transport import Transport

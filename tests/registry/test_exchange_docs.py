@@ -15,7 +15,7 @@ from registry.event import EventKind
 from registry.events import WAIT_SECONDS_LIMIT
 from registry.http.controllers.events import KEEP_ALIVE_SECONDS, STREAM_SECONDS
 from registry.http.tide import CLIENTS_LIMIT, CLIENTS_OF_TENANT_LIMIT
-from registry.mirror import MISS_SECONDS
+from registry.mirrors import MISS_SECONDS
 from registry.upstream import REDIRECTS_LIMIT
 from registry.webhooks import WEBHOOKS_LIMIT
 from serving.resolved_names import FOLLOWED_SECONDS, IN_USE_SECONDS, SILENCE_SECONDS, UNFOLLOWED_SECONDS

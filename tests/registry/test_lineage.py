@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import registry
-from registry.ancestry import DEPTH_LIMIT, Lineage, NodeKind, Relation
 from registry.errors import InvalidNameError, InvalidValueError, NotFoundError
-from registry.lineage import _Walk
+from registry.lineage import DEPTH_LIMIT, Lineage, NodeKind, Relation
+from registry.lineage_graph import _Walk
 from registry.models import VersionRow
 from tests.registry.adapter_folders import FINGERPRINT, manifest_document
 
@@ -133,7 +133,7 @@ def test_depth_is_bounded(reg: registry.Registry, child: Child) -> None:
 
 
 def test_size_is_bounded(reg: registry.Registry, child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.lineage.NODES_LIMIT", 4)
+    monkeypatch.setattr("registry.lineage_graph.NODES_LIMIT", 4)
     first = child("acme/a")
     for _ in range(5):
         child("acme/b", first)

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import registry
-from registry.ancestry import Relation
 from registry.archive import export_archive, import_archive
+from registry.lineage import Relation
 from registry.oci import export_layout, import_layout
 from registry.retention_rule import RetentionRule
 from registry.tree_changes import AddFile

@@ -8,9 +8,9 @@ import msgspec
 from litestar import Controller, Request, get
 from litestar.params import PathParameter, QueryParameter
 
-from registry.ancestry import DEPTH_LIMIT, Lineage
 from registry.http.controllers.versions import RefQuery
 from registry.http.service import caller_of, registry_of
+from registry.lineage import DEPTH_LIMIT, Lineage
 from registry.names import REFERENCE_CHARACTERS, SHA256_DIGITS
 from registry.version_diff import VersionDiff
 

@@ -11,8 +11,8 @@ from litestar.params import JSONBody
 
 from registry.http.parameters import NamePart, TenantPart
 from registry.http.service import caller_of, registry_of, service_of
+from registry.mirror import DEFAULT_REVISION, Mirror, MirrorSync
 from registry.mirror_schedule import LONGEST_SECONDS, SHORTEST_SECONDS
-from registry.mirrored import DEFAULT_REVISION, Mirror, MirrorSync
 from registry.outbound import URL_CHARACTERS
 from registry.upstream import REVISION_CHARACTERS
 
