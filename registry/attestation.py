@@ -7,16 +7,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-EVALUATION, PROBE, SCAN, APPROVAL = "evaluation", "probe", "scan", "approval"
-
 
 class AttestationKind(StrEnum):
     """What is attested. Signatures are made by `signatures.py`."""
 
-    EVALUATION = EVALUATION
-    PROBE = PROBE
-    SCAN = SCAN
-    APPROVAL = APPROVAL
+    EVALUATION = "evaluation"
+    PROBE = "probe"
+    SCAN = "scan"
+    APPROVAL = "approval"
     SIGNATURE = "signature"
 
 

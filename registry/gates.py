@@ -17,7 +17,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from registry.attestation import APPROVAL, EVALUATION, PROBE, SCAN
+from registry.attestation import AttestationKind
 from registry.errors import GateError
 from registry.models import AliasPolicyRow, AttestationRow, TenantRow, TokenRow, VersionRow
 from registry.names import AdapterName
@@ -40,9 +40,9 @@ class _Case:
     candidate: VersionRow
     incumbent: VersionRow | None
 
-    def attested(self, version: VersionRow, kind: str) -> list[AttestationRow]:
+    def attested(self, version: VersionRow, kind: AttestationKind) -> list[AttestationRow]:
         """What counts of this kind."""
-        query = select(AttestationRow).where(AttestationRow.version_id == version.id, AttestationRow.kind == kind)
+        query = select(AttestationRow).where(AttestationRow.version_id == version.id, AttestationRow.kind == kind.value)
         rows = list(self.session.scalars(query.order_by(AttestationRow.id)))
         if not self.policy.by_others:
             return rows
@@ -170,7 +170,7 @@ def _figure(case: _Case, version: VersionRow, rule: MetricRule) -> float | None:
     if rule.evaluation is None:
         figures = _manifest(version).get("metrics") or {}
         return _number((figures.get("adapter") or {}).get(rule.metric))
-    named = [row for row in case.attested(version, EVALUATION) if row.subject == rule.evaluation]
+    named = [row for row in case.attested(version, AttestationKind.EVALUATION) if row.subject == rule.evaluation]
     return _number(json.loads(named[-1].document).get("metrics", {}).get(rule.metric)) if named else None
 
 
@@ -181,14 +181,14 @@ def _probes_present(case: _Case) -> GateCheck:
 
 
 def _probes_passed(case: _Case) -> GateCheck:
-    rows = case.attested(case.candidate, PROBE)
+    rows = case.attested(case.candidate, AttestationKind.PROBE)
     found = "none attested" if not rows else "passed" if rows[-1].passed else f"failed, by {rows[-1].actor}"
     step = f"Run them, then `loraplex attest probes {_ref(case, case.candidate)} --passed`."
     return _check("probe run", "passed", found, bool(rows) and rows[-1].passed is True, step)
 
 
 def _scan(case: _Case) -> GateCheck:
-    newest = {row.subject: row for row in case.attested(case.candidate, SCAN)}
+    newest = {row.subject: row for row in case.attested(case.candidate, AttestationKind.SCAN)}
     failed = sorted(subject for subject, row in newest.items() if row.passed is not True)
     found = f"failed: {', '.join(failed)}" if failed else f"passed: {', '.join(sorted(newest))}" if newest else "none"
     step = f"Scan it, then `loraplex attest scan {_ref(case, case.candidate)} --name SCANNER --passed`."
@@ -205,7 +205,7 @@ def _signature(case: _Case, signers: Signers) -> GateCheck:
 def _approvals(case: _Case) -> GateCheck:
     """Distinct holders. Approvals of a token that was revoked, and not replaced, count no more."""
     needed = case.policy.approvals
-    rows = [row for row in case.attested(case.candidate, APPROVAL) if row.subject == case.alias]
+    rows = [row for row in case.attested(case.candidate, AttestationKind.APPROVAL) if row.subject == case.alias]
     holders = sorted({holder_of(case.session, row.actor) for row in rows if _is_valid(case.session, row)})
     others = " other than the author" if case.policy.by_others else ""
     found = f"{len(holders)}" + (f" ({', '.join(holders)})" if holders else "")
@@ -228,7 +228,7 @@ def _what_does_not_count(case: _Case, rule: MetricRule) -> str:
     """Of a rule about the trainer's figure: that the same metric was attested, which is another figure."""
     if rule.evaluation is not None:
         return ""
-    rows = case.attested(case.candidate, EVALUATION)
+    rows = case.attested(case.candidate, AttestationKind.EVALUATION)
     names = sorted({row.subject for row in rows if rule.metric in json.loads(row.document).get("metrics", {})})
     if not names:
         return ""

@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from registry import audit, events
+from registry.attestation import AttestationKind
 from registry.bounded_text import check_text
 from registry.database import Database
 from registry.errors import ConflictError, InvalidNameError, InvalidValueError, NotFoundError
@@ -29,7 +30,6 @@ from registry.signing_key import SigningKey, VersionSignature
 from registry.usage import locked_tenant
 from registry.version import Visibility
 
-SIGNATURE = "signature"
 LABEL_CHARACTERS = 200
 SIGNATURES_LIMIT = 100
 """Of one version."""
@@ -131,7 +131,7 @@ class Signatures:
                 raise ConflictError(f"{name}@{version.number} has {SIGNATURES_LIMIT} signatures, and takes no more.")
             row = AttestationRow(
                 version_id=version.id,
-                kind=SIGNATURE,
+                kind=AttestationKind.SIGNATURE.value,
                 subject=key.id,
                 passed=True,
                 document=json.dumps({"bundle": bundle, "note": "", "role": principal.role.value}, sort_keys=True),
@@ -185,7 +185,8 @@ def _fault(session: Session, version: VersionRow, key: SigningKeyRow, row: Attes
 
 
 def _signature_rows(session: Session, version: VersionRow) -> Sequence[AttestationRow]:
-    query = select(AttestationRow).where(AttestationRow.version_id == version.id, AttestationRow.kind == SIGNATURE)
+    is_signature = AttestationRow.kind == AttestationKind.SIGNATURE.value
+    query = select(AttestationRow).where(AttestationRow.version_id == version.id, is_signature)
     return session.scalars(query.order_by(AttestationRow.id)).all()
 
 
@@ -227,7 +228,7 @@ def _tell(
 ) -> None:
     subject = f"{name}@{version.number}"
     audit.record(session, at=now, actor=principal.actor, action="sign", subject=subject, key=key.id, label=key.label)
-    facts = {"kind": SIGNATURE, "subject": key.label, "passed": True}
+    facts = {"kind": AttestationKind.SIGNATURE.value, "subject": key.label, "passed": True}
     events.record(
         session,
         at=now,

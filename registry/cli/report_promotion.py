@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 from rich.text import Text
 
-from registry.attestation import Attestation
+from registry.attestation import Attestation, AttestationKind
 from registry.cli.report import console, table_of, time_text
 from registry.errors import printable
 from registry.policies import AliasPolicy, GateVerdict, MetricRule, PolicyRecord
@@ -49,8 +49,8 @@ def print_gate(verdict: GateVerdict | None, alias: str) -> None:
 def print_attestation(attestation: Attestation) -> None:
     """One attestation that was just made."""
     subject = printable(attestation.subject)
-    what = f"approval for {subject}" if attestation.kind == "approval" else f"{attestation.kind} {subject}"
-    click.echo(f"{attestation.adapter}@{attestation.number}: {what}, {_outcome(attestation)}")
+    what = "approval for" if attestation.kind is AttestationKind.APPROVAL else attestation.kind.value
+    click.echo(f"{attestation.adapter}@{attestation.number}: {what} {subject}, {_outcome(attestation)}")
 
 
 def print_attestations(attestations: Sequence[Attestation]) -> None:
