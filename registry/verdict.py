@@ -36,6 +36,17 @@ class ServerVerdict(msgspec.Struct, frozen=True):
     needs: dict[str, str | int] = {}
     why: tuple[str, ...] = ()
 
+    @property
+    def answer(self) -> Literal["yes", "no"]:
+        """The first word of the line for people."""
+        return "yes" if self.is_served else "no"
+
+    @property
+    def grounds(self) -> str:
+        """The rest of that line: ` (NEEDS)`, `: WHY`, both or nothing."""
+        needs = ", ".join(f"{name} {value}" for name, value in self.needs.items())
+        return (f" ({needs})" if needs else "") + (f": {'; '.join(self.why)}" if self.why else "")
+
 
 class ServingVerdict(msgspec.Struct, frozen=True):
     """The answers of all servers, as they were when the version was made."""
@@ -45,10 +56,13 @@ class ServingVerdict(msgspec.Struct, frozen=True):
     peft: ServerVerdict
     vllm: ServerVerdict
 
+    def servers(self) -> dict[str, ServerVerdict]:
+        """The answers by the server's name."""
+        return {"loraplex": self.loraplex, "peft": self.peft, "vllm": self.vllm}
+
     def sentences(self) -> dict[str, str]:
         """Each server's answer as one line for people."""
-        answers = {"loraplex": self.loraplex, "peft": self.peft, "vllm": self.vllm}
-        return {server: _sentence(answer) for server, answer in answers.items()}
+        return {server: verdict.answer + verdict.grounds for server, verdict in self.servers().items()}
 
 
 def serving_verdict(
@@ -138,10 +152,3 @@ def _vllm(
 
 def _has_head(ranks: Mapping[str, int]) -> bool:
     return any(module.rpartition(".")[2] == "lm_head" for module in ranks)
-
-
-def _sentence(answer: ServerVerdict) -> str:
-    needs = ", ".join(f"{name} {value}" for name, value in answer.needs.items())
-    reasons = "; ".join(answer.why)
-    parts = ["yes" if answer.is_served else "no", *([f"({needs})"] if needs else [])]
-    return " ".join(parts) + (f": {reasons}" if reasons else "")
