@@ -22,13 +22,13 @@ from registry.errors import InvalidValueError, StorageError
 from registry.models import TenantBlobRow, TenantRow
 from registry.principal import Principal, Role
 from registry.quota_usage import Usage
+from registry.tenant_rows import find_tenant
 from registry.usage import (
     blob_rows,
     charge_bytes,
     count,
     forget,
     locked_tenant,
-    missing_tenant,
     referenced,
     unreserved,
 )
@@ -79,7 +79,7 @@ class Quotas:
         """
         stored = dict(sizes)
         with self._database.writing() as session:
-            tenant_row = _locked(session, tenant)
+            tenant_row = find_tenant(session, tenant, lock=True)
             rows = blob_rows(session, tenant_row, stored)
             if missing := sorted(stored.keys() - rows.keys()):
                 raise unreserved(missing[0])
@@ -114,7 +114,7 @@ class Quotas:
     def release(self, reservation: Reservation) -> None:
         """Give back what the reservation took, but for blobs that are in use or that were leased again since."""
         with self._database.writing() as session:
-            tenant_row = _locked(session, reservation.tenant)
+            tenant_row = find_tenant(session, reservation.tenant, lock=True)
             rows = blob_rows(session, tenant_row, reservation.new).values()
             mine = [row.sha256 for row in rows if row.leased_until == reservation.leased_until]
             forget(session, tenant_row, sorted(set(mine) - referenced(session, tenant_row, mine)))
@@ -130,7 +130,7 @@ class Quotas:
         _check("bytes", quota_bytes, QUOTA_BYTES_LIMIT)
         _check("versions", quota_versions, QUOTA_VERSIONS_LIMIT)
         with self._database.writing() as session:
-            row = _locked(session, tenant)
+            row = find_tenant(session, tenant, lock=True)
             row.quota_bytes, row.quota_versions = quota_bytes, quota_versions
             audit.record(
                 session,
@@ -148,10 +148,7 @@ class Quotas:
         """What a tenant has and may have. Raises NotFoundError, PermissionDeniedError."""
         principal.require_tenant(Role.READER, tenant, action="see the usage of")
         with self._database.reading() as session:
-            row = session.scalar(select(TenantRow).where(TenantRow.name == tenant))
-            if row is None:
-                raise missing_tenant(tenant)
-            return _to_usage(row)
+            return _to_usage(find_tenant(session, tenant))
 
     def check_integrity(self) -> None:
         """Count again what every tenant has. Raises StorageError with the first counter that is wrong."""
@@ -200,13 +197,6 @@ def _reserve(
 
 def _lease(row: TenantBlobRow, until: datetime) -> None:
     row.leased_until = until if row.leased_until is None else max(until, row.leased_until)
-
-
-def _locked(session: Session, name: str) -> TenantRow:
-    row = session.scalar(select(TenantRow).where(TenantRow.name == name).with_for_update())
-    if row is None:
-        raise missing_tenant(name)
-    return row
 
 
 def _to_usage(row: TenantRow) -> Usage:

@@ -12,10 +12,10 @@ from sqlalchemy import select
 
 from registry import audit
 from registry.database import Database
-from registry.errors import NotFoundError
 from registry.models import TenantRow
 from registry.principal import Principal, Role
 from registry.tenant_policy import TenantPolicy, parse_tenant_policy, read_tenant_policy
+from registry.tenant_rows import find_tenant
 
 
 class TenantPolicies:
@@ -46,9 +46,7 @@ class TenantPolicies:
             changes = {**changes, "upstream": changes["upstream"] or None}
         now = datetime.now(UTC)
         with self._database.writing() as session:
-            row = session.scalar(select(TenantRow).where(TenantRow.name == tenant).with_for_update())
-            if row is None:
-                raise NotFoundError("tenant", tenant, "List them with `loraplex tenant ls`.")
+            row = find_tenant(session, tenant, lock=True)
             kept = json.loads(row.policy)
             known = {field: kept[field] for field in TenantPolicy.__struct_fields__ if field in kept}
             policy = parse_tenant_policy(known | dict(changes))

@@ -23,7 +23,7 @@ from registry.names import parse_tenant
 from registry.principal import OPERATOR, Principal, Role
 from registry.scope import Scope
 from registry.tenant import IssuedToken, Tenant, Token
-from registry.usage import missing_tenant
+from registry.tenant_rows import find_tenant
 
 SECRET_PREFIX = "lpx_"  # noqa: S105 - the public mark by which secret scanners know a token
 SECRET_BYTES = 32
@@ -78,9 +78,7 @@ class Tenants:
         if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now):
             raise InvalidValueError("expires_at", "it is not a moment in the future with its time zone")
         with self._database.writing() as session:
-            tenant_row = session.scalar(select(TenantRow).where(TenantRow.name == tenant))
-            if tenant_row is None:
-                raise missing_tenant(tenant)
+            tenant_row = find_tenant(session, tenant)
             issued, row = _issue(tenant_row, role, label, now, expires_at, scope)
             session.add(row)
             audit.record(
@@ -156,9 +154,7 @@ class Tenants:
         """
         principal.require_tenant(Role.ADMIN, tenant, action="list tokens of")
         with self._database.reading() as session:
-            tenant_row = session.scalar(select(TenantRow).where(TenantRow.name == tenant))
-            if tenant_row is None:
-                raise missing_tenant(tenant)
+            tenant_row = find_tenant(session, tenant)
             query = select(TokenRow).where(TokenRow.tenant_id == tenant_row.id).order_by(TokenRow.created_at)
             return [_to_token(row, tenant) for row in session.scalars(query)]
 

@@ -14,7 +14,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from registry import audit
-from registry.errors import ConflictError, NotFoundError, QuotaExceededError
+from registry.errors import ConflictError, QuotaExceededError
 from registry.models import (
     AdapterRow,
     CommitFileRow,
@@ -25,6 +25,7 @@ from registry.models import (
     VersionRow,
 )
 from registry.principal import Principal
+from registry.tenant_rows import missing_tenant
 
 DIGESTS_PER_QUERY = 500
 """Databases bound the number of parameters of a statement."""
@@ -134,13 +135,6 @@ def unreserved(sha256: str) -> ConflictError:
     """The error for a blob that the tenant does not have."""
     return ConflictError(
         f"Blob {sha256} is not among what this tenant uploaded, or its upload has run out. Upload it again."
-    )
-
-
-def missing_tenant(name: str) -> NotFoundError:
-    """The error for a tenant that does not exist."""
-    return NotFoundError(
-        "tenant", name, "List them with `loraplex tenant ls`, or make it with `loraplex tenant create`."
     )
 
 

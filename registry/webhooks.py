@@ -23,6 +23,7 @@ from registry.models import DeliveryRow, EventRow, MetaRow, TenantRow, WebhookRo
 from registry.names import parse_tenant
 from registry.outbound import OutboundPolicy, Target
 from registry.principal import Principal, Role
+from registry.tenant_rows import find_tenant
 from registry.webhook import Delivery, IssuedWebhook, Webhook
 from registry.webhook_signature import new_secret
 
@@ -66,10 +67,7 @@ class Webhooks:
         now = datetime.now(UTC)
         with self._database.writing() as session:
             Target.parse(url, _policy(session))
-            query = select(TenantRow).where(TenantRow.name == tenant)
-            tenant_row = session.scalar(query.with_for_update())
-            if tenant_row is None:
-                raise NotFoundError("tenant", tenant, "List them with `loraplex tenant ls`.")
+            tenant_row = find_tenant(session, tenant, lock=True)
             count = select(func.count()).select_from(WebhookRow).where(WebhookRow.tenant_id == tenant_row.id)
             if (session.scalar(count) or 0) >= WEBHOOKS_LIMIT:
                 raise ConflictError(
