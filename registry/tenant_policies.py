@@ -47,10 +47,8 @@ class TenantPolicies:
         now = datetime.now(UTC)
         with self._database.writing() as session:
             row = find_tenant(session, tenant, lock=True)
-            kept = json.loads(row.policy)
-            known = {field: kept[field] for field in TenantPolicy.__struct_fields__ if field in kept}
-            policy = parse_tenant_policy(known | dict(changes))
-            row.policy = json.dumps(kept | msgspec.to_builtins(policy), sort_keys=True)
+            policy = parse_tenant_policy(msgspec.structs.asdict(read_tenant_policy(row.policy)) | dict(changes))
+            row.policy = json.dumps(json.loads(row.policy) | msgspec.structs.asdict(policy), sort_keys=True)
             audit.record(
                 session,
                 at=now,

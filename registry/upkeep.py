@@ -5,7 +5,7 @@
     mirrors   mirrors that follow their upstream (`mirror_schedule.py`)                      when one is due
 
 Each task is done by one process at a time (`task_lease.py`), also where several servers share the registry. What is
-kept for how long stands in the database (`upkeep_policy.py`). `caretaker.py` calls this on a schedule; the command
+kept for how long stands in the database (`upkeep_policies.py`). `caretaker.py` calls this on a schedule; the command
 `loraplex registry upkeep --once` calls it for those who have a timer of their own.
 """
 

@@ -28,7 +28,7 @@ class UpkeepPolicies:
     def read(self) -> UpkeepPolicy:
         """The policy that is in force."""
         with self._database.reading() as session:
-            return _read(session)
+            return _policy_in(_read(session))
 
     def change(self, changes: Mapping[str, int | None], principal: Principal) -> UpkeepPolicy:
         """Change some of its fields. Raises PermissionDeniedError, InvalidValueError."""
@@ -36,9 +36,9 @@ class UpkeepPolicies:
         for name, value in changes.items():
             check_field(name, value)
         with self._database.writing() as session:
-            document: dict[str, Any] = asdict(_read(session)) | dict(changes)
-            policy = UpkeepPolicy(**document)
-            text = json.dumps(document, sort_keys=True)
+            kept = _read(session)
+            policy = _policy_in(kept | dict(changes))
+            text = json.dumps(kept | asdict(policy), sort_keys=True)
             session.merge(MetaRow(key=POLICY_KEY, value=text))
             audit.record(
                 session,
@@ -51,10 +51,11 @@ class UpkeepPolicies:
             return policy
 
 
-def _read(session: Session) -> UpkeepPolicy:
+def _read(session: Session) -> dict[str, Any]:
+    """What is kept. Fields of a newer release are among it, and stay."""
     row = session.get(MetaRow, POLICY_KEY)
-    if row is None:
-        return UpkeepPolicy()
-    document: dict[str, Any] = json.loads(row.value)
-    known = {field.name for field in fields(UpkeepPolicy)}  # a later release may know more
-    return UpkeepPolicy(**{name: value for name, value in document.items() if name in known})
+    return {} if row is None else json.loads(row.value)
+
+
+def _policy_in(kept: Mapping[str, Any]) -> UpkeepPolicy:
+    return UpkeepPolicy(**{field.name: kept[field.name] for field in fields(UpkeepPolicy) if field.name in kept})
