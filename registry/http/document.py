@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from litestar import Request
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from registry.adapter_files import FILES_LIMIT
-from registry.names import REFERENCE_CHARACTERS, SHA256_DIGITS, VERSION_NUMBER_DIGITS
+from registry.http.controllers.aliases import Selector
+from registry.names import SHA256_DIGITS
 from registry.publish import MESSAGE_CHARACTERS
 
 ERROR = "Error"
@@ -67,11 +69,7 @@ UPLOAD_BODY = {
 
 SELECTOR = {
     "description": "A number (also as text), an alias or a digest.",
-    "oneOf": [
-        {"type": "string", "minLength": 1, "maxLength": REFERENCE_CHARACTERS},
-        {"type": "integer", "minimum": 1, "exclusiveMaximum": 10**VERSION_NUMBER_DIGITS},
-        {"type": "null"},
-    ],
+    **msgspec.json.schema(Selector | None),
 }
 """Litestar leaves out the bounds of what may be of several types."""
 SELECTED_IN = ("Promotion", "NewCanary")

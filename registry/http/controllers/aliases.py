@@ -31,12 +31,10 @@ MOVED = {412: ResponseSpec(None, generate_examples=False, description="The alias
 
 Number = Annotated[int, msgspec.Meta(ge=1, lt=10**VERSION_NUMBER_DIGITS, description="The version it must be at.")]
 Selector = (
-    Annotated[
-        str, msgspec.Meta(min_length=1, max_length=REFERENCE_CHARACTERS, description="A number, an alias or a digest.")
-    ]
-    | Annotated[int, msgspec.Meta(ge=1, lt=10**VERSION_NUMBER_DIGITS, description="A version's number.")]
+    Annotated[str, msgspec.Meta(min_length=1, max_length=REFERENCE_CHARACTERS)]
+    | Annotated[int, msgspec.Meta(ge=1, lt=10**VERSION_NUMBER_DIGITS)]
 )
-"""Numbers may come as JSON's own, too."""
+"""A version's number (as text too), an alias or a digest. Its description is in `document.py`."""
 
 
 class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
