@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session
 
 from registry.backend import Backend
 from registry.changes import Changes, Stamp
-from registry.errors import IncompatibleRegistryError, NotFoundError, StorageError
+from registry.errors import CatalogBusyError, IncompatibleRegistryError, NotFoundError
 from registry.failpoints import reach
 from registry.migrations import OLDEST_READER
 from registry.models import MetaRow
@@ -139,10 +139,7 @@ class Database:
         except DBAPIError as error:
             raise self._backend.explain(error.orig) from error
         except PoolTimeoutError as error:
-            raise StorageError(
-                f"The catalog at {self._backend.place} is overloaded: no connection became free in time. Try again.",
-                path=self._backend.path,
-            ) from error
+            raise CatalogBusyError("none of its connections became free in time") from error
         except (sqlite3.Error, psycopg.Error, OSError) as error:
             raise self._backend.explain(error) from error
 

@@ -1,7 +1,7 @@
 """Errors as documents, and back: what one side raises, a client on the other side raises again, with its fields.
 
 The code of an error is its class's name without `Error`, in snake case (`AliasMovedError`: `alias_moved`); the fields
-are its public attributes. Failures of the disk or the database lose their text and fields: they name local paths.
+are its public attributes. Failures of the disk or the database lose their text and fields where these name local paths.
 This module knows no HTTP.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from registry.errors import IntegrityError, RegistryError, StorageError
+from registry.errors import CatalogBusyError, IntegrityError, RegistryError, StorageError
 from registry.reasons import RejectReason
 
 STORAGE_MESSAGE = "The registry's storage failed. Its log names this request's id."
@@ -28,7 +28,7 @@ def code_of(kind: type[RegistryError]) -> str:
 
 def document_of(error: RegistryError) -> dict[str, Any]:
     """`code`, `message` and the error's own fields."""
-    if isinstance(error, StorageError) and not isinstance(error, IntegrityError):
+    if isinstance(error, StorageError) and not isinstance(error, (CatalogBusyError, IntegrityError)):
         return {"code": code_of(type(error)), "message": STORAGE_MESSAGE}
     fields = {
         name: value

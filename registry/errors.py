@@ -23,12 +23,14 @@
     |-- BusyError                   too many at once: later it will be possible
     |-- UpstreamError               another server did not answer, or not well
     `-- StorageError                the disk or the database failed
+        |-- CatalogBusyError        ... to give this one its turn: nothing was changed, and later it will be possible
         |-- IntegrityError          stored bytes are not what their digest says
         |-- IncompatibleRegistryError   written by a newer release
         `-- UnreachableError        a registry on another machine that cannot be asked
 
 A message says what happened, to which thing, and what to do next; the fields are there for programs. No message holds a
-secret. Those of StorageError name local paths: they are for the operator, and a server does not pass them on.
+secret. Those of StorageError name local paths: they are for the operator, and a server does not pass them on, but for
+those of CatalogBusyError and IntegrityError, which name none.
 """
 
 from __future__ import annotations
@@ -289,6 +291,14 @@ class StorageError(RegistryError):
     def __init__(self, message: str, *, path: Path | None = None) -> None:
         super().__init__(message)
         self.path = path
+
+
+class CatalogBusyError(StorageError):
+    """So many use the catalog, or so slowly, that one did not get its turn in time; nothing was changed."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The catalog is busy: {why}. Nothing was changed: try again in a few seconds.")
+        self.why = why
 
 
 class IntegrityError(StorageError):

@@ -20,7 +20,7 @@ import psycopg
 from sqlalchemy import URL, Connection, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError
 
-from registry.errors import ConflictError, InvalidValueError, RegistryError, StorageError
+from registry.errors import CatalogBusyError, ConflictError, InvalidValueError, RegistryError, StorageError
 
 BUSY_TIMEOUT_SECONDS = 30
 IDLE_TIMEOUT_SECONDS = 60
@@ -36,7 +36,7 @@ _NO_LOCK = "55P03"
 _BEGIN_WRITING = text(
     "SELECT set_config('synchronous_commit', "
     "coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), true), "
-    f"set_config('lock_timeout', '{BUSY_TIMEOUT_SECONDS}s', true), "
+    "set_config('lock_timeout', :busy_timeout, true), "
     f"set_config('idle_in_transaction_session_timeout', '{IDLE_TIMEOUT_SECONDS}s', true), "
     f"pg_advisory_xact_lock({WRITERS_LOCK})"
 )
@@ -71,7 +71,7 @@ class PostgresBackend:
 
     def begin_writing(self, connection: Connection) -> None:
         """Wait for the other writers. The settings hold for this transaction only: a pooler may share sessions."""
-        connection.execute(_BEGIN_WRITING)
+        connection.execute(_BEGIN_WRITING, {"busy_timeout": f"{BUSY_TIMEOUT_SECONDS}s"})
 
     def explain(self, cause: BaseException | None) -> RegistryError:
         """The registry's error for one of PostgreSQL or of the connection to it."""
@@ -81,8 +81,8 @@ class PostgresBackend:
                 "Nothing was changed: try again."
             )
         if getattr(cause, "sqlstate", None) == _NO_LOCK:
-            hint = f"another process kept it locked for {BUSY_TIMEOUT_SECONDS} s. Try again"
-        elif isinstance(cause, psycopg.OperationalError):
+            return CatalogBusyError(f"other writers kept it for {BUSY_TIMEOUT_SECONDS} s")
+        if isinstance(cause, psycopg.OperationalError):
             hint = (
                 f"{_first_line(cause)}. Check that the server runs and can be reached. "
                 "If this was a change, look whether it was made before you repeat it"

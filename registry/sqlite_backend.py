@@ -16,7 +16,7 @@ from pathlib import Path
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from registry.errors import ConflictError, RegistryError, StorageError
+from registry.errors import CatalogBusyError, ConflictError, RegistryError, StorageError
 from registry.file_system import network_file_system
 
 DATABASE_FILE = "catalog.sqlite"
@@ -69,8 +69,8 @@ class SqliteBackend:
                 f"Somebody else changed the same thing at the same moment ({cause}). Nothing was changed: try again."
             )
         if isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause):
-            hint = f"another process kept it locked for {BUSY_TIMEOUT_SECONDS} s. Try again"
-        elif isinstance(cause, (sqlite3.OperationalError, OSError)):
+            return CatalogBusyError(f"other writers kept it for {BUSY_TIMEOUT_SECONDS} s")
+        if isinstance(cause, (sqlite3.OperationalError, OSError)):
             hint = f"{cause}. Check that the disk has room and that the folder may be written"
         else:
             hint = f"it is damaged or no registry ({cause}). Restore it from a backup"

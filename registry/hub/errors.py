@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from registry.errors import (
     AuthenticationError,
+    CatalogBusyError,
     ConflictError,
     InvalidNameError,
     InvalidValueError,
@@ -33,6 +34,7 @@ from registry.errors import (
 
 REPOSITORY_KINDS = frozenset({"adapter", "repository", "tenant"})
 REPO_NOT_FOUND = "Repository not found, or your token may not read it."
+STORAGE_FAILED = "The registry's storage failed. Try again later; if this was a change, look first whether it was made."
 
 
 class BodyTooLargeError(RegistryError):
@@ -95,8 +97,10 @@ def failure_of(error: RegistryError) -> Failure:
         return Failure(409, error.message)
     if isinstance(error, (InvalidNameError, InvalidValueError, RejectedAdapterError, UploadMismatchError)):
         return Failure(400, error.message)
+    if isinstance(error, CatalogBusyError):
+        return Failure(503, error.message)
     if isinstance(error, StorageError):
-        return Failure(503, "The registry's storage failed. Nothing was changed; try again later.")
+        return Failure(503, STORAGE_FAILED)
     return Failure(500, "Internal error.")
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 import registry
 from registry import file_system, sqlite_backend
 from registry.database import Database
-from registry.errors import IncompatibleRegistryError, InvalidValueError, NotFoundError, StorageError
+from registry.errors import CatalogBusyError, IncompatibleRegistryError, InvalidValueError, NotFoundError, StorageError
 from registry.models import Row
 from tests.registry.adapter_folders import base_document
 
@@ -48,7 +48,7 @@ def test_who_waits_in_vain_for_another_writer_is_told(tmp_path: Path, monkeypatc
     with closing(sqlite3.connect(tmp_path / "catalog.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         monkeypatch.setattr(sqlite_backend, "BUSY_TIMEOUT_SECONDS", 0.05)
-        with pytest.raises(StorageError, match="another process kept it locked"), database.writing() as session:
+        with pytest.raises(CatalogBusyError, match="other writers kept it"), database.writing() as session:
             session.execute(insert)
         other.execute("ROLLBACK")
     with database.writing() as session:
