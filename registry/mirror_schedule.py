@@ -74,12 +74,6 @@ class MirrorSchedule:
         with self._database.reading() as session:
             return session.scalar(select(func.min(MirrorRow.next_sync_at)))
 
-    def failing(self) -> int:
-        """How many of those that follow failed last time."""
-        with self._database.reading() as session:
-            query = select(func.count()).select_from(MirrorRow).where(MirrorRow.failures > 0)
-            return session.scalar(query.where(MirrorRow.every_seconds.is_not(None))) or 0
-
     def run(self, now: datetime) -> MirrorRound:
         """Look at every mirror that is due."""
         pulled = unchanged = failed = 0

@@ -88,10 +88,6 @@ class Quotas:
                 rows[sha256].size, rows[sha256].is_stored = size, True
             charge_bytes(session, tenant_row, more, datetime.now(UTC))
 
-    def is_present(self, tenant: str, sha256: str) -> bool:
-        """Whether the tenant itself has this blob; its lease is then extended."""
-        return bool(self.present(tenant, [sha256]))
-
     def present(self, tenant: str, digests: Iterable[str]) -> frozenset[str]:
         """Those of these blobs that the tenant itself has; their leases are extended."""
         return self.extend_lease(tenant, digests, only_stored=True)

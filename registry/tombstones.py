@@ -130,12 +130,6 @@ def forget_rested(session: Session, now: datetime) -> int:
     return count
 
 
-def buried_numbers(session: Session, tenant_id: int, name: str) -> frozenset[int]:
-    """The numbers of the adapter's deleted versions."""
-    query = select(TombstoneRow.number).where(TombstoneRow.tenant_id == tenant_id, TombstoneRow.name == name)
-    return frozenset(session.scalars(query.where(TombstoneRow.number != ADAPTER_ITSELF)))
-
-
 def _of_name(session: Session, tenant_id: int, name: AdapterName) -> TombstoneRow | None:
     return session.get(TombstoneRow, (tenant_id, name.name, ADAPTER_ITSELF))
 

@@ -67,10 +67,6 @@ class Upkeep:
         """What is known of each task."""
         return [self._leases.state(task) for task in Task]
 
-    def failing_mirrors(self) -> int:
-        """How many mirrors that follow by themselves failed when they were looked at last."""
-        return self._schedule.failing()
-
     def run_due(self, now: datetime | None = None) -> list[TaskRun]:
         """Do what is due and nobody else is at. A task that fails is told of, and tried again later."""
         moment = now or datetime.now(UTC)

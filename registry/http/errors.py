@@ -18,7 +18,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.routes import HTTPRoute
 
 from registry import errors
-from registry.error_documents import UNKNOWN_CODE, code_of, document_of
+from registry.error_documents import UNKNOWN_CODE, document_of
 from registry.http.request_id import request_id_of
 
 logger = logging.getLogger(__name__)
@@ -97,11 +97,6 @@ def answer_of(error: Exception) -> tuple[int, dict[str, Any]]:
 def status_of(kind: type[errors.RegistryError]) -> int:
     """The status of an error's class."""
     return next((STATUSES[parent] for parent in kind.__mro__ if parent in STATUSES), 500)
-
-
-def problems(*kinds: type[errors.RegistryError]) -> str:
-    """The errors that a route can answer with, for its description."""
-    return ", ".join(f"{status_of(kind)} `{code_of(kind)}`" for kind in kinds)
 
 
 def _explained(error: ValidationException) -> errors.InvalidValueError:

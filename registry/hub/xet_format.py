@@ -105,11 +105,6 @@ def hash_to_hex(raw: bytes) -> str:
     return "".join(f"{word:016x}" for word in struct.unpack("<4Q", raw))
 
 
-def hex_to_hash(text: str) -> bytes:
-    """The 32 bytes of a printed hash."""
-    return struct.pack("<4Q", *(int(text[at : at + 16], 16) for at in range(0, 64, 16)))
-
-
 def parse_xorb(data: bytes | memoryview) -> Xorb:
     """Find the chunks of a xorb, without unpacking any. Raises InvalidValueError."""
     chunks = tuple(_walk_chunks(memoryview(data)))

@@ -108,7 +108,7 @@ def test_an_upload_that_nobody_finished_goes_when_its_lease_is_over(
     assert collect(reg, days=3).blobs_deleted == 0
     assert collect(reg, days=6).blobs == [blob.sha256]
     assert blob.sha256 not in place.blob_names()
-    assert not reg.quotas.is_present("acme", blob.sha256)
+    assert not reg.quotas.present("acme", [blob.sha256])
 
 
 @pytest.mark.sqlite_only

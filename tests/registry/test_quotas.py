@@ -42,9 +42,9 @@ def test_a_blob_counts_once_and_is_present_when_it_is_stored(acme: registry.Regi
     assert reservation.new == {A, B}
     assert used(acme) == (15, 0)
     assert quotas.reserve("acme", [(A, 10)], principal=OPERATOR).new == frozenset()
-    assert not quotas.is_present("acme", A)
+    assert not quotas.present("acme", [A])
     quotas.mark_stored("acme", [(A, 10)])
-    assert quotas.is_present("acme", A)
+    assert quotas.present("acme", [A])
     assert quotas.present("acme", [A, B, C]) == {A}
     assert quotas.extend_lease("acme", [A, B, C]) == {A, B}
     assert used(acme) == (15, 0)
@@ -55,8 +55,8 @@ def test_presence_is_the_tenants_own(acme: registry.Registry) -> None:
     acme.create_tenant("globex")
     acme.quotas.reserve("acme", [(A, 10)], principal=OPERATOR)
     acme.quotas.mark_stored("acme", [(A, 10)])
-    assert not acme.quotas.is_present("globex", A)
-    assert not acme.quotas.is_present("nobody", A)
+    assert not acme.quotas.present("globex", [A])
+    assert not acme.quotas.present("nobody", [A])
     acme.quotas.reserve("globex", [(A, 10)], principal=OPERATOR)
     assert used(acme, "globex") == (10, 0), "its own bytes, though the blob is there"
 
@@ -81,7 +81,7 @@ def test_a_true_size_beyond_the_reserved_one_is_charged(acme: registry.Registry)
     assert used(acme) == (70, 0), "the later announcement counts"
     with pytest.raises(QuotaExceededError):
         acme.quotas.mark_stored("acme", [(A, 101)])
-    assert not acme.quotas.is_present("acme", A)
+    assert not acme.quotas.present("acme", [A])
     acme.quotas.mark_stored("acme", [(A, 99)])
     acme.quotas.reserve("acme", [(A, 1)], principal=OPERATOR)
     assert used(acme) == (99, 0), "what is stored has its true size"

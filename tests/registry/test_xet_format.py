@@ -19,13 +19,12 @@ from registry.hub.xet_format import (
     Scheme,
     check_terms,
     hash_to_hex,
-    hex_to_hash,
     parse_shard,
     parse_xorb,
     unpack_chunk,
 )
 from tests.registry.golden_xet import FOLDER, originals
-from tests.registry.xet_bytes import group, packed_chunk, shard, term, xorb
+from tests.registry.xet_bytes import group, hex_to_hash, packed_chunk, shard, term, xorb
 
 RELEASES = sorted(FOLDER.iterdir())
 BROKEN_LENGTHS = [0, 1, 7, 8, 47, 48, 95, 96]

@@ -86,8 +86,8 @@ def test_files_of_a_shard_become_blobs_of_the_tenant(
     terms = [term(X1, 500, 1, 2), term(X2, 7, 0, 1), term(X1, 1500, 0, 2)]
     (blob,) = send_shard(session, shard_of([(content, terms)]))
     assert acme.blobs.read(blob) == content
-    assert acme.quotas.is_present("acme", blob.sha256)
-    assert not acme.quotas.is_present("umbrella", blob.sha256)
+    assert acme.quotas.present("acme", [blob.sha256])
+    assert not acme.quotas.present("umbrella", [blob.sha256])
     assert used(acme) == len(content)
     acme.quotas.check_integrity()
     assert staged(acme) == [X1, X2]
@@ -335,7 +335,7 @@ async def test_an_upload_over_http(
     data = shard_of([(content, [term(X1, 3000, 0, 1)] * 2)])
     suffix = f"/default/{X2}" if shards == "shard" else ""
     assert (await http.post(f"{cas}/{shards}{suffix}", headers=headers, content=data)).json() == {"result": 1}
-    assert acme.quotas.is_present("acme", hashlib.sha256(content).hexdigest())
+    assert acme.quotas.present("acme", [hashlib.sha256(content).hexdigest()])
 
     second = (await write_token(http, secret)).json()
     assert second["casUrl"] != cas

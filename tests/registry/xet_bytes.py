@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import lz4.frame
 
-from registry.hub.xet_format import Scheme, hex_to_hash
+from registry.hub.xet_format import Scheme
 
 SHARD_TAG = b"HFRepoMetaData\0" + bytes.fromhex("556967456a7b815783a5bdd95ccdd14aa9")
 Term = tuple[str, int, int, int]
@@ -49,6 +49,11 @@ def shard(files: Iterable[tuple[str, Sequence[Term]]], *, verified: bool = True)
             parts += [bytes(48)] * len(terms)
         parts.append(hex_to_hash(sha256) + bytes(16))
     return b"".join([*parts, b"\xff" * 32 + bytes(16)])
+
+
+def hex_to_hash(text: str) -> bytes:
+    """The 32 bytes of a printed hash."""
+    return struct.pack("<4Q", *(int(text[at : at + 16], 16) for at in range(0, 64, 16)))
 
 
 def shard_of(contents: Iterable[tuple[bytes, Sequence[Term]]]) -> bytes:
