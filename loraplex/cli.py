@@ -12,7 +12,7 @@ import click
 
 from loraplex import __version__
 from loraplex.lazy_group import LazyCommand, LazyGroup
-from loraplex.settings import read_settings
+from loraplex.settings import PREFIX, read_settings
 
 COMMANDS = {
     "train": LazyCommand("trainer.cli:train", "Train a LoRA or QLoRA adapter."),
@@ -64,14 +64,14 @@ COMMANDS = {
 @click.group(
     cls=LazyGroup,
     lazy_commands=COMMANDS,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "LORAPLEX"},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX},
 )
 @click.version_option(__version__, prog_name="loraplex", message="%(prog)s %(version)s")
 @click.option(
     "--config",
     "config_file",
     envvar="LORAPLEX_CONFIG",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Settings file (TOML).  [default: ./loraplex.toml if there is one]",
 )
 @click.pass_context

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loraplex.lazy_group import LazyGroup
+from loraplex.origin import environment_name
 from loraplex.settings import Settings
 
 HIDDEN_VALUE = "********"
@@ -91,13 +92,5 @@ def _origin(param: click.Option, source: ParameterSource, ctx: click.Context, se
     if source is ParameterSource.DEFAULT_MAP:
         return f"file {settings.file}"
     if source is ParameterSource.ENVIRONMENT:
-        return f"environment {_environment_name(param, ctx)}"
+        return f"environment {environment_name(param, ctx)}"
     return "default"
-
-
-def _environment_name(param: click.Option, ctx: click.Context) -> str:
-    declared = [param.envvar] if isinstance(param.envvar, str) else list(param.envvar or ())
-    for name in declared:
-        if param.value_from_envvar(ctx) is not None:
-            return name
-    return f"{ctx.auto_envvar_prefix}_{str(param.name).upper()}"

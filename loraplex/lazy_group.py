@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from loraplex.origin import add_origin
+from loraplex.settings import name_variables
 from loraplex.threads import let_waiting_threads_sleep
 
 # The root of each package's errors, by name: naming them here must not import the packages.
@@ -39,6 +41,7 @@ class LazyCommand:
         module, _, attribute = self.target.partition(":")
         command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command), f"{self.target} is not a click command"
+        name_variables(command, str(command.name))
         return command
 
 
@@ -73,10 +76,24 @@ class LazyGroup(click.Group):
             if name.startswith(incomplete)
         ]
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the group's own options; a value that is refused is named with where it came from."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            add_origin(error)
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error that a package raises on purpose becomes one line and exit status 1."""
+        """Run the command, whose refused values are named as the group's own are.
+
+        An error that a package raises on purpose becomes one line and exit status 1.
+        """
         try:
             return super().invoke(ctx)
+        except click.BadParameter as error:
+            add_origin(error)
+            raise
         except Exception as error:
             if is_shown_to_users(error):
                 raise click.ClickException(str(error)) from error

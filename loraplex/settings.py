@@ -18,6 +18,7 @@ The file is `--config FILE`, else `$LORAPLEX_CONFIG`, else `loraplex.toml` in th
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ import click
 
 from loraplex.errors import SettingsError
 
+PREFIX = "LORAPLEX"
 DEFAULT_FILE = Path("loraplex.toml")
 SHARED_KEYS = ("home", "registry")
 FILE_LIMIT_BYTES = 1 << 20
@@ -86,6 +88,21 @@ def parameters_by_option(command: click.Command) -> dict[str, str]:
     """The command's long options without their dashes (`adapter-slots`), and the parameter that each one sets."""
     options = (param for param in command.params if isinstance(param, click.Option))
     return {flag[2:]: str(param.name) for param in options for flag in param.opts if flag.startswith("--")}
+
+
+def name_variables(command: click.Command, path: str) -> None:
+    """Give each option that has no variable the one of its flag, `LORAPLEX_<COMMAND>_<OPTION>`.
+
+    click alone would make it from the parameter's name, which for some options is another word than the flag.
+    """
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            name_variables(child, f"{path} {name}")
+        return
+    for param in command.params:
+        flag = next((flag for flag in param.opts if flag.startswith("--")), None)
+        if isinstance(param, click.Option) and flag is not None and not param.envvar:
+            param.envvar = re.sub(r"\W", "_", f"{PREFIX} {path} {flag[2:]}").upper()
 
 
 def read_settings(file: Path | None, commands: tuple[str, ...]) -> Settings:

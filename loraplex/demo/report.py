@@ -6,6 +6,9 @@ It does not: measure anything.
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,12 +18,14 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from basemodel.source import EMBEDDED
 from loraplex.demo.measuring import JudgedRow, Throughput, is_exact
 from loraplex.demo.plan import DemoPlan
 from loraplex.demo.progress import TrainingProgress, counted
 from loraplex.demo.publishing import PublishedAdapter
 from loraplex.demo.results import TaskResult
 
+PROGRAM = "loraplex"
 MIB = 1 << 20
 DIGEST_CHARACTERS = 7 + 12
 CELL_CHARACTERS = 150
@@ -99,18 +104,31 @@ class Report:
         self._console.print(table)
         self.line(f"the same prompts, {tokens} tokens each, all at once; the best round of each")
 
-    def curls(self, url: str, published: Sequence[PublishedAdapter], examples: Mapping[str, str], home: Path) -> None:
+    def next_steps(
+        self, url: str, published: Sequence[PublishedAdapter], examples: Mapping[str, str], home: Path
+    ) -> None:
         """Lines to copy into another terminal."""
         self._console.print()
         self._console.print(Text.assemble(("The server is running. ", "bold"), "Try it from another terminal:"))
         for adapter in published:
             self._console.print()
-            self._console.print(curl(url, adapter, examples[adapter.plan.model]), soft_wrap=True, markup=False)
+            self._command(curl(url, adapter, examples[adapter.plan.model]))
         self._console.print()
-        self._console.print(f"curl {url}/metrics", soft_wrap=True, markup=False)
-        self._console.print(f"loraplex ls --home {home}", soft_wrap=True, markup=False)
+        self._command(f"curl {url}/metrics")
+        self._command(f"{program()} ls --home {shlex.quote(str(home))}")
         self._console.print()
         self._console.print(Text("Ctrl-C stops it.", style="dim"))
+
+    def stopped(self, port: int, base: str, home: Path) -> None:
+        """The last line: what is left, and how it is served again, on the same port with the same tokens."""
+        base_option = "" if base == EMBEDDED else f" --base {shlex.quote(base)}"
+        serve = f"{program()} serve --home {shlex.quote(str(home))}{base_option} --port {port}"
+        self._console.print()
+        self._command(f"Stopped. To serve these adapters again, with the same tokens: {serve}")
+
+    def _command(self, text: str) -> None:
+        """A line for a shell: not wrapped, and nothing in it is markup."""
+        self._console.print(text, soft_wrap=True, markup=False)
 
     def _table(self, *columns: str) -> Table:
         table = Table(box=None, pad_edge=True, padding=TABLE_INDENT, header_style="dim")
@@ -130,6 +148,15 @@ def curl(url: str, adapter: PublishedAdapter, prompt: str) -> str:
     body = {"model": adapter.plan.model, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
     quoted = json.dumps(body).replace("'", "'\\''")
     return f"curl {url}/v1/chat/completions -H 'Authorization: Bearer {adapter.token}' -d '{quoted}'"
+
+
+def program() -> str:
+    """How a shell calls this installation: by its name where that is found on the path, else by where it is."""
+    script = Path(sys.executable).with_name(PROGRAM)
+    found = shutil.which(PROGRAM)
+    if found is not None and script.exists() and Path(found).samefile(script):
+        return PROGRAM
+    return shlex.quote(str(script)) if script.exists() else f"{shlex.quote(sys.executable)} -m {PROGRAM}"
 
 
 def short(digest: str) -> str:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import httpx
 
@@ -34,12 +35,18 @@ class RunningServer:
     """A server that is ready. `process` is stopped by whoever started it."""
 
     process: subprocess.Popen[bytes]
-    url: str
+    port: int
     log: Path
 
-    def wait(self) -> None:
-        """Return when the server has ended by itself."""
-        self.process.wait()
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://{HOST}:{self.port}"
+
+    def wait(self) -> NoReturn:
+        """Wait as long as the server runs. Raises ServerError when it has ended by itself."""
+        status = self.process.wait()
+        raise ServerError(f"ended by itself, with status {status}", log=self.log, last_lines=_last_lines(self.log))
 
 
 @contextmanager
@@ -63,7 +70,7 @@ def running_server(
             command, stdout=output, stderr=subprocess.STDOUT, cwd=home, env=_environment()
         )
         try:
-            server = RunningServer(process, f"http://{HOST}:{port}", log)
+            server = RunningServer(process, port, log)
             _wait_until_ready(server)
             yield server
         finally:
@@ -110,7 +117,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.terminate()
     try:
         process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # whoever presses Ctrl-C again does not want to wait
         process.kill()
         process.wait()
 

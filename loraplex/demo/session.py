@@ -26,7 +26,10 @@ def run_session(
     once: bool,
     quick: bool,
 ) -> None:
-    """Run the demo to its end, which is Ctrl-C unless `once`. Raises as `run_demo` does."""
+    """Run the demo to its end, which is Ctrl-C unless `once`. Raises as `run_demo` does.
+
+    Ctrl-C before that is a KeyboardInterrupt, with every process ended.
+    """
     plan = quick_plan() if quick else full_plan()
     if base is not None:
         source = str(Path(base).resolve()) if Path(base).is_dir() else base
@@ -37,13 +40,15 @@ def run_session(
         if json_file is not None:
             finished.results.write(json_file)
             report.line(f"results: {json_file}")
-        if not once:
-            _wait(finished, report, home, held_out_seed=plan.held_out_seed)
+        if once:
+            return
+        _wait(finished, report, home, held_out_seed=plan.held_out_seed)
+    report.stopped(finished.server.port, plan.base, home)
 
 
 def _wait(finished: FinishedDemo, report: Report, home: Path, held_out_seed: int) -> None:
     examples = {a.plan.model: a.plan.task.held_out(1, held_out_seed)[0].prompt for a in finished.published}
-    report.curls(finished.server.url, finished.published, examples, home)
+    report.next_steps(finished.server.url, finished.published, examples, home)
     try:
         finished.server.wait()
     except KeyboardInterrupt:

@@ -87,7 +87,11 @@ def _start(job: Job, home: Path, threads: int) -> Worker:
     context = multiprocessing.get_context("spawn")
     messages, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, job, home, threads), name=job.run_name, daemon=True)
-    process.start()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: it is the parent's to heed
+    try:
+        process.start()  # what is ignored now is ignored in the new process from its first instruction
+    finally:
+        signal.signal(signal.SIGINT, before)
     theirs.close()  # so that the end of the process is the end of the pipe
     return Worker(job, process, messages)
 
@@ -106,7 +110,6 @@ def _next_message(worker: Worker) -> Event | TrainingResult:
 
 def _work(messages: Connection, job: Job, home: Path, threads: int) -> None:
     """What runs in the process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this one
     torch.set_num_threads(threads)
     try:
         messages.send(run_job(job, home=home, on_event=messages.send))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +19,13 @@ import psutil
 import pytest
 
 import registry
+from loraplex.demo.cli import demo as command
+from loraplex.demo.cli import demo_home
 from loraplex.demo.plan import full_plan, quick_plan
 from registry import Principal
 
 DEMO_SECONDS = 240
+LAST_PROCESS_SECONDS = 5
 POINTS_ABOVE_BASE = 0.25  # of the quick setting; the whole demo reaches far more
 
 pytestmark = pytest.mark.timeout(DEMO_SECONDS + 60)
@@ -26,30 +33,82 @@ pytestmark = pytest.mark.timeout(DEMO_SECONDS + 60)
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What one run of the command left behind."""
+    """What one run of the command left behind. `proposed` is each command that it proposed, with what that printed."""
 
     home: Path
     output: str
+    proposed: dict[str, str]
     results: dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
-    folder = tmp_path_factory.mktemp("demo")
-    home, file = folder / "home", folder / "out" / "results.json"
-    command = [sys.executable, "-m", "loraplex", "demo", "--once", "--quick", "--json", str(file), "--home", str(home)]
+@dataclass(frozen=True)
+class StartedDemo:
+    """The command in a process group of its own, as a terminal has it; what it prints goes into a file."""
+
+    process: subprocess.Popen[bytes]
+    home: Path
+    printed: Path
+
+    def output(self) -> str:
+        return self.printed.read_text()
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + DEMO_SECONDS
+        while not is_so():
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.05)
+
+    def press_ctrl_c(self) -> int:
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(60)
+
+
+@contextmanager
+def started_demo(folder: Path, *options: str) -> Iterator[StartedDemo]:
+    home, printed = folder / "a home", folder / "printed"
+    command = [sys.executable, "-m", "loraplex", "demo", "--quick", "--home", str(home), *options]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=DEMO_SECONDS, cwd=folder, env=environment
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    yield FinishedRun(home, done.stdout, json.loads(file.read_text()))
-    left_behind = [each.info["pid"] for each in psutil.process_iter(["pid", "cmdline"]) if _mentions(each, home)]
-    assert left_behind == []
+    with printed.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment, start_new_session=True
+        )
+    try:
+        yield StartedDemo(process, home, printed)
+        deadline = time.monotonic() + LAST_PROCESS_SECONDS
+        while found := _left_behind(process.pid, home):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def _mentions(process: psutil.Process, home: Path) -> bool:
-    return any(str(home) in word for word in process.info["cmdline"] or [])
+def _left_behind(group: int, home: Path) -> list[str]:
+    """Processes of the demo's group, and those that speak of its home: the engine has a group of its own."""
+    found = []
+    for each in psutil.process_iter(["pid", "cmdline", "status"]):
+        with suppress(ProcessLookupError):
+            words = each.info["cmdline"] or []
+            is_ours = os.getpgid(each.info["pid"]) == group or any(str(home) in word for word in words)
+            if is_ours and each.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(words))
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    folder = tmp_path_factory.mktemp("demo")
+    file = folder / "out" / "results.json"
+    with started_demo(folder, "--json", str(file)) as demo:
+        demo.wait_until(lambda: "Ctrl-C stops it." in demo.output())
+        steps = demo.output().partition("The server is running.")[2]
+        lines = [line for line in steps.splitlines() if line.startswith("curl ") or " ls --home " in line]
+        proposed = {line: subprocess.check_output(["bash", "-c", line], text=True, cwd=folder) for line in lines}
+        assert demo.press_ctrl_c() == 0, demo.output()
+        output = demo.output()
+    return FinishedRun(demo.home, output, proposed, json.loads(file.read_text()))
 
 
 def test_results_have_exactly_the_documented_keys(run: FinishedRun) -> None:
@@ -95,8 +154,29 @@ def test_fewer_slots_than_adapters_make_the_server_swap(run: FinishedRun) -> Non
     assert float(evictions.split()[-1]) > 0
 
 
-def test_no_token_is_shown_or_kept_in_a_log(run: FinishedRun) -> None:
-    assert "lpx_" not in run.output
+def test_what_it_proposes_to_go_on_with_works_as_it_is_printed(run: FinishedRun) -> None:
+    answers = [json.loads(printed) for command, printed in run.proposed.items() if "/chat/completions" in command]
+    models = [f"{task['model'].partition('@')[0]}@1" for task in run.results["tasks"]]
+    assert [answer["model"] for answer in answers] == models
+    assert all(answer["choices"][0]["message"]["content"] for answer in answers)
+    metrics, adapters = list(run.proposed.values())[-2:]
+    assert "vllm:generation_tokens_total" in metrics
+    assert all(task["model"].partition("@")[0] in adapters for task in run.results["tasks"])
+
+
+def test_ctrl_c_ends_the_server_and_says_how_to_have_it_again(run: FinishedRun) -> None:
+    lines = run.output.splitlines()
+    last = lines[-1]
+    assert last.startswith("Stopped. To serve these adapters again, with the same tokens: ")
+    words = shlex.split(last.partition("tokens: ")[2])
+    *_, command, home_flag, home, port_flag, port = words
+    assert (command, home_flag, home, port_flag) == ("serve", "--home", str(run.home), "--port")
+    assert f"http://127.0.0.1:{port}/metrics" in run.output
+    assert "Aborted" not in run.output
+
+
+def test_no_token_is_shown_before_the_end_or_kept_in_a_log(run: FinishedRun) -> None:
+    assert "lpx_" not in run.output.partition("The server is running.")[0]
     for log in (run.home / "logs").iterdir():
         assert "lpx_" not in log.read_text()
 
@@ -118,6 +198,49 @@ def test_the_documented_mixture_of_the_demos_adapters_is_made(run: FinishedRun) 
         experts = [opened.resolve(f"acme/assistant-{number}", principal=operator) for number in (1, 2, 3)]
     assert mixture.experts == tuple(expert.digest for expert in experts)
     assert [expert.parent_digest for expert in experts] == [task["digest"] for task in run.results["tasks"]]
+
+
+def test_ctrl_c_on_the_way_ends_everything_with_one_line(tmp_path: Path) -> None:
+    with started_demo(tmp_path) as demo:
+        # The training processes still import torch: Ctrl-C reaches them, too, and they must not speak of it.
+        demo.wait_until(lambda: len(_children(demo.process.pid, "spawn_main")) >= 1)
+        assert demo.press_ctrl_c() == 130
+        last = demo.output().splitlines()[-1]
+        assert last.startswith("Stopped: nothing of the demo is running any more.")
+        assert last.count(str(demo.home)) == 1
+        assert "Traceback" not in demo.output()
+        assert "Aborted" not in demo.output()
+
+
+def _children(pid: int, word: str) -> list[int]:
+    found = psutil.Process(pid).children(recursive=True)
+    return [each.pid for each in found if any(word in part for part in each.cmdline())]
+
+
+@pytest.mark.long
+def test_once_ends_by_itself(tmp_path: Path) -> None:
+    with started_demo(tmp_path, "--once") as demo:
+        assert demo.process.wait(DEMO_SECONDS) == 0
+        assert "The server is running." not in demo.output()
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "home"),
+    [
+        ([], {}, Path("~/.loraplex/demo").expanduser()),
+        (["--home", "/mine"], {"LORAPLEX_HOME": "/users"}, Path("/mine")),
+        ([], {"LORAPLEX_HOME": "/users"}, Path("/users/demo")),
+    ],
+    ids=["default", "flag", "environment"],
+)
+def test_the_users_own_registry_gets_no_tenants_of_the_demo(
+    given: list[str], environment: dict[str, str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LORAPLEX_HOME", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ctx = command.make_context("demo", given)
+    assert demo_home(ctx, ctx.params["home"]) == home
 
 
 @pytest.mark.parametrize("plan", [full_plan(), quick_plan()], ids=["full", "quick"])

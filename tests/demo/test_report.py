@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from loraplex.demo.plan import full_plan
 from loraplex.demo.publishing import PublishedAdapter
-from loraplex.demo.report import CELL_CHARACTERS, curl, one_line, short
+from loraplex.demo.report import CELL_CHARACTERS, curl, one_line, program, short
 from loraplex.demo.runner import chosen_metrics
 
 
@@ -41,3 +43,11 @@ def test_a_short_digest_is_the_one_of_metrics_and_tables() -> None:
 def test_only_metrics_of_swapping_are_shown() -> None:
     lines = ["# HELP loraplex_adapter_slots", "loraplex_adapter_slots 2.0", "a 1.0", "loraplex_adapter_loads_total 3.0"]
     assert chosen_metrics("\n".join(lines)) == [lines[1], lines[3]]
+
+
+def test_a_command_is_named_so_that_the_users_shell_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Path(sys.executable).with_name("loraplex")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert shlex.split(program()) == [str(script)]
+    monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin")
+    assert program() == "loraplex"

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
-from loraplex.cli import main
+from loraplex.cli import COMMANDS, main
+from loraplex.settings import parameters_by_option
 
 
 def invoke(*args: str, env: dict[str, str] | None = None) -> Result:
@@ -97,8 +99,9 @@ def test_a_file_with_something_that_nothing_honours_is_refused(tmp_path: Path, t
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     result = invoke("--config", str(tmp_path / "none.toml"), "version")
-    assert result.exit_code == 1
-    assert "cannot be read: No such file" in result.output
+    assert result.exit_code == 2
+    assert "'--config': File" in result.output
+    assert "does not exist" in result.output
 
 
 def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
@@ -106,4 +109,59 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
     path.write_text('[doctor]\nport = "many"\n')
     result = invoke("--config", str(path), "doctor")
     assert result.exit_code == 2
-    assert "'many' is not a valid integer" in result.output
+    assert f"'--port' (from the settings file {path}): 'many' is not a valid integer" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "name", "value"),
+    [
+        (["doctor"], "--port", "LORAPLEX_DOCTOR_PORT", "many"),
+        (["serve"], "--port", "LORAPLEX_SERVE_PORT", "70000"),
+        (["serve"], "--upkeep' / '--no-upkeep", "LORAPLEX_SERVE_UPKEEP", "maybe"),
+        (["base", "prepare"], "--mode", "LORAPLEX_BASE_PREPARE_MODE", "int3"),
+        (["canary", "weight", "acme/a"], "--percent", "LORAPLEX_CANARY_WEIGHT_PERCENT", "most"),
+        (["registry", "serve"], "--port", "LORAPLEX_REGISTRY_SERVE_PORT", "-1"),
+        (["train"], "--r", "LORAPLEX_TRAIN_R", "big"),
+        (["demo"], "--home", "LORAPLEX_HOME", __file__),
+        (["version"], "--config", "LORAPLEX_CONFIG", "/no/such/file.toml"),
+    ],
+)
+def test_a_bad_value_of_the_environment_is_refused_with_its_variable(
+    words: list[str], option: str, name: str, value: str
+) -> None:
+    result = invoke(*words, env={name: value})
+    assert result.exit_code == 2, result.output
+    assert f"Invalid value for '{option}' (from the environment variable {name}): " in result.output
+
+
+def test_a_variable_has_the_name_of_its_flag() -> None:
+    wrong = []
+
+    def walk(path: str, command: click.Command) -> None:
+        if isinstance(command, click.Group):
+            for name, child in command.commands.items():
+                walk(f"{path} {name}", child)
+            return
+        for flag, name in parameters_by_option(command).items():
+            param = next(param for param in command.params if param.name == name)
+            own = f"loraplex {path} {flag}".replace(" ", "_").replace("-", "_").upper()
+            if param.envvar not in (own, f"LORAPLEX_{flag.upper()}"):
+                wrong.append((path, flag, param.envvar))
+
+    for name, entry in COMMANDS.items():
+        walk(name, entry.load())
+    assert wrong == []
+    found = settings_of("train", env={"LORAPLEX_TRAIN_MAX_STEPS": "7"})
+    assert found["train --max-steps"] == ("7", "environment LORAPLEX_TRAIN_MAX_STEPS")
+
+
+def test_a_bad_flag_is_refused_without_a_variable() -> None:
+    result = invoke("doctor", "--port", "many", env={"LORAPLEX_DOCTOR_PORT": "9000"})
+    assert "Invalid value for '--port': 'many'" in result.output
+
+
+def test_of_two_variables_the_one_that_counts_is_named() -> None:
+    env = {"LORAPLEX_DOCTOR_HOME": "/own", "LORAPLEX_HOME": ""}
+    assert settings_of("doctor", env=env)["doctor --home"] == ("/own", "environment LORAPLEX_DOCTOR_HOME")
+    env["LORAPLEX_HOME"] = "/shared"
+    assert settings_of("doctor", env=env)["doctor --home"] == ("/shared", "environment LORAPLEX_HOME")
