@@ -16,17 +16,27 @@ INSTALL="${LORAPLEX_INSTALL:-dev}" # dev or runtime
 
 say() { printf 'setup: %s\n' "$*"; }
 
-find_python() {
-    local candidate
-    for candidate in "${PYTHON:-python3}" python3.11 python3.12 python3.13; do
+find_python() { # what PYTHON names, and nothing else; without it the first that fits
+    local candidate candidates=(python3 python3.11 python3.12 python3.13)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "setup: no Python from 3.11 to 3.13 found; install one, or name it: make setup PYTHON=/path/to/python3.12" >&2
+    if [ -n "${PYTHON:-}" ]; then
+        say "PYTHON=$PYTHON is no Python from 3.11 to 3.13: name another, or leave it out" >&2
+    else
+        say "no Python from 3.11 to 3.13 found; install one, or name it: make setup PYTHON=/path/to/python3.12" >&2
+    fi
     return 1
 }
+
+case "${LORAPLEX_TORCH:-}" in
+    "" | cuda | cpu) ;;
+    *) say "LORAPLEX_TORCH=$LORAPLEX_TORCH is neither cuda nor cpu; leave it out to take what fits this machine" >&2 && exit 1 ;;
+esac
 
 has_torch() { "$VENV/bin/python" -c "import importlib.metadata as m, sys; sys.exit(m.version('torch').split('+')[0] != '$TORCH_VERSION')" 2> /dev/null; }
 
@@ -34,7 +44,7 @@ wants_cuda() {
     case "${LORAPLEX_TORCH:-}" in
         cuda) return 0 ;;
         cpu) return 1 ;;
-        *) nvidia-smi --list-gpus > /dev/null 2>&1 ;;
+        "") nvidia-smi --list-gpus > /dev/null 2>&1 ;;
     esac
 }
 

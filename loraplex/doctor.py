@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import socket
 import sys
@@ -148,7 +149,8 @@ def check_kernels() -> Check:
         return Check("kernels", "ok", "4-bit layers run on our own kernel (AVX512-BF16 and AMX)")
     if is_built:
         return Check("kernels", "ok", "built, but this CPU lacks AVX512-BF16 or AMX: 4-bit layers run on bitsandbytes")
-    advice = "To serve faster on a CPU, install a C++ compiler (g++) and run `python -P -m basemodel.kernels.build`."
+    build = f"{shlex.quote(sys.executable)} -P -m basemodel.kernels.build"
+    advice = f"To serve faster on a CPU, install a C++ compiler (g++), then run: {build}"
     return Check("kernels", "warning", "not built: 4-bit layers run on bitsandbytes", advice)
 
 
