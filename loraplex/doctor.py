@@ -6,6 +6,7 @@ which is why they are imported inside the checks that judge them.
 
 from __future__ import annotations
 
+import difflib
 import os
 import platform
 import shlex
@@ -13,13 +14,15 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
+
+from loraplex.settings import PREFIX
 
 if TYPE_CHECKING:
     from registry.registry import Registry
@@ -32,6 +35,8 @@ ADAPTERS_COUNTED = 1_000
 LEAST_FREE_BYTES = 2 * GIB
 LEAST_MEMORY_BYTES = 4 * GIB
 LARGEST_MEAN_ERROR = 0.1
+# Read by the root command, by setup, and by the tests' failpoints.
+OTHER_VARIABLES = frozenset({"LORAPLEX_CONFIG", "LORAPLEX_TORCH", "LORAPLEX_INSTALL", "LORAPLEX_FAILPOINTS"})
 CPU_INFO = Path("/proc/cpuinfo")
 # Flags as the kernel names them, and what each one speeds up.
 CPU_FEATURES = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
@@ -48,8 +53,13 @@ class Check:
     advice: str | None = None
 
 
-def examine(home: Path, place: Path | str, open_registry: OpenRegistry, host: str, port: int) -> Iterator[Check]:
-    """Every check, from the machine up to the server's port; `open_registry` opens the registry at the place."""
+def examine(
+    home: Path, place: Path | str, open_registry: OpenRegistry, host: str, port: int, *, variables: Set[str]
+) -> Iterator[Check]:
+    """Every check, from the machine up to the server's port.
+
+    `open_registry` opens the registry at the place; `variables` are those that some command reads.
+    """
     yield check_python()
     yield check_torch()
     yield check_cpu()
@@ -57,6 +67,7 @@ def examine(home: Path, place: Path | str, open_registry: OpenRegistry, host: st
     yield check_bitsandbytes()
     yield check_kernels()
     yield check_memory()
+    yield check_settings(variables)
     yield check_home(home)
     yield check_disk(home)
     yield check_registry(place, open_registry)
@@ -164,6 +175,18 @@ def check_memory() -> Check:
     if total < LEAST_MEMORY_BYTES:
         return Check("memory", "warning", detail, "Close other programs; below 4 GiB training may be killed.")
     return Check("memory", "ok", detail)
+
+
+def check_settings(known: Set[str]) -> Check:
+    """No variable of the environment looks like a setting that nothing reads."""
+    given = sorted(name for name in os.environ if name.startswith(f"{PREFIX}_"))
+    unread = [name for name in given if name not in known | OTHER_VARIABLES]
+    if not unread:
+        return Check("settings", "ok", f"{', '.join(given)} in the environment" if given else "none in the environment")
+    close = [match for name in unread for match in difflib.get_close_matches(name, known, n=1)]
+    hint = f"Did you mean {' and '.join(close)}? " if close else ""
+    detail = f"{', '.join(unread)}: no command reads {'it' if len(unread) == 1 else 'them'}"
+    return Check("settings", "warning", detail, f"{hint}`loraplex config` lists what can be set.")
 
 
 def check_home(home: Path) -> Check:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from loraplex.doctor import Check, examine
+from loraplex.lazy_group import LazyGroup
 from registry.cli.place import REGISTRY_FOLDER, Place, open_briefly, place_options
 
 SIGNS = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "failed": ("failed ", "red")}
@@ -28,7 +29,10 @@ def doctor(ctx: click.Context, home: Path, registry: Place | None, host: str, po
     checks: list[Check] = []
     console = Console(highlight=False)
     place = registry or home / REGISTRY_FOLDER
-    for check in examine(home, place, lambda: open_briefly(ctx, home, registry), host, port):
+    root = ctx.find_root().command
+    assert isinstance(root, LazyGroup)
+    variables = root.variables_read()
+    for check in examine(home, place, lambda: open_briefly(ctx, home, registry), host, port, variables=variables):
         checks.append(check)
         if not as_json:
             sign, color = SIGNS[check.status]

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from loraplex.origin import add_origin
-from loraplex.settings import name_variables
+from loraplex.settings import name_variables, variables_read
 from loraplex.threads import let_waiting_threads_sleep
 
 # The root of each package's errors, by name: naming them here must not import the packages.
@@ -60,6 +60,10 @@ class LazyGroup(click.Group):
         """Import the command, or None where the table has no such name."""
         entry = self.lazy_commands.get(cmd_name)
         return entry.load() if entry else None
+
+    def variables_read(self) -> set[str]:
+        """The environment variables that some command reads. Imports every command."""
+        return set().union(*(variables_read(entry.load(), name) for name, entry in self.lazy_commands.items()))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, without importing them."""

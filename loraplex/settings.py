@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,32 @@ def name_variables(command: click.Command, path: str) -> None:
 
     click alone would make it from the parameter's name, which for some options is another word than the flag.
     """
+    for _, option, own in _options(command, path):
+        option.envvar = option.envvar or own
+
+
+def variables_read(command: click.Command, path: str) -> set[str]:
+    """The variables that give an option of this command, or of a command in this group, its value."""
+    found: set[str] = set()
+    for each, option, own in _options(command, path):
+        declared = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
+        found.update([*declared, own, _variable(each, str(option.name))])
+    return found
+
+
+def _options(command: click.Command, path: str) -> Iterator[tuple[str, click.Option, str]]:
+    """Each option with the path of its command (`token create`) and the variable of its flag."""
     if isinstance(command, click.Group):
         for name, child in command.commands.items():
-            name_variables(child, f"{path} {name}")
-        return
+            yield from _options(child, f"{path} {name}")
     for param in command.params:
         flag = next((flag for flag in param.opts if flag.startswith("--")), None)
-        if isinstance(param, click.Option) and flag is not None and not param.envvar:
-            param.envvar = re.sub(r"\W", "_", f"{PREFIX} {path} {flag[2:]}").upper()
+        if isinstance(param, click.Option) and flag is not None:
+            yield path, param, _variable(path, flag[2:])
+
+
+def _variable(path: str, option: str) -> str:
+    return re.sub(r"\W", "_", f"{PREFIX} {path} {option}").upper()
 
 
 def read_settings(file: Path | None, commands: tuple[str, ...]) -> Settings:

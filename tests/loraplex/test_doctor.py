@@ -19,8 +19,8 @@ from registry.version import AdapterSummary
 from tests.registry.http.server import serving
 
 NAMES = [
-    "python", "torch", "cpu", "cuda", "bitsandbytes", "kernels", "memory", "home", "disk", "registry", "embedded base",
-    "port",
+    "python", "torch", "cpu", "cuda", "bitsandbytes", "kernels", "memory", "settings", "home", "disk", "registry",
+    "embedded base", "port",
 ]  # fmt: skip
 
 
@@ -37,6 +37,20 @@ def test_json_has_every_check_and_advice_for_each_that_is_not_ok(loraplex_home: 
 def test_text_output_names_each_check(loraplex_home: Path) -> None:
     output = CliRunner().invoke(main, ["doctor"]).output
     assert all(name in output for name in NAMES)
+
+
+def test_a_variable_that_nothing_reads_is_a_warning(loraplex_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found() -> dict[str, str]:
+        checks = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).output)
+        return next(check for check in checks if check["name"] == "settings")
+
+    for name in ("LORAPLEX_SERVE_PORT", "LORAPLEX_DOCTOR_HOME", "LORAPLEX_REGISTRY_SERVE_GRACE", "LORAPLEX_TORCH"):
+        monkeypatch.setenv(name, "")
+    assert found()["status"] == "ok"
+    monkeypatch.setenv("LORAPLEX_SERVE_PROT", "9000")
+    assert found()["status"] == "warning"
+    assert found()["detail"] == "LORAPLEX_SERVE_PROT: no command reads it"
+    assert found()["advice"].startswith("Did you mean LORAPLEX_SERVE_PORT? ")
 
 
 def test_a_taken_port_is_a_warning(loraplex_home: Path) -> None:
