@@ -117,7 +117,7 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
     [
         (["doctor"], "--port", "LORAPLEX_DOCTOR_PORT", "many"),
         (["serve"], "--port", "LORAPLEX_SERVE_PORT", "70000"),
-        (["serve"], "--upkeep' / '--no-upkeep", "LORAPLEX_SERVE_UPKEEP", "maybe"),
+        (["serve"], "--upkeep", "LORAPLEX_SERVE_UPKEEP", "maybe"),
         (["base", "prepare"], "--mode", "LORAPLEX_BASE_PREPARE_MODE", "int3"),
         (["canary", "weight", "acme/a"], "--percent", "LORAPLEX_CANARY_WEIGHT_PERCENT", "most"),
         (["registry", "serve"], "--port", "LORAPLEX_REGISTRY_SERVE_PORT", "-1"),
