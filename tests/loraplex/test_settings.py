@@ -119,8 +119,8 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
         (["serve"], "--port", "LORAPLEX_SERVE_PORT", "70000"),
         (["serve"], "--upkeep", "LORAPLEX_SERVE_UPKEEP", "maybe"),
         (["base", "prepare"], "--mode", "LORAPLEX_BASE_PREPARE_MODE", "int3"),
-        (["canary", "weight", "acme/a"], "--percent", "LORAPLEX_CANARY_WEIGHT_PERCENT", "most"),
-        (["registry", "serve"], "--port", "LORAPLEX_REGISTRY_SERVE_PORT", "-1"),
+        (["canary", "weight", "acme/a", "--alias", "prod"], "--percent", "LORAPLEX_CANARY_WEIGHT_PERCENT", "most"),
+        (["registry", "serve", "--data", "none"], "--port", "LORAPLEX_REGISTRY_SERVE_PORT", "-1"),
         (["train"], "--r", "LORAPLEX_TRAIN_R", "big"),
         (["demo"], "--home", "LORAPLEX_HOME", __file__),
         (["version"], "--config", "LORAPLEX_CONFIG", "/no/such/file.toml"),
@@ -145,7 +145,7 @@ def test_a_variable_has_the_name_of_its_flag() -> None:
         for flag, name in parameters_by_option(command).items():
             param = next(param for param in command.params if param.name == name)
             own = f"loraplex {path} {flag}".replace(" ", "_").replace("-", "_").upper()
-            if param.envvar not in (own, f"LORAPLEX_{flag.upper()}"):
+            if param.envvar not in (own, f"LORAPLEX_{flag.replace('-', '_').upper()}"):
                 wrong.append((path, flag, param.envvar))
 
     for name, entry in COMMANDS.items():
