@@ -12,6 +12,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -87,11 +88,14 @@ def _start(job: Job, home: Path, threads: int) -> Worker:
     context = multiprocessing.get_context("spawn")
     messages, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, job, home, threads), name=job.run_name, daemon=True)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: it is the parent's to heed
+    # Ctrl-C reaches the whole group, and is the parent's to heed. What is blocked now is blocked in the child from
+    # its first instruction; here it only waits. The tracker unblocks it as it starts, so it must be there before.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process.start()  # what is ignored now is ignored in the new process from its first instruction
+        process.start()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()  # so that the end of the process is the end of the pipe
     return Worker(job, process, messages)
 

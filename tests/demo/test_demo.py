@@ -67,7 +67,9 @@ class StartedDemo:
 @contextmanager
 def started_demo(folder: Path, *options: str) -> Iterator[StartedDemo]:
     home, printed = folder / "a home", folder / "printed"
-    command = [sys.executable, "-m", "loraplex", "demo", "--quick", "--home", str(home), *options]
+    # Whoever runs the tests in the background ignores interrupts, and so would the command.
+    heeding = "from signal import *; signal(SIGINT, default_int_handler); import loraplex.cli as c; c.main()"
+    command = [sys.executable, "-c", heeding, "demo", "--quick", "--home", str(home), *options]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     with printed.open("wb") as output:
         process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import sys
@@ -10,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from loraplex.demo.plan import full_plan
 from loraplex.demo.publishing import PublishedAdapter
-from loraplex.demo.report import CELL_CHARACTERS, curl, one_line, program, short
+from loraplex.demo.report import CELL_CHARACTERS, Report, curl, one_line, program, short
 from loraplex.demo.runner import chosen_metrics
 
 
@@ -51,3 +53,28 @@ def test_a_command_is_named_so_that_the_users_shell_finds_it(monkeypatch: pytest
     assert shlex.split(program()) == [str(script)]
     monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin")
     assert program() == "loraplex"
+
+
+def test_the_last_lines_serve_the_demos_own_home_again() -> None:
+    console = Console(width=40, record=True, file=io.StringIO())
+    home = Path("/a home/[demo]")
+    Report(console).stopped(8123, "/models/my base", home)
+    printed = console.export_text().strip()
+    words = shlex.split(printed.partition("same tokens: ")[2])
+    assert printed.count("\n") == 0
+    assert words[-7:] == ["serve", "--home", str(home), "--base", "/models/my base", "--port", "8123"]
+    Report(console).stopped(8000, "embedded", home)
+    assert "--base" not in console.export_text()
+
+
+def test_what_to_try_is_one_line_each_for_a_shell() -> None:
+    console = Console(width=40, record=True, file=io.StringIO())
+    version: Any = SimpleNamespace()
+    adapters = [PublishedAdapter(plan, version, token="lpx_secret") for plan in full_plan().adapters]
+    home = Path("/a home/[demo]")
+    Report(console).next_steps("http://127.0.0.1:8000", adapters, {a.plan.model: "it's [b]" for a in adapters}, home)
+    lines = console.export_text().splitlines()
+    asked = [shlex.split(line) for line in lines if line.startswith("curl ") and "/chat/" in line]
+    assert [json.loads(words[-1])["model"] for words in asked] == [adapter.plan.model for adapter in adapters]
+    assert "curl http://127.0.0.1:8000/metrics" in lines
+    assert any(shlex.split(line)[-3:] == ["ls", "--home", str(home)] for line in lines if " ls " in line)
