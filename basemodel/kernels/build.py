@@ -20,7 +20,16 @@ from torch.utils import cpp_extension
 
 FOLDER = Path(__file__).parent
 BUILT = FOLDER / "built"
-KERNELS = ("tiles", "adapters", "nf4_linear", "paged_attention", "row_math", "factor_layout")
+KERNELS = (
+    "tiles",
+    "adapters",
+    "strip_sums",
+    "nf4_linear",
+    "dense_linear",
+    "paged_attention",
+    "row_math",
+    "factor_layout",
+)
 OPERATORS = ("team", "linear_job", "block_jobs", "kept_memory", "operators", "block_operators", "decoder")
 COMMON_FLAGS = ("-std=c++20", "-fPIC", "-DNDEBUG", "-pthread")
 # The kernels' own files alone are compiled for the newer processors; whoever loads them asks the processor first.

@@ -5,6 +5,8 @@
 // bitsandbytes' dequantization gives) and multiplied with all rows of x by the tile unit, which adds up in float. Each
 // row's sums run over k in one fixed order, so a row's result does not depend on how many rows there are beside it.
 #include "nf4_linear.h"
+#include "strip_sums.h"
+#include "tile_unit.h"
 #include "vector_math.h"
 
 #include <algorithm>
@@ -18,11 +20,6 @@ alignas(64) const float CODES[16] = {
     -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 constexpr int PREFETCH_UNITS = 16; // how far ahead of its use a unit of weights is asked for
-
-// The compiler's own `_tile_loadd` does not say that it reads memory, so what was written there may be left out or moved.
-template <int tile> inline void load_tile(const uint16_t *from, int64_t row_bytes) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(row_bytes), "i"(tile) : "memory");
-}
 
 // Rows [first, last) of one strip and one block: 64 codes each, to two tiles of [16 outputs, 32 k]. Two rows share a
 // table of 32 values, the second row's behind the first's. An index is a byte: which half of a value (bit 0), its code
@@ -119,7 +116,7 @@ int64_t multiply_few(const Pair &pair, const uint16_t *packed, int64_t width, in
     }
     _tile_stored(0, sums, 64);
     if constexpr (count == 2)
-        _tile_stored(1, sums + 256, 64);
+        _tile_stored(1, sums + SUMS, 64);
     return turn;
 }
 
@@ -170,134 +167,22 @@ int64_t multiply_two_groups(const Pair &pair, const uint16_t *packed, int64_t gr
                                 tiles[turn], tiles[turn ^ 1][1]);
     }
     _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + 256, 64);
+    _tile_stored(1, sums + SUMS, 64);
     if constexpr (count == 2) {
-        _tile_stored(2, sums + 512, 64);
-        _tile_stored(3, sums + 768, 64);
+        _tile_stored(2, sums + 2 * SUMS, 64);
+        _tile_stored(3, sums + 3 * SUMS, 64);
     }
     return turn;
-}
-
-// Memory is asked for one block of 16 rows of a matrix [O, K], as they lie one after the other.
-inline void prefetch_rows(const uint16_t *rows, int64_t block) {
-    for (int64_t value = 0; value < BLOCK * STRIP; value += 32)
-        _mm_prefetch(reinterpret_cast<const char *>(rows + block * BLOCK * STRIP + value), _MM_HINT_T1);
-}
-
-// The same for 16 rows of bf16 weights as they lie in a matrix [O, K]. Meanwhile the 16 rows behind them are asked for.
-void multiply_few_dense(const uint16_t *weight, int64_t in_features, const uint16_t *packed, int64_t width,
-                        float *sums) {
-    _tile_zero(0);
-    for (int64_t k = 0; k < in_features; k += BLOCK) {
-        prefetch_rows(weight + STRIP * in_features, k / BLOCK);
-        const uint16_t *x = packed + k * width;
-        load_tile<4>(weight + k, in_features * 2);
-        load_tile<6>(x, 4 * width);
-        _tile_dpbf16ps(0, 4, 6);
-        load_tile<5>(weight + k + 32, in_features * 2);
-        load_tile<7>(x + 32 * width, 4 * width);
-        _tile_dpbf16ps(0, 5, 7);
-    }
-    _tile_stored(0, sums, 64);
-}
-
-// The same for `groups` times 16 rows from a strip that is dequantized already: sums [groups][16 outputs][16 rows].
-// Tile t of the weights begins at tiles + t * tile_step, its rows lie row_bytes apart.
-template <int groups>
-void multiply_groups(const uint16_t *tiles, int64_t tile_step, int64_t row_bytes, const uint16_t *packed,
-                     int64_t group_stride, int64_t blocks, float *sums) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t tile = 0; tile < 2 * blocks; tile++) {
-        const uint16_t *x = packed + tile * TILE_VALUES;
-        load_tile<4>(tiles + tile * tile_step, row_bytes);
-        load_tile<6>(x, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        if constexpr (groups > 1) {
-            load_tile<7>(x + group_stride, 64);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-        if constexpr (groups > 2) {
-            load_tile<6>(x + 2 * group_stride, 64);
-            _tile_dpbf16ps(2, 4, 6);
-        }
-        if constexpr (groups > 3) {
-            load_tile<7>(x + 3 * group_stride, 64);
-            _tile_dpbf16ps(3, 4, 7);
-        }
-    }
-    _tile_stored(0, sums, 64);
-    if constexpr (groups > 1)
-        _tile_stored(1, sums + 256, 64);
-    if constexpr (groups > 2)
-        _tile_stored(2, sums + 512, 64);
-    if constexpr (groups > 3)
-        _tile_stored(3, sums + 768, 64);
-}
-
-// The same for up to 64 rows.
-void multiply_chunk(const uint16_t *tiles, int64_t tile_step, int64_t row_bytes, const uint16_t *packed,
-                    int64_t group_stride, int64_t groups, int64_t blocks, float *sums) {
-    constexpr decltype(&multiply_groups<1>) BY_GROUPS[] = {multiply_groups<1>, multiply_groups<2>, multiply_groups<3>,
-                                                          multiply_groups<4>};
-    BY_GROUPS[groups - 1](tiles, tile_step, row_bytes, packed, group_stride, blocks, sums);
-}
-
-// Sums [16 outputs][16 rows] become [16 rows][16 outputs].
-void turn(float *sums) {
-    __m512i rows[16];
-    for (int row = 0; row < 16; row++)
-        rows[row] = _mm512_load_si512(sums + row * 16);
-    transpose(rows);
-    for (int row = 0; row < 16; row++)
-        _mm512_store_si512(sums + row * 16, rows[row]);
-}
-
-// A row's adapters are added to 16 outputs: value += sum over its uses of weight * delta, in its own order.
-inline __m512 add_uses(const Adapters &adapters, int64_t row, const float *deltas, __m512 value) {
-    for (int64_t use = adapters.first_use[row]; use < adapters.first_use[row + 1]; use++)
-        value = _mm512_fmadd_ps(_mm512_set1_ps(adapters.weights[use]),
-                                _mm512_load_ps(deltas + adapters.uses[use] * STRIP), value);
-    return value;
-}
-
-// scale * y + shift for 16 outputs of a row that asks for it.
-inline __m512 change(const Changes &changes, int64_t row, int64_t strip, __m512 value) {
-    if (changes.rows[row] < 0)
-        return value;
-    const int64_t at = changes.rows[row] * changes.width + strip * STRIP;
-    return _mm512_fmadd_ps(value, _mm512_loadu_ps(changes.scale + at), _mm512_loadu_ps(changes.shift + at));
-}
-
-// Write up to 16 rows of a strip: sums (which are turned), bias, adapters, changes, rounded to bfloat16.
-void finish(float *sums, int64_t first_row, int64_t row_count, const Strip &strip, const float *deltas) {
-    const __mmask16 mask = first_lanes(strip.outputs);
-    const Adapters *adapters = strip.adapters;
-    const __m512 bias = strip.bias ? widen(_mm256_maskz_loadu_epi16(mask, strip.bias)) : _mm512_setzero_ps();
-    turn(sums);
-    for (int64_t index = 0; index < row_count; index++) {
-        __m512 value = _mm512_load_ps(sums + index * 16);
-        if (strip.bias)
-            value = _mm512_add_ps(value, bias);
-        if (adapters)
-            value = add_uses(*adapters, first_row + index, deltas, value);
-        if (strip.changes)
-            value = change(*strip.changes, first_row + index, strip.index, value);
-        _mm256_mask_storeu_epi16(strip.y + (first_row + index) * strip.y_stride, mask, narrow(value));
-    }
 }
 
 } // namespace
 
 void prefetch_codes(const uint8_t *codes, int64_t block) { prefetch_unit(codes + block * UNIT_BYTES); }
-void prefetch_dense(const uint16_t *rows, int64_t block) { prefetch_rows(rows, block); }
 
 // Up to 32 rows: strips two at a time, and while one pair is multiplied the next one is dequantized.
 void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t blocks,
                     float *deltas) {
-    alignas(64) float sums[4 * 256];
+    alignas(64) float sums[4 * SUMS];
     alignas(64) uint16_t tiles[2][2][2 * TILE_VALUES];
     // The strip two further on, or where it would lie if the strips went on as they do.
     const auto following = [&](int64_t at) {
@@ -323,7 +208,7 @@ void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, 
             if (strips[index].adapters)
                 expand(*strips[index].adapters, strips[index].index, deltas);
             for (int64_t group = 0; group < groups; group++)
-                finish(sums + ((index - at) * groups + group) * 256, group * TILE_ROWS,
+                finish(sums + ((index - at) * groups + group) * SUMS, group * TILE_ROWS,
                        std::min(TILE_ROWS, rows - group * TILE_ROWS), strips[index], deltas);
         }
     }
@@ -332,7 +217,7 @@ void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, 
 void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t in_features,
                      const Scratch &scratch) {
     const int64_t blocks = in_features / BLOCK;
-    alignas(64) float sums[4 * 256];
+    alignas(64) float sums[4 * SUMS];
     configure_tiles(tile_width(rows));
     if (rows <= 2 * TILE_ROWS) {
         multiply_pairs(strips, count, packed, rows, blocks, scratch.deltas);
@@ -347,38 +232,10 @@ void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed,
         for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
             const int64_t present = std::min(CHUNK_ROWS, rows - row);
             const int64_t groups = (present + TILE_ROWS - 1) / TILE_ROWS;
-            multiply_chunk(scratch.tiles, TILE_VALUES, 64, packed + row * in_features, TILE_ROWS * in_features, groups,
+            chunk_sums(scratch.tiles, TILE_VALUES, 64, packed + row * in_features, TILE_ROWS * in_features, groups,
                            blocks, sums);
             for (int64_t group = 0; group < groups; group++)
-                finish(sums + group * 256, row + group * TILE_ROWS,
-                       std::min(TILE_ROWS, present - group * TILE_ROWS), strip, scratch.deltas);
-        }
-    }
-    _tile_release();
-}
-
-void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16_t *bias, const Adapters *adapters,
-                    const Changes *changes, int64_t rows, int64_t in_features, int64_t out_features,
-                    int64_t first_strip, int64_t last_strip, uint16_t *y, const Scratch &scratch) {
-    const int64_t blocks = in_features / BLOCK;
-    alignas(64) float sums[4 * 256];
-    configure_tiles(tile_width(rows));
-    for (int64_t index = first_strip; index < last_strip; index++) {
-        const uint16_t *own = weight + index * STRIP * in_features;
-        const Strip strip{nullptr, bias ? bias + index * STRIP : nullptr, adapters, changes, index, STRIP,
-                          y + index * STRIP, out_features};
-        if (adapters)
-            expand(*adapters, index, scratch.deltas);
-        for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
-            const int64_t present = std::min(CHUNK_ROWS, rows - row);
-            const int64_t groups = (present + TILE_ROWS - 1) / TILE_ROWS;
-            const uint16_t *x = packed + row * in_features;
-            if (groups == 1)
-                multiply_few_dense(own, in_features, x, tile_width(rows), sums);
-            else
-                multiply_chunk(own, 32, in_features * 2, x, TILE_ROWS * in_features, groups, blocks, sums);
-            for (int64_t group = 0; group < groups; group++)
-                finish(sums + group * 256, row + group * TILE_ROWS,
+                finish(sums + group * SUMS, row + group * TILE_ROWS,
                        std::min(TILE_ROWS, present - group * TILE_ROWS), strip, scratch.deltas);
         }
     }

@@ -93,10 +93,11 @@ class HostCache:
 
         `wanted` names what waiting requests need, most urgent first; `kept` always stay.
         """
-        if self.held_bytes <= self.budget_bytes:
+        over = self.counted_bytes - self.budget_bytes
+        if over <= 0:
             return
-        over, kept = self.counted_bytes - self.budget_bytes, {*kept, *self._placed()}
-        needed = [digest for digest in dict.fromkeys(wanted()) if digest in self._adapters]
+        kept = {*kept, *self._placed()}
+        needed = {digest: None for digest in wanted() if digest in self._adapters}
         for digest in [*(each for each in self.digests if each not in needed), *reversed(needed)]:
             if over <= 0:
                 return
