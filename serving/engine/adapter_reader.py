@@ -24,8 +24,8 @@ from serving.messages import AdapterUse
 
 # More than one, so that a folder on a slow disk does not hold up the others.
 READING_THREADS = 2
-# Linux gives each thread its own niceness: reading must not take the processors from the steps of rows that decode. At 15
-# a processor that is wanted elsewhere gives it a thirtieth of its time; where nothing else runs it reads at full speed.
+# Linux gives each thread its own niceness: reading must not take the processors from the steps of rows that decode. At
+# 15 one that is wanted elsewhere gives it a thirtieth of its time; where nothing else runs it reads at full speed.
 READING_NICENESS = 15
 
 
