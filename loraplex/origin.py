@@ -12,14 +12,13 @@ import os
 import click
 from click.core import ParameterSource
 
-from loraplex.settings import Settings
+from loraplex.settings import Settings, declared_variables
 
 
 def environment_name(param: click.Parameter, ctx: click.Context) -> str:
     """The variable that gives this option its value: one that it declares, else the one made from its command."""
-    declared = [param.envvar] if isinstance(param.envvar, str) else list(param.envvar or ())
     automatic = f"{ctx.auto_envvar_prefix}_{str(param.name).upper()}"
-    return next((name for name in declared if os.environ.get(name)), automatic)
+    return next((name for name in declared_variables(param) if os.environ.get(name)), automatic)
 
 
 def add_origin(error: click.BadParameter) -> None:

@@ -103,9 +103,13 @@ def variables_read(command: click.Command, path: str) -> set[str]:
     """The variables that give an option of this command, or of a command in this group, its value."""
     found: set[str] = set()
     for each, option, own in _options(command, path):
-        declared = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
-        found.update([*declared, own, _variable(each, str(option.name))])
+        found.update([*declared_variables(option), own, _variable(each, str(option.name))])
     return found
+
+
+def declared_variables(param: click.Parameter) -> list[str]:
+    """The variables that this parameter itself names."""
+    return [param.envvar] if isinstance(param.envvar, str) else list(param.envvar or ())
 
 
 def _options(command: click.Command, path: str) -> Iterator[tuple[str, click.Option, str]]:

@@ -75,7 +75,6 @@ class _Walk:
         self._session = session
         self._principal = principal
         self._versions: dict[str, LineageNode] = {}
-        self._edges: set[tuple[str, str, Relation]] = set()
         self._is_truncated = False
 
     def enter(self, condition: ColumnElement[bool]) -> list[str]:

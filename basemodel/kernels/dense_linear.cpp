@@ -38,7 +38,7 @@ void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16
                     const Changes *changes, int64_t rows, int64_t in_features, int64_t out_features,
                     int64_t first_strip, int64_t last_strip, uint16_t *y, const Scratch &scratch) {
     const int64_t blocks = in_features / BLOCK;
-    alignas(64) float sums[4 * SUMS];
+    alignas(64) float sums[CHUNK_SUMS];
     configure_tiles(tile_width(rows));
     for (int64_t index = first_strip; index < last_strip; index++) {
         const uint16_t *own = weight + index * STRIP * in_features;
@@ -48,15 +48,13 @@ void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16
             expand(*adapters, index, scratch.deltas);
         for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
             const int64_t present = std::min(CHUNK_ROWS, rows - row);
-            const int64_t groups = (present + TILE_ROWS - 1) / TILE_ROWS;
+            const int64_t groups = chunk_groups(present);
             const uint16_t *x = packed + row * in_features;
             if (groups == 1)
                 sums_of_few(own, in_features, x, tile_width(rows), sums);
             else
                 chunk_sums(own, 32, in_features * 2, x, TILE_ROWS * in_features, groups, blocks, sums);
-            for (int64_t group = 0; group < groups; group++)
-                finish(sums + group * SUMS, row + group * TILE_ROWS,
-                       std::min(TILE_ROWS, present - group * TILE_ROWS), strip, scratch.deltas);
+            finish_chunk(sums, row, present, strip, scratch.deltas);
         }
     }
     _tile_release();

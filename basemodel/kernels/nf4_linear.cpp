@@ -182,7 +182,7 @@ void prefetch_codes(const uint8_t *codes, int64_t block) { prefetch_unit(codes +
 // Up to 32 rows: strips two at a time, and while one pair is multiplied the next one is dequantized.
 void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t blocks,
                     float *deltas) {
-    alignas(64) float sums[4 * SUMS];
+    alignas(64) float sums[CHUNK_SUMS];
     alignas(64) uint16_t tiles[2][2][2 * TILE_VALUES];
     // The strip two further on, or where it would lie if the strips went on as they do.
     const auto following = [&](int64_t at) {
@@ -192,7 +192,7 @@ void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, 
     };
     for (int64_t at = 0; at < std::min<int64_t>(count, 2); at++)
         dequantize_rows<0, 16>(strips[at].codes, tiles[0][at]);
-    const int64_t width = tile_width(rows), groups = rows > TILE_ROWS ? 2 : 1, group_stride = TILE_ROWS * BLOCK * blocks;
+    const int64_t width = tile_width(rows), groups = chunk_groups(rows), group_stride = TILE_ROWS * BLOCK * blocks;
     int64_t turn = 0;
     for (int64_t at = 0; at < count; at += 2) {
         const int64_t other = std::min(at + 1, count - 1);
@@ -207,9 +207,7 @@ void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, 
         for (int64_t index = at; index <= other; index++) {
             if (strips[index].adapters)
                 expand(*strips[index].adapters, strips[index].index, deltas);
-            for (int64_t group = 0; group < groups; group++)
-                finish(sums + ((index - at) * groups + group) * SUMS, group * TILE_ROWS,
-                       std::min(TILE_ROWS, rows - group * TILE_ROWS), strips[index], deltas);
+            finish_chunk(sums + (index - at) * groups * SUMS, 0, rows, strips[index], deltas);
         }
     }
 }
@@ -217,7 +215,7 @@ void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, 
 void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed, int64_t rows, int64_t in_features,
                      const Scratch &scratch) {
     const int64_t blocks = in_features / BLOCK;
-    alignas(64) float sums[4 * SUMS];
+    alignas(64) float sums[CHUNK_SUMS];
     configure_tiles(tile_width(rows));
     if (rows <= 2 * TILE_ROWS) {
         multiply_pairs(strips, count, packed, rows, blocks, scratch.deltas);
@@ -231,12 +229,9 @@ void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed,
         dequantize_strip(strip.codes, blocks, scratch.tiles);
         for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
             const int64_t present = std::min(CHUNK_ROWS, rows - row);
-            const int64_t groups = (present + TILE_ROWS - 1) / TILE_ROWS;
-            chunk_sums(scratch.tiles, TILE_VALUES, 64, packed + row * in_features, TILE_ROWS * in_features, groups,
-                           blocks, sums);
-            for (int64_t group = 0; group < groups; group++)
-                finish(sums + group * SUMS, row + group * TILE_ROWS,
-                       std::min(TILE_ROWS, present - group * TILE_ROWS), strip, scratch.deltas);
+            chunk_sums(scratch.tiles, TILE_VALUES, 64, packed + row * in_features, TILE_ROWS * in_features,
+                       chunk_groups(present), blocks, sums);
+            finish_chunk(sums, row, present, strip, scratch.deltas);
         }
     }
     _tile_release();

@@ -3,6 +3,7 @@
 #include "tile_unit.h"
 #include "vector_math.h"
 
+#include <algorithm>
 #include <immintrin.h>
 
 namespace loraplex {
@@ -68,15 +69,7 @@ inline __m512 change(const Changes &changes, int64_t row, int64_t strip, __m512 
     return _mm512_fmadd_ps(value, _mm512_loadu_ps(changes.scale + at), _mm512_loadu_ps(changes.shift + at));
 }
 
-} // namespace
-
-void chunk_sums(const uint16_t *tiles, int64_t tile_step, int64_t row_bytes, const uint16_t *packed,
-                int64_t group_stride, int64_t groups, int64_t blocks, float *sums) {
-    constexpr decltype(&sums_of_groups<1>) BY_GROUPS[] = {sums_of_groups<1>, sums_of_groups<2>, sums_of_groups<3>,
-                                                         sums_of_groups<4>};
-    BY_GROUPS[groups - 1](tiles, tile_step, row_bytes, packed, group_stride, blocks, sums);
-}
-
+// Up to 16 rows.
 void finish(float *sums, int64_t first_row, int64_t row_count, const Strip &strip, const float *deltas) {
     const __mmask16 mask = first_lanes(strip.outputs);
     const Adapters *adapters = strip.adapters;
@@ -92,6 +85,20 @@ void finish(float *sums, int64_t first_row, int64_t row_count, const Strip &stri
             value = change(*strip.changes, first_row + index, strip.index, value);
         _mm256_mask_storeu_epi16(strip.y + (first_row + index) * strip.y_stride, mask, narrow(value));
     }
+}
+
+} // namespace
+
+void chunk_sums(const uint16_t *tiles, int64_t tile_step, int64_t row_bytes, const uint16_t *packed,
+                int64_t group_stride, int64_t groups, int64_t blocks, float *sums) {
+    constexpr decltype(&sums_of_groups<1>) BY_GROUPS[] = {sums_of_groups<1>, sums_of_groups<2>, sums_of_groups<3>,
+                                                         sums_of_groups<4>};
+    BY_GROUPS[groups - 1](tiles, tile_step, row_bytes, packed, group_stride, blocks, sums);
+}
+
+void finish_chunk(float *sums, int64_t first_row, int64_t rows, const Strip &strip, const float *deltas) {
+    for (int64_t row = 0; row < rows; row += TILE_ROWS, sums += SUMS)
+        finish(sums, first_row + row, std::min(TILE_ROWS, rows - row), strip, deltas);
 }
 
 } // namespace loraplex
