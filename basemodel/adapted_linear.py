@@ -30,8 +30,8 @@ class AdaptedLinear(nn.Module):
     """x [..., H] -> [..., O].
 
     Where our CPU kernel can stand in for the base layer it takes over its weights, and finds adapters through `table`
-    [R, 3] (`factor_table`), in bfloat16, B strip after strip. Elsewhere the layer has an `arena`. `changes` is what
-    adapters do here besides.
+    [R, 4] (`factor_table`), in bfloat16 or 8 bits, B strip after strip. Elsewhere the layer has an `arena`. `changes`
+    is what adapters do here besides.
     """
 
     def __init__(

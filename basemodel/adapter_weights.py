@@ -80,7 +80,7 @@ def read_adapter(
 
 
 def _weights(pairs: dict[str, LoraPair], changes: Changes | None) -> AdapterWeights:
-    size = sum(t.nbytes for pair in pairs.values() for t in (pair.a, pair.b))
+    size = sum(pair.pair_bytes for pair in pairs.values())
     rank = max((pair.rank for pair in pairs.values()), default=1)
     return AdapterWeights(pairs, rank, size + (changes.whole_bytes if changes else 0), changes)
 

@@ -4,8 +4,8 @@ It does: round a pair of factors to such a grid, and find the grid of a pair tha
 It does not: choose who is rounded (the trainer's `adapter.dtype`), or lay out what is kept (`factor_layout`).
 
 A rank's values, its row of A and likewise its column of B, are whole multiples, from -127 to 127, of one power of two:
-the least one with which the largest value fits. bfloat16 holds every such value, so whoever reads the file computes with
-the same numbers, in any framework; a server that sees the grid keeps them in a byte each, without any further rounding.
+the least one with which the largest value fits. bfloat16 holds every such value, so whoever reads the file computes
+with the same numbers, in any framework; a server that sees the grid keeps them in a byte each, without rounding again.
 
 Letters: K input features, O output features, r rank.
 """

@@ -1,7 +1,8 @@
 """How a linear layer keeps adapters' factors, and factors laid out so.
 
 It does: round a module's factors into the type and the order in which they are computed, its scale folded in, once,
-where the adapter is read: a step reads them where they lie (`factor_table`), or copies bytes (`layer_arena`).
+where the adapter is read: a step reads them where they lie (`factor_table`), or copies bytes (`layer_arena`). What our
+CPU kernel computes and a grid of 8 bits holds (`eight_bits`) is kept so, in half the bytes, with the same results.
 It does not: read files (`adapter_parts`), judge shapes (`linear_parts`) or own an arena.
 
 Letters: O output features, H input features, r rank.
@@ -23,15 +24,23 @@ KERNEL_SOURCES = (torch.float32, torch.bfloat16)
 class LoraPair:
     """One module's factors as its layer keeps them: a [r, H], which is lora_A, and b [strips, r, width], which is
     lora_B times the scale, transposed strip by strip; outputs behind O are zeros.
+
+    With `steps` [r] float32 both are int8, whole numbers, and a rank's part of b a is multiplied with its step.
     """
 
     a: torch.Tensor
     b: torch.Tensor
+    steps: torch.Tensor | None = None
 
     @property
     def rank(self) -> int:
         """Rows of this pair."""
         return self.a.shape[0]
+
+    @property
+    def pair_bytes(self) -> int:
+        """Memory that it takes."""
+        return self.a.nbytes + self.b.nbytes + (0 if self.steps is None else self.steps.nbytes)
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class FactorLayout:
         return None if bad is not None else pairs[""]
 
     def lay_out_reference(self, a: torch.Tensor, b: torch.Tensor, scale: float) -> LoraPair | None:
-        """The same by torch alone."""
+        """The same by torch alone, never in 8 bits."""
         rank, outputs = a.shape[0], b.shape[0]
         width = self.strip_outputs or outputs
         strips = torch.empty(-(-outputs // width), rank, width, dtype=self.dtype)
@@ -103,12 +112,13 @@ def lay_out_all(factors: Mapping[str, Factors]) -> tuple[dict[str, LoraPair], st
     pairs: dict[str, LoraPair] = {}
     if first:
         given = list(first.values())
-        kept_a, kept_b, bad = torch.ops.loraplex.lay_out_factors(
+        kept_a, kept_b, kept_steps, bad = torch.ops.loraplex.lay_out_factors(
             [each.a for each in given], [each.b for each in given], [each.scale for each in given]
         )
         if bad >= 0:
             return {}, list(first)[bad]
-        pairs = dict(zip(first, map(LoraPair, kept_a, kept_b), strict=True))
+        steps = (each if len(each) else None for each in kept_steps)
+        pairs = dict(zip(first, map(LoraPair, kept_a, kept_b, steps), strict=True))
     for path, each in factors.items():
         if path in first:
             continue

@@ -61,7 +61,7 @@ class PackedLinear:
         table: torch.Tensor | None = None,
         changed: OutputRows | None = None,
     ) -> torch.Tensor:
-        """The layer's output; with a plan, every token's adapters added, which `table` [R, 3] finds (factor_table)."""
+        """The layer's output; with a plan, every token's adapters added, which `table` [R, 4] finds (factor_table)."""
         besides = _besides(plan, table, changed)
         y: torch.Tensor = torch.ops.loraplex.nf4_linear(x, self.weight, self.bias, self.out_features, *besides)
         return y

@@ -7,11 +7,18 @@
 namespace loraplex {
 
 // Where one adapter's factors of one layer lie, in its own memory; `a` is null where it has none here. As Python writes
-// them (factor_table.py).
+// them (factor_table.py). They are bf16; or, where there are `steps`, whole numbers of 8 bits, and steps[r] is what a
+// product of both, of rank r, is multiplied with: as both are exact, so are their products either way.
 struct Factors {
-    const uint16_t *a; // [rank, K] bf16
-    const uint16_t *b; // [strips, rank, 16] bf16: strip after strip
-    int64_t rank;      // of this layer: at most that of the group
+    const void *a;      // [rank, K]
+    const void *b;      // [strips, rank, 16]: strip after strip
+    int64_t rank;       // of this layer: at most that of the group
+    const float *steps; // [rank], or null
+
+    int64_t value_bytes() const { return steps ? 1 : 2; }
+    const char *rank_row(int64_t row, int64_t in_features) const {
+        return static_cast<const char *>(a) + row * in_features * value_bytes();
+    }
 };
 
 // The rows of x that use one adapter, wherever they stand: its part of A is read once for all of them. Their numbers are
@@ -29,7 +36,7 @@ struct Group {
 // of its own that no other row changes: what is added to a row, and in which order, does not depend on its neighbours.
 // A use is the number of the member that computes it.
 struct Adapters {
-    const int64_t *table; // of this layer: a row of three for each adapter
+    const int64_t *table; // of this layer: a row of four for each adapter
     int64_t table_stride; // from one row to the next
     const int64_t *first_use; // [T + 1]
     const int64_t *uses;  // [U]

@@ -3,14 +3,22 @@
 #include "vector_math.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 namespace loraplex {
 namespace {
 
 constexpr int64_t LANES = 16;
+constexpr int EXACT_BITS = 6;         // the largest value of a rank is 64 to 127 steps
+constexpr int32_t LEAST_EXPONENT = -50; // eight_bits.py
 
-inline __m512 load(const float *values, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, values); }
-inline __m512 load(const uint16_t *values, __mmask16 mask) { return widen(_mm256_maskz_loadu_epi16(mask, values)); }
+// 16 values from `at` on.
+inline __m512 load(const FileValues &values, int64_t at, __mmask16 mask) {
+    if (values.is_bf16)
+        return widen(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t *>(values.data) + at));
+    return _mm512_maskz_loadu_ps(mask, static_cast<const float *>(values.data) + at);
+}
 
 inline __mmask16 not_finite(__m512i bits) {
     const __m512i exponent = _mm512_set1_epi32(0x7f800000);
@@ -27,48 +35,131 @@ inline __m256i round_to_even(__m512 values, __mmask16 &bad) {
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
 }
 
-template <typename Value> bool round_values(const Value *values, int64_t size, uint16_t *y) {
+bool round_values(const FileValues &values, int64_t size, uint16_t *y) {
     __mmask16 bad = 0;
     for (int64_t i = 0; i < size; i += LANES) {
         const __mmask16 mask = first_lanes(size - i);
-        _mm256_mask_storeu_epi16(y + i, mask, round_to_even(load(values + i, mask), bad));
+        _mm256_mask_storeu_epi16(y + i, mask, round_to_even(load(values, i, mask), bad));
     }
     return bad == 0;
 }
 
-template <typename Value>
-bool transpose_strips(const Value *b, int64_t outputs, int64_t rank, float scale, uint16_t *y) {
-    __mmask16 bad = 0;
-    const __m512 factor = _mm512_set1_ps(scale);
-    for (int64_t first = 0; first < outputs; first += LANES, y += rank * LANES) {
+// Strips of b, 16 ranks at a time: `change` is given 16 lanes of ranks from k on, `store` 16 outputs of one rank.
+template <typename Change, typename Store>
+void transpose_strips(const FileValues &b, int64_t outputs, int64_t rank, const Change &change, const Store &store) {
+    for (int64_t first = 0, strip = 0; first < outputs; first += LANES, strip++) {
         const int64_t here = std::min(LANES, outputs - first);
         for (int64_t k = 0; k < rank; k += LANES) {
             const __mmask16 mask = first_lanes(rank - k);
             __m512i rows[LANES];
             for (int64_t j = 0; j < LANES; j++)
-                rows[j] = j < here ? _mm512_castps_si512(_mm512_mul_ps(load(b + (first + j) * rank + k, mask), factor))
-                                   : _mm512_setzero_si512();
+                rows[j] = j < here ? change(load(b, (first + j) * rank + k, mask), k) : _mm512_setzero_si512();
             transpose(rows);
             const int64_t ranks = std::min(LANES, rank - k);
-            for (int64_t j = 0; j < ranks; j++) {
-                const __m256i rounded = round_to_even(_mm512_castsi512_ps(rows[j]), bad);
-                _mm256_storeu_si256(reinterpret_cast<__m256i *>(y + (k + j) * LANES), rounded);
-            }
+            for (int64_t j = 0; j < ranks; j++)
+                store((strip * rank + k + j) * LANES, rows[j]);
         }
     }
-    return bad == 0;
+}
+
+// The power of two of a rank's steps, by the largest of its values: 2^6 steps, or up to 127, make that one.
+inline bool exponent_of(float largest, int32_t &exponent) {
+    exponent = 0;
+    if (largest == 0)
+        return true;
+    exponent = std::isfinite(largest) ? std::ilogb(largest) - EXACT_BITS : LEAST_EXPONENT - 1;
+    return exponent >= LEAST_EXPONENT;
+}
+
+// How many steps the values are; not whole numbers where they are not on the grid.
+inline __m512 in_steps(__m512 values, __m512i exponents) {
+    return _mm512_scalef_ps(values, _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), exponents)));
+}
+
+inline bool are_whole(__m512 values) {
+    return _mm512_cmp_ps_mask(values, _mm512_roundscale_ps(values, 0), _CMP_NEQ_UQ) == 0;
+}
+
+bool find_steps_of_row(const FileValues &a, int64_t begin, int64_t size, int32_t &exponent) {
+    __m512 largest = _mm512_setzero_ps();
+    for (int64_t i = 0; i < size; i += LANES)
+        largest = _mm512_max_ps(largest, _mm512_abs_ps(load(a, begin + i, first_lanes(size - i))));
+    if (!exponent_of(_mm512_reduce_max_ps(largest), exponent))
+        return false;
+    for (int64_t i = 0; i < size; i += LANES)
+        if (!are_whole(in_steps(load(a, begin + i, first_lanes(size - i)), _mm512_set1_epi32(exponent))))
+            return false;
+    return true;
+}
+
+// The same for up to 16 columns from k on.
+bool find_steps_of_columns(const FileValues &b, int64_t outputs, int64_t rank, int64_t k, int32_t *exponents) {
+    const __mmask16 mask = first_lanes(rank - k);
+    __m512 most = _mm512_setzero_ps();
+    for (int64_t output = 0; output < outputs; output++)
+        most = _mm512_max_ps(most, _mm512_abs_ps(load(b, output * rank + k, mask)));
+    alignas(64) float largest[LANES];
+    _mm512_store_ps(largest, most);
+    alignas(64) int32_t found[LANES] = {};
+    for (int64_t lane = 0; lane < std::min(LANES, rank - k); lane++)
+        if (!exponent_of(largest[lane], found[lane]))
+            return false;
+    const __m512i steps = _mm512_load_si512(found);
+    for (int64_t output = 0; output < outputs; output++)
+        if (!are_whole(in_steps(load(b, output * rank + k, mask), steps)))
+            return false;
+    _mm512_mask_storeu_epi32(exponents + k, mask, steps);
+    return true;
 }
 
 } // namespace
 
-bool round_factor(const float *values, int64_t size, uint16_t *y) { return round_values(values, size, y); }
-bool round_factor(const uint16_t *values, int64_t size, uint16_t *y) { return round_values(values, size, y); }
-
-bool lay_out_strips(const float *b, int64_t outputs, int64_t rank, float scale, uint16_t *y) {
-    return transpose_strips(b, outputs, rank, scale, y);
+bool find_grid(const FilePair &pair, int32_t *exponents, float *steps) {
+    int32_t *const of_b = exponents + pair.rank;
+    for (int64_t rank = 0; rank < pair.rank; rank++)
+        if (!find_steps_of_row(pair.a, rank * pair.inputs, pair.inputs, exponents[rank]))
+            return false;
+    for (int64_t k = 0; k < pair.rank; k += LANES)
+        if (!find_steps_of_columns(pair.b, pair.outputs, pair.rank, k, of_b))
+            return false;
+    for (int64_t rank = 0; rank < pair.rank; rank++) {
+        steps[rank] = std::ldexp(pair.scale, exponents[rank] + of_b[rank]);
+        const float largest = std::ldexp(pair.scale, of_b[rank] + EXACT_BITS + 2); // of scale * b, which bf16 refuses
+        if (!std::isnormal(steps[rank]) || !std::isfinite(largest))
+            return false;
+    }
+    return true;
 }
-bool lay_out_strips(const uint16_t *b, int64_t outputs, int64_t rank, float scale, uint16_t *y) {
-    return transpose_strips(b, outputs, rank, scale, y);
+
+void lay_out_steps(const FilePair &pair, const int32_t *exponents, int8_t *a, int8_t *b) {
+    const auto whole = [](__m512 values, __m512i of) { return _mm512_cvtps_epi32(in_steps(values, of)); };
+    for (int64_t rank = 0; rank < pair.rank; rank++) {
+        const int64_t row = rank * pair.inputs;
+        const __m512i exponent = _mm512_set1_epi32(exponents[rank]);
+        for (int64_t i = 0; i < pair.inputs; i += LANES) {
+            const __mmask16 mask = first_lanes(pair.inputs - i);
+            _mm512_mask_cvtepi32_storeu_epi8(a + row + i, mask, whole(load(pair.a, row + i, mask), exponent));
+        }
+    }
+    const int32_t *of_b = exponents + pair.rank;
+    transpose_strips(
+        pair.b, pair.outputs, pair.rank,
+        [&](__m512 values, int64_t k) {
+            return whole(values, _mm512_maskz_loadu_epi32(first_lanes(pair.rank - k), of_b + k));
+        },
+        [&](int64_t at, __m512i values) { _mm512_mask_cvtepi32_storeu_epi8(b + at, 0xffff, values); });
+}
+
+bool lay_out_rounded(const FilePair &pair, uint16_t *a, uint16_t *b) {
+    __mmask16 bad = 0;
+    const __m512 scale = _mm512_set1_ps(pair.scale);
+    transpose_strips(
+        pair.b, pair.outputs, pair.rank,
+        [&](__m512 values, int64_t) { return _mm512_castps_si512(_mm512_mul_ps(values, scale)); },
+        [&](int64_t at, __m512i values) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(b + at), round_to_even(_mm512_castsi512_ps(values), bad));
+        });
+    return round_values(pair.a, pair.rank * pair.inputs, a) && bad == 0;
 }
 
 } // namespace loraplex

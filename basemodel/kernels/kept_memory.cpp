@@ -11,8 +11,6 @@
 namespace loraplex {
 namespace {
 
-constexpr int64_t ALIGNMENT = 64;
-
 struct Piece {
     void *data = nullptr;
     int64_t bytes = 0;
@@ -57,16 +55,15 @@ void give_back(Piece piece) {
 
 } // namespace
 
-at::Tensor factor_memory(int64_t values) {
-    const int64_t bytes = (2 * values + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+at::Tensor factor_memory(int64_t bytes) {
     Piece piece = take(bytes);
     if (piece.data == nullptr) {
-        piece = {std::aligned_alloc(ALIGNMENT, std::max(bytes, ALIGNMENT)), bytes};
+        piece = {std::aligned_alloc(FACTOR_ALIGNMENT, std::max(bytes, FACTOR_ALIGNMENT)), bytes};
         if (piece.data == nullptr)
             throw std::bad_alloc();
     }
-    return at::from_blob(piece.data, {values}, [piece](void *) { give_back(piece); },
-                         at::TensorOptions().dtype(at::kBFloat16));
+    return at::from_blob(piece.data, {bytes}, [piece](void *) { give_back(piece); },
+                         at::TensorOptions().dtype(at::kByte));
 }
 
 int64_t kept_bytes() {

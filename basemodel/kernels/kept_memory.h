@@ -11,10 +11,12 @@ namespace loraplex {
 constexpr int64_t KEPT_PIECES = 2;
 // Smaller ones malloc keeps by itself.
 constexpr int64_t LEAST_KEPT_BYTES = 1 << 20;
+// Of factors in it.
+constexpr int64_t FACTOR_ALIGNMENT = 64;
 
-// [values] bf16, not initialised, from 64 bytes on. It goes back when the last tensor that looks into it is gone, on any
+// [bytes] uint8, not initialised, a multiple of FACTOR_ALIGNMENT from such a one on. It goes back when the last tensor that looks into it is gone, on any
 // thread.
-at::Tensor factor_memory(int64_t values);
+at::Tensor factor_memory(int64_t bytes);
 
 // Bytes of the pieces that stay.
 int64_t kept_bytes();

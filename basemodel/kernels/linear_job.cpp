@@ -57,9 +57,9 @@ Runs::Runs(at::TensorList given, int64_t hidden_values, int64_t rows) : parts(gi
 }
 
 Adapters Runs::over(const Tensor &table) const {
-    static_assert(sizeof(Factors) == 3 * sizeof(int64_t), "Factors is three integers");
-    TORCH_CHECK(table.scalar_type() == at::kLong && table.dim() == 2 && table.size(1) == 3 && table.stride(1) == 1,
-                "a layer's table of factors must be int64 [R, 3]");
+    static_assert(sizeof(Factors) == 4 * sizeof(int64_t), "Factors is four integers");
+    TORCH_CHECK(table.scalar_type() == at::kLong && table.dim() == 2 && table.size(1) == 4 && table.stride(1) == 1,
+                "a layer's table of factors must be int64 [R, 4]");
     return {table.const_data_ptr<int64_t>(),
             table.stride(0),
             parts[0].const_data_ptr<int64_t>(),

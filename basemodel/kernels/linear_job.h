@@ -38,7 +38,7 @@ struct Runs {
 };
 
 // One layer as an operator was given it: weight [strips * blocks * UNIT_BYTES] uint8 (or [O, K] bf16: then it has no
-// codes), bias [O] bf16, table [R, 3] int64: `Factors` of the adapter in each row (none: it has no adapters).
+// codes), bias [O] bf16, table [R, 4] int64: `Factors` of the adapter in each row (none: it has no adapters).
 struct Layer {
     Layer(const OptionalTensor &weight, const OptionalTensor &bias, const OptionalTensor &table, int64_t in_features,
           int64_t out_features, const Runs &runs, float *hidden = nullptr);

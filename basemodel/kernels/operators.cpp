@@ -14,7 +14,7 @@ namespace {
 using loraplex::OptionalTensor, loraplex::read, loraplex::Stage, loraplex::write, at::Tensor;
 
 // x [T, K] bf16, weight [strips * blocks * UNIT_BYTES] uint8, bias [O] bf16 -> [T, O] bf16.
-// table [R, 3] int64: `Factors`; first_use [T + 1], uses [U], groups [G, 5], members [U] int64 and weights [U] float as
+// table [R, 4] int64: `Factors`; first_use [T + 1], uses [U], groups [G, 5], members [U] int64 and weights [U] float as
 // `Adapters` and `Group` describe them; changed [T] int32, scale and shift [N, strips * 16] as `Changes`.
 Tensor nf4_linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, int64_t out_features,
                   const OptionalTensor &table, const OptionalTensor &first_use, const OptionalTensor &uses,
@@ -126,50 +126,75 @@ Tensor nf4_row_squares(const Tensor &weight, int64_t out_features, int64_t in_fe
     return squares;
 }
 
-// Each a [r, K] and b [O, r], float or bf16 -> a and scale * b as a layer keeps them, a [r, K] and b [strips, r, 16] bf16,
-// all of them parts of one piece of memory (kept_memory.h); and the number of the first pair that is not finite, -1 if
-// all are. All of an adapter in one call: Python's lock is let go once, not once for each of hundreds of layers.
-std::tuple<std::vector<Tensor>, std::vector<Tensor>, int64_t> lay_out_factors(at::TensorList a, at::TensorList b,
-                                                                              at::ArrayRef<double> scales) {
-    constexpr int64_t ALIGNMENT = 32; // values: 64 bytes
-    const auto is_read = [](const Tensor &given) {
-        return given.is_contiguous() && given.dim() == 2 &&
-               (given.scalar_type() == at::kFloat || given.scalar_type() == at::kBFloat16);
-    };
-    const auto strips_of = [](const Tensor &given) { return (given.size(0) + loraplex::STRIP - 1) / loraplex::STRIP; };
-    const auto room_of = [](int64_t values) { return (values + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; };
-    TORCH_CHECK(a.size() == b.size() && a.size() == scales.size(), "a, b and scales: one of each for each pair");
-    int64_t room = 0;
-    for (size_t index = 0; index < a.size(); index++) {
-        TORCH_CHECK(is_read(a[index]) && is_read(b[index]) && a[index].size(0) == b[index].size(1),
+loraplex::FilePair file_pair(const Tensor &a, const Tensor &b, double scale) {
+    const auto values = [](const Tensor &given) {
+        TORCH_CHECK(given.is_contiguous() && given.dim() == 2 &&
+                        (given.scalar_type() == at::kFloat || given.scalar_type() == at::kBFloat16),
                     "a [r, K], b [O, r]: contiguous float or bfloat16");
-        room += room_of(a[index].numel()) + room_of(strips_of(b[index]) * b[index].size(1) * loraplex::STRIP);
+        return loraplex::FileValues{given.data_ptr(), given.scalar_type() == at::kBFloat16};
+    };
+    TORCH_CHECK(a.size(0) == b.size(1), "a [r, K], b [O, r]: of one rank");
+    return {values(a), values(b), a.size(1), b.size(0), a.size(0), static_cast<float>(scale)};
+}
+
+// Where a pair is kept, in bytes of the memory; of values that are bf16, or numbers of steps.
+struct Place {
+    bool has_steps;
+    int64_t a, b, steps;
+};
+
+// Each a [r, K] and b [O, r], float or bf16 -> a and scale * b as a layer keeps them: a [r, K] and b [strips, r, 16] bf16; or,
+// where a grid holds them, int8 beside steps [r] float, which are empty otherwise. All of them are parts of one piece of
+// memory (kept_memory.h). And the number of the first pair that is not finite, -1 if all are. All of an adapter in one
+// call: Python's lock is let go once, not once for each of hundreds of layers.
+std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, int64_t>
+lay_out_factors(at::TensorList a, at::TensorList b, at::ArrayRef<double> scales) {
+    TORCH_CHECK(a.size() == b.size() && a.size() == scales.size(), "a, b and scales: one of each for each pair");
+    std::vector<Place> places;
+    std::vector<std::vector<int32_t>> exponents(a.size());
+    std::vector<std::vector<float>> steps(a.size());
+    int64_t room = 0;
+    const auto take = [&room](int64_t bytes) {
+        const int64_t begin = room;
+        room += (bytes + loraplex::FACTOR_ALIGNMENT - 1) / loraplex::FACTOR_ALIGNMENT * loraplex::FACTOR_ALIGNMENT;
+        return begin;
+    };
+    const auto strips_of = [](int64_t outputs) { return (outputs + loraplex::STRIP - 1) / loraplex::STRIP; };
+    for (size_t index = 0; index < a.size(); index++) {
+        const loraplex::FilePair pair = file_pair(a[index], b[index], scales[index]);
+        exponents[index].resize(2 * pair.rank);
+        steps[index].resize(pair.rank);
+        const bool has_steps = loraplex::find_grid(pair, exponents[index].data(), steps[index].data());
+        const int64_t size = has_steps ? 1 : 2;
+        places.push_back({has_steps, take(size * pair.rank * pair.inputs),
+                          take(size * pair.rank * strips_of(pair.outputs) * loraplex::STRIP),
+                          has_steps ? take(sizeof(float) * pair.rank) : room});
     }
     const Tensor memory = loraplex::factor_memory(room);
-    std::vector<Tensor> kept_a, kept_b;
-    int64_t first_bad = -1, begin = 0;
+    auto *const data = memory.mutable_data_ptr<uint8_t>();
+    const Tensor rounded = memory.view(at::kBFloat16), whole = memory.view(at::kChar), floats = memory.view(at::kFloat);
+    std::vector<Tensor> kept_a, kept_b, kept_steps;
+    int64_t first_bad = -1;
     for (size_t index = 0; index < a.size(); index++) {
-        const Tensor &from_a = a[index], &from_b = b[index];
-        const int64_t rank = from_b.size(1), strips = strips_of(from_b), inputs = from_a.size(1);
-        kept_a.push_back(memory.as_strided({rank, inputs}, {inputs, 1}, begin));
-        begin += room_of(from_a.numel());
-        kept_b.push_back(memory.as_strided({strips, rank, loraplex::STRIP}, {rank * loraplex::STRIP, loraplex::STRIP, 1},
-                                           begin));
-        begin += room_of(strips * rank * loraplex::STRIP);
-        const auto scale = static_cast<float>(scales[index]);
-        const bool is_a_finite =
-            from_a.scalar_type() == at::kFloat
-                ? loraplex::round_factor(from_a.const_data_ptr<float>(), from_a.numel(), write(kept_a.back()))
-                : loraplex::round_factor(read(from_a), from_a.numel(), write(kept_a.back()));
-        const bool is_b_finite =
-            from_b.scalar_type() == at::kFloat
-                ? loraplex::lay_out_strips(from_b.const_data_ptr<float>(), from_b.size(0), rank, scale,
-                                           write(kept_b.back()))
-                : loraplex::lay_out_strips(read(from_b), from_b.size(0), rank, scale, write(kept_b.back()));
-        if (first_bad < 0 && !(is_a_finite && is_b_finite))
+        const loraplex::FilePair pair = file_pair(a[index], b[index], scales[index]);
+        const Place &place = places[index];
+        const Tensor &of_type = place.has_steps ? whole : rounded;
+        const int64_t size = place.has_steps ? 1 : 2, rank = pair.rank;
+        kept_a.push_back(of_type.as_strided({rank, pair.inputs}, {pair.inputs, 1}, place.a / size));
+        kept_b.push_back(of_type.as_strided({strips_of(pair.outputs), rank, loraplex::STRIP},
+                                            {rank * loraplex::STRIP, loraplex::STRIP, 1}, place.b / size));
+        kept_steps.push_back(floats.as_strided({place.has_steps ? rank : 0}, {1}, place.steps / sizeof(float)));
+        if (place.has_steps) {
+            loraplex::lay_out_steps(pair, exponents[index].data(), reinterpret_cast<int8_t *>(data + place.a),
+                                    reinterpret_cast<int8_t *>(data + place.b));
+            std::copy(steps[index].begin(), steps[index].end(), reinterpret_cast<float *>(data + place.steps));
+        } else if (!loraplex::lay_out_rounded(pair, reinterpret_cast<uint16_t *>(data + place.a),
+                                              reinterpret_cast<uint16_t *>(data + place.b)) &&
+                   first_bad < 0) {
             first_bad = static_cast<int64_t>(index);
+        }
     }
-    return {kept_a, kept_b, first_bad};
+    return {kept_a, kept_b, kept_steps, first_bad};
 }
 
 int64_t kept_factor_bytes() { return loraplex::kept_bytes(); }
@@ -190,7 +215,7 @@ TORCH_LIBRARY(loraplex, library) {
     library.def("paged_attention(Tensor query, Tensor(a!) keys, Tensor(b!) values, Tensor slots, Tensor starts, "
                 "Tensor lengths, float scaling, int window, float softcap, Tensor? key=None, Tensor? value=None, "
                 "Tensor? write_slots=None) -> Tensor");
-    library.def("lay_out_factors(Tensor[] a, Tensor[] b, float[] scales) -> (Tensor[], Tensor[], int)");
+    library.def("lay_out_factors(Tensor[] a, Tensor[] b, float[] scales) -> (Tensor[], Tensor[], Tensor[], int)");
     library.def("kept_factor_bytes() -> int", &kept_factor_bytes);
     library.def("is_supported() -> bool", &is_supported);
 }

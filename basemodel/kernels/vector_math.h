@@ -17,6 +17,16 @@ inline __m512 widen(const uint16_t *values) {
     return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(values)));
 }
 
+inline __m512 widen(const int8_t *values) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(values))));
+}
+
+// 32 values as factors of a product in bf16, which holds whole numbers up to 256.
+inline __m512bh factors_of_product(const uint16_t *values) { return (__m512bh)_mm512_loadu_si512(values); }
+inline __m512bh factors_of_product(const int8_t *values) {
+    return _mm512_cvtne2ps_pbh(widen(values + 16), widen(values));
+}
+
 inline __m256i narrow(__m512 values) { return (__m256i)_mm512_cvtneps_pbh(values); }
 
 inline __m512 rounded(__m512 values) { return widen(narrow(values)); }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from basemodel.eight_bits import round_pair, steps_of
 from basemodel.factor_layout import FactorLayout, Factors, LoraPair, is_finite_throughout, lay_out_all
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.packed_linear import STRIP
@@ -133,6 +136,74 @@ def test_memory_that_an_adapter_leaves_is_the_next_ones() -> None:
     again.clear()
     _quarter = laid_out(KERNEL, a[:, :2048].contiguous(), b[:2048])
     assert kept_bytes() == 2 * piece_bytes, "a piece went to an adapter of a quarter of its size"
+
+
+def on_grid(rank: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    a, b = round_pair(*factors(rank, inputs, outputs, torch.float32))
+    b[:, -1] = 0  # a rank that does nothing
+    return a.to(dtype), b.to(dtype)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize("scale", [1.0, 0.37, -64.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_factors_on_a_grid_are_kept_in_8_bits_and_are_the_same(
+    shape: tuple[int, int, int], scale: float, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    rank, _, outputs = shape
+    a, b = (half.to(dtype) for half, dtype in zip(on_grid(*shape, torch.float32), dtypes, strict=True))
+    pair = laid_out(KERNEL, a, b, scale)
+    assert pair.a.dtype == pair.b.dtype == torch.int8
+    assert pair.steps is not None
+    assert pair.pair_bytes < 0.6 * (2 * pair.a.numel() + 2 * pair.b.numel())
+    a_steps, b_steps = steps_of(a.float()), steps_of(b.float().T)
+    one = torch.ones(())  # of a rank of zeros: any step will do
+    assert torch.equal(pair.a.float() * a_steps[:, None], a.float())
+    whole = pair.b.transpose(1, 2).reshape(-1, rank)
+    assert torch.equal(whole[:outputs].float() * b_steps, b.float())
+    assert not whole[outputs:].any()
+    products = torch.where(a_steps > 0, a_steps, one) * torch.where(b_steps > 0, b_steps, one)
+    assert torch.equal(pair.steps, products * torch.tensor(scale))
+
+
+@needs_kernels
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("value", [1 / 256, 1e30, torch.nan, torch.inf])
+def test_one_value_beside_the_grid_keeps_a_pair_in_16_bits(half: int, value: float) -> None:
+    """And one that is not finite is still refused."""
+    halves = on_grid(5, 64, 47, torch.float32)
+    assert laid_out(KERNEL, *halves).steps is not None
+    halves[half][2, 3] = value
+    pair = KERNEL.lay_out(*halves, 1.0)
+    assert (pair is None) == (not math.isfinite(value))
+    assert pair is None or (pair.steps is None and pair.a.dtype == torch.bfloat16)
+
+
+@needs_kernels
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e38, float("inf"), float("nan")])
+def test_a_scale_that_leaves_the_range_of_floats_is_judged_as_in_16_bits(scale: float) -> None:
+    halves = on_grid(5, 64, 47, torch.float32)
+    pair, reference = KERNEL.lay_out(*halves, scale), KERNEL.lay_out_reference(*halves, scale)
+    assert (pair is None) == (reference is None)
+    if pair is not None and reference is not None and pair.steps is None:
+        assert torch.equal(pair.b, reference.b)
+
+
+@needs_kernels
+def test_an_adapter_may_have_pairs_of_both_kinds() -> None:
+    given = {
+        "rounded": Factors(*on_grid(5, 64, 47, torch.bfloat16), 2.0, KERNEL),
+        "plain": Factors(*factors(5, 64, 47, torch.float32), 2.0, KERNEL),
+        "again": Factors(*on_grid(16, 128, 33, torch.float32), 0.5, KERNEL),
+    }
+    pairs, bad = lay_out_all(given)
+    assert bad is None
+    assert [pairs[path].steps is None for path in given] == [False, True, False]
+    for path, each in given.items():
+        alone = laid_out(KERNEL, each.a, each.b, each.scale)
+        assert torch.equal(pairs[path].a, alone.a)
+        assert torch.equal(pairs[path].b, alone.b)
 
 
 def test_large_finite_values_are_finite() -> None:

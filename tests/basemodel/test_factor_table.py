@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from basemodel.eight_bits import round_pair
 from basemodel.factor_layout import FactorLayout, LoraPair
 from basemodel.factor_table import FactorTable
 from basemodel.kernels.library import has_cpu_kernels
@@ -54,6 +55,34 @@ def test_a_layer_may_have_a_smaller_rank_than_the_adapter(rank: int, layer: Dens
     torch.testing.assert_close(together[1:].float(), expected, rtol=1e-2, atol=1e-2)
     exact = plan_of(RankRows(B.start, rank, B.weight), RankRows(B.start, rank, B.weight))
     assert torch.equal(together[1:], layer(x[1:], exact, table.of("layer"))), "not the bits of its own rank"
+
+
+@needs_kernels
+@torch.inference_mode()
+@pytest.mark.parametrize("inputs", [IN, 3 * IN])
+@pytest.mark.parametrize("rank", [1, 3, 4, 12])
+@pytest.mark.parametrize("rows", [1, 2, 3, 9])
+def test_8_bits_give_the_bits_of_16(rows: int, rank: int, inputs: int) -> None:
+    """Beside another adapter that is kept in 16, and whichever of the two comes first."""
+    layer = DenseLinear(nn.Linear(inputs, OUT, bias=False, dtype=torch.bfloat16))
+    a, b = round_pair(torch.randn(rank, inputs), torch.randn(OUT, rank))
+    layout = FactorLayout(torch.bfloat16, STRIP)
+    eight, sixteen = layout.lay_out(a, b, 0.5), layout.lay_out_reference(a, b, 0.5)
+    plain = layout.lay_out(torch.randn(A.rank, inputs), torch.randn(OUT, A.rank), 1.0)
+    assert eight is not None
+    assert sixteen is not None
+    assert plain is not None
+    assert (eight.steps is None, sixteen.steps is None, plain.steps is None) == (False, True, True)
+    x = torch.randn(rows + 1, inputs).to(torch.bfloat16)
+    table = FactorTable(32, ["layer"])
+    for uses in ((A, *[B] * rows), (*[B] * rows, A)):
+        seen = []
+        for pair in (eight, sixteen):
+            table.put(A.start, {"layer": plain})
+            table.put(B.start, {"layer": pair})
+            seen.append(layer(x, plan_of(*uses), table.of("layer")))
+        assert torch.equal(seen[0], seen[1])
+        assert not torch.equal(seen[0], layer(x))
 
 
 @needs_kernels
