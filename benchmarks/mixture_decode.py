@@ -1,6 +1,6 @@
 """What does a top-2 mixture on every row cost? A decode step of the engine against its own base and plain adapters.
 
-Run: `python -m benchmarks.mixture_decode [--model embedded|0.1b|0.5b] [--rows 1,8] [--quick] [--json FILE]`
+Run: `python -m benchmarks.mixture_decode [--model embedded|0.1b|0.5b] [--rows 1,8] [--adapter-bits 8] [--quick] [--json FILE]`
 
 For each number of rows it decodes, in turn and several times, so that a change of the machine's speed meets all:
 base (no adapter), plain (an adapter on every row, as many different ones as the mixture has experts), and mixture (one
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from basemodel.mixture_gate import Mixture, write_mixture
-from benchmarks.decode_command import run_decode_benchmark
+from benchmarks.decode_command import DecodeSettings, run_decode_benchmark
 from benchmarks.serve_mixed import GRAPH_BYTES, PROMPT_TOKENS, RANK, decode_uses_seconds
 from benchmarks.workload import open_base, random_adapters, ready_engine
 from serving.engine.engine import Engine
@@ -49,28 +49,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_decode_benchmark(__doc__, arguments, rows="1,4,8", tokens=64, measure=measure, show=_print)
 
 
-def measure(
-    model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path, *, cuda_graphs: bool
-) -> list[Result]:
+def measure(wanted: DecodeSettings) -> list[Result]:
     """One result for each number of rows."""
-    base = open_base(model, folder, device=device)
-    adapters = random_adapters(base.description, folder / "adapters", count=EXPERTS, rank=RANK)
+    base = open_base(wanted.model, wanted.folder, device=wanted.device)
+    adapters = random_adapters(
+        base.description, wanted.folder / "adapters", count=EXPERTS, rank=RANK, adapter_bits=wanted.adapter_bits
+    )
     experts = tuple(AdapterUse(digest=_digest(each), folder=str(each)) for each in adapters)
     hidden = int(base.model.get_input_embeddings().get_parameter("weight").shape[1])
-    mixture = _mixture(folder / "mixture", base.description.fingerprint, hidden, experts)
+    mixture = _mixture(wanted.folder / "mixture", base.description.fingerprint, hidden, experts)
     settings = EngineSettings(
         socket="",
-        base=model,
+        base=wanted.model,
         bases_folder="",
-        device=device,
-        max_running=max(rows),
-        cuda_graph_bytes=GRAPH_BYTES if cuda_graphs else 0,
+        device=wanted.device,
+        max_running=max(wanted.rows),
+        cuda_graph_bytes=GRAPH_BYTES if wanted.cuda_graphs else 0,
         adapter_slots=EXPERTS,
-        kv_cache_tokens=max(rows) * (PROMPT_TOKENS + tokens + 32),
+        kv_cache_tokens=max(wanted.rows) * (PROMPT_TOKENS + wanted.tokens + 32),
         check_probes=False,
     )
     engine = ready_engine(base, settings)
-    return [_measure_rows(engine, count, experts, mixture, tokens, repeats) for count in rows]
+    return [_measure_rows(engine, count, experts, mixture, wanted.tokens, wanted.repeats) for count in wanted.rows]
 
 
 def _measure_rows(

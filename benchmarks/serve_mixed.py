@@ -1,6 +1,6 @@
 """What does a different adapter on every row cost? Tokens per second of the engine against its own base and PEFT.
 
-Run: `python -m benchmarks.serve_mixed [--model embedded|0.1b|0.5b] [--rows 1,4,8] [--quick] [--json FILE]`
+Run: `python -m benchmarks.serve_mixed [--model embedded|0.1b|0.5b] [--rows 1,4,8] [--adapter-bits 8] [--quick] [--json FILE]`
 
 For each number of rows it decodes, in turn and several times, so that a change of the machine's speed meets all:
 base (no adapter), same (one adapter on every row), mixed (a different adapter on every row), and PEFT
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from basemodel.four_bit import Linear4bit
 from basemodel.load import Base
-from benchmarks.decode_command import run_decode_benchmark
+from benchmarks.decode_command import DecodeSettings, run_decode_benchmark
 from benchmarks.engine_in_process import prompt_of
 from benchmarks.workload import open_base, random_adapters, ready_engine
 from serving.engine.engine import Engine
@@ -53,34 +53,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_decode_benchmark(__doc__, arguments, rows="1,4,8,16,32", tokens=64, measure=measure, show=_print)
 
 
-def measure(
-    model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path, *, cuda_graphs: bool
-) -> list[Result]:
+def measure(wanted: DecodeSettings) -> list[Result]:
     """One result for each number of rows."""
-    served = open_base(model, folder, device=device)
-    adapters = random_adapters(served.description, folder / "adapters", count=max(rows), rank=RANK)
+    most = max(wanted.rows)
+    served = open_base(wanted.model, wanted.folder, device=wanted.device)
+    adapters = random_adapters(
+        served.description, wanted.folder / "adapters", count=most, rank=RANK, adapter_bits=wanted.adapter_bits
+    )
     settings = EngineSettings(
         socket="",
-        base=model,
+        base=wanted.model,
         bases_folder="",
-        device=device,
-        max_running=max(rows),
-        cuda_graph_bytes=GRAPH_BYTES if cuda_graphs else 0,
-        adapter_slots=max(rows),
+        device=wanted.device,
+        max_running=most,
+        cuda_graph_bytes=GRAPH_BYTES if wanted.cuda_graphs else 0,
+        adapter_slots=most,
         adapter_pool_bytes=None,
-        kv_cache_tokens=max(rows) * (PROMPT_TOKENS + tokens + 32),
+        kv_cache_tokens=most * (PROMPT_TOKENS + wanted.tokens + 32),
         check_probes=False,
     )
     engine = ready_engine(served, settings)
-    peft = _peft(open_base(model, folder, device=device), adapters)
-    bandwidth = read_bandwidth(device)
-    return [_measure_rows(engine, peft, adapters[:count], tokens, repeats, bandwidth) for count in rows]
+    peft = _peft(open_base(wanted.model, wanted.folder, device=wanted.device), adapters)
+    bandwidth = read_bandwidth(wanted.device)
+    return [_measure_rows(engine, peft, adapters[:count], wanted, bandwidth) for count in wanted.rows]
 
 
 def _measure_rows(
-    engine: Engine, peft: PeftModel, adapters: list[Path], tokens: int, repeats: int, bandwidth: float
+    engine: Engine, peft: PeftModel, adapters: list[Path], wanted: DecodeSettings, bandwidth: float
 ) -> Result:
-    count = len(adapters)
+    count, tokens = len(adapters), wanted.tokens
     contenders: dict[str, Callable[[], float]] = {
         "base": lambda: decode_seconds(engine, [None] * count, tokens),
         "same": lambda: decode_seconds(engine, [adapters[0]] * count, tokens),
@@ -88,15 +89,14 @@ def _measure_rows(
         "peft": lambda: _peft_seconds(peft, adapters, tokens),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for repeat in range(repeats + 1):
+    for repeat in range(wanted.repeats + 1):
         for name, run in contenders.items():
             taken = run()
             if repeat:  # the first round warms up
                 seconds[name].append(taken)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    size = (
-        sum((folder / "adapter_model.safetensors").stat().st_size for folder in adapters) / 2
-    )  # bfloat16 on the device
+    file_bytes = sum((folder / "adapter_model.safetensors").stat().st_size for folder in adapters)  # float32
+    size = file_bytes * wanted.adapter_bits / 32
     return Result(
         rows=count,
         base_tokens_per_s=count * tokens / median["base"],

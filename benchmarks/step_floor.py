@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from basemodel.description import BaseDescription, ModuleShape
-from benchmarks.decode_command import run_decode_benchmark
+from benchmarks.decode_command import DecodeSettings, run_decode_benchmark
 from benchmarks.serve_mixed import GRAPH_BYTES, PROMPT_TOKENS, decode_seconds, least_seconds, read_bandwidth
 from benchmarks.workload import open_base, ready_engine
 from serving.engine.batch import Batch
@@ -56,18 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_decode_benchmark(__doc__, arguments, rows="1,8", tokens=48, measure=measure, show=_print)
 
 
-def measure(
-    model: str, rows: list[int], tokens: int, repeats: int, device: str, folder: Path, *, cuda_graphs: bool
-) -> list[Result]:
+def measure(wanted: DecodeSettings) -> list[Result]:
     """One result for each number of rows."""
-    base = open_base(model, folder, device=device)
+    rows, tokens, repeats, device = wanted.rows, wanted.tokens, wanted.repeats, wanted.device
+    base = open_base(wanted.model, wanted.folder, device=device)
     settings = EngineSettings(
         socket="",
-        base=model,
+        base=wanted.model,
         bases_folder="",
         device=device,
         max_running=max(rows),
-        cuda_graph_bytes=GRAPH_BYTES if cuda_graphs else 0,
+        cuda_graph_bytes=GRAPH_BYTES if wanted.cuda_graphs else 0,
         kv_cache_tokens=max(rows) * (PROMPT_TOKENS + tokens + 32),
     )
     engine = ready_engine(base, settings)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
 from basemodel.description import BaseDescription
+from basemodel.eight_bits import round_pair
 from basemodel.load import Base, load_base, load_snapshot
 from basemodel.source import EMBEDDED, EMBEDDED_FOLDER
 from benchmarks.repeated_base import repeated_base
@@ -87,14 +88,15 @@ def base_source(model: str, folder: Path) -> str:
     return str(source)
 
 
-def random_adapters(base: BaseDescription, folder: Path, *, count: int, rank: int) -> list[Path]:
-    """`count` LoRA adapters of `rank` on every quantized layer, in PEFT's layout."""
-    return [
-        _random_adapter(base, folder / f"{base.fingerprint[:8]}-r{rank}-{seed}", seed, rank) for seed in range(count)
-    ]
+def random_adapters(
+    base: BaseDescription, folder: Path, *, count: int, rank: int, adapter_bits: int = 16
+) -> list[Path]:
+    """`count` LoRA adapters of `rank` on every quantized layer, in PEFT's layout; on the grid of 8 bits if wanted."""
+    kind = f"{base.fingerprint[:8]}-r{rank}" + ("-8-bits" if adapter_bits == 8 else "")
+    return [_random_adapter(base, folder / f"{kind}-{seed}", seed, rank, adapter_bits) for seed in range(count)]
 
 
-def _random_adapter(base: BaseDescription, folder: Path, seed: int, rank: int) -> Path:
+def _random_adapter(base: BaseDescription, folder: Path, seed: int, rank: int, adapter_bits: int) -> Path:
     if folder.is_dir():
         return folder
     generator = torch.Generator().manual_seed(seed)
@@ -104,6 +106,8 @@ def _random_adapter(base: BaseDescription, folder: Path, seed: int, rank: int) -
             name = f"base_model.model.{path}"
             a = torch.randn(rank, shape.in_features, generator=generator) * shape.in_features**-0.5
             b = torch.randn(shape.out_features, rank, generator=generator) * 0.02
+            if adapter_bits == 8:
+                a, b = round_pair(a, b)
             tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
     targets = sorted({path.rsplit(".", 1)[1] for path, shape in base.modules.items() if shape.quantized})
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": targets}
