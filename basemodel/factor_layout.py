@@ -25,7 +25,8 @@ class LoraPair:
     """One module's factors as its layer keeps them: a [r, H], which is lora_A, and b [strips, r, width], which is
     lora_B times the scale, transposed strip by strip; outputs behind O are zeros.
 
-    With `steps` [r] float32 both are int8, whole numbers, and a rank's part of b a is multiplied with its step.
+    With `steps` [r] float32 both are int8, whole numbers, and a rank's part of b a is multiplied with its step; of each
+    32 values of a row of `a` those of even places come before those of odd ones.
     """
 
     a: torch.Tensor

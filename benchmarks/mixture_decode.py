@@ -1,6 +1,6 @@
 """What does a top-2 mixture on every row cost? A decode step of the engine against its own base and plain adapters.
 
-Run: `python -m benchmarks.mixture_decode [--model embedded|0.1b|0.5b] [--rows 1,8] [--adapter-bits 8] [--quick] [--json FILE]`
+Run: `python -m benchmarks.mixture_decode [--model embedded|0.1b|0.5b] [--rows 1,8] [--adapter-bits 8] [--json FILE]`
 
 For each number of rows it decodes, in turn and several times, so that a change of the machine's speed meets all:
 base (no adapter), plain (an adapter on every row, as many different ones as the mixture has experts), and mixture (one

@@ -1,6 +1,6 @@
 """What does a different adapter on every row cost? Tokens per second of the engine against its own base and PEFT.
 
-Run: `python -m benchmarks.serve_mixed [--model embedded|0.1b|0.5b] [--rows 1,4,8] [--adapter-bits 8] [--quick] [--json FILE]`
+Run: `python -m benchmarks.serve_mixed [--model embedded|0.1b|0.5b] [--rows 1,4,8] [--adapter-bits 8] [--json FILE]`
 
 For each number of rows it decodes, in turn and several times, so that a change of the machine's speed meets all:
 base (no adapter), same (one adapter on every row), mixed (a different adapter on every row), and PEFT

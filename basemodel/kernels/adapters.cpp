@@ -10,6 +10,8 @@
 namespace loraplex {
 namespace {
 
+constexpr int64_t MOST_TOGETHER = 8; // members for which A and B are read once
+
 // What `count` members of a group add to 16 outputs: deltas[member] = sum over r of hidden[member][r] * B[r, 16 outputs].
 // A row of B is read and widened once for all of them; even and odd ranks have sums of their own, whatever `count` is.
 template <int count, typename Value>
@@ -40,94 +42,87 @@ void add_nothing(float *deltas, int64_t members) {
         _mm512_store_ps(deltas + member * STRIP, _mm512_set1_ps(-0.0f));
 }
 
-// hidden values of `count` rows and one rank row of A: the row of A is read once for all of them. A row's sum runs over
-// k in one order, whatever `count` is; it is multiplied with `step`.
-template <int count, typename Value>
-void dot_rows(const uint16_t *x, int64_t in_features, const int64_t *rows, const Value *a, float step, float *hidden,
-              int64_t hidden_stride) {
+// hidden values of `count` rows and `ranks` rank rows of A: each value of x and of A is loaded once for all of them, and
+// their sums do not wait for each other. A sum runs over k in one order, whatever `count` and `ranks` are, and is then
+// multiplied with the rank's step (1 where there are no steps). As many rank rows at `ahead`, which come next, are asked
+// for meanwhile.
+template <int count, int ranks, typename Value>
+void dot_block(const uint16_t *x, int64_t in_features, const int64_t *rows, const Value *a, const float *steps,
+               const char *ahead, float *hidden, int64_t hidden_stride) {
+    constexpr int64_t LINE = 64 / sizeof(Value);
     const uint16_t *source[count];
-    __m512 sums[count];
+    __m512 sums[count][ranks];
     for (int row = 0; row < count; row++) {
         source[row] = x + rows[row] * in_features;
-        sums[row] = _mm512_setzero_ps();
+        for (int rank = 0; rank < ranks; rank++)
+            sums[row][rank] = _mm512_setzero_ps();
     }
-    for (int64_t k = 0; k < in_features; k += 32) {
-        const __m512bh factor = factors_of_product(a + k);
-        for (int row = 0; row < count; row++)
-            sums[row] = _mm512_dpbf16_ps(sums[row], (__m512bh)_mm512_loadu_si512(source[row] + k), factor);
-    }
-    for (int row = 0; row < count; row++)
-        hidden[row * hidden_stride] = step * _mm512_reduce_add_ps(sums[row]);
-}
-
-// The same for one row and `count` rank rows, which do not wait for each other's sums. Each sum runs as above. As many
-// rank rows at `ahead`, which come next, are asked for meanwhile.
-template <int count, typename Value>
-void dot_ranks(const uint16_t *x, int64_t in_features, const Value *a, const float *steps, const char *ahead,
-               float *hidden) {
-    constexpr int64_t LINE = 64 / sizeof(Value);
-    __m512 sums[count];
-    for (int rank = 0; rank < count; rank++)
-        sums[rank] = _mm512_setzero_ps();
     for (int64_t line = 0; line < in_features; line += LINE) {
-        for (int rank = 0; rank < count; rank++)
+        for (int rank = 0; rank < ranks; rank++)
             _mm_prefetch(ahead + (rank * in_features + line) * sizeof(Value), _MM_HINT_T1);
         for (int64_t k = line; k < line + LINE; k += 32) {
-            const __m512bh value = (__m512bh)_mm512_loadu_si512(x + k);
-            for (int rank = 0; rank < count; rank++)
-                sums[rank] = _mm512_dpbf16_ps(sums[rank], value, factors_of_product(a + rank * in_features + k));
+            __m512bh factors[ranks];
+            for (int rank = 0; rank < ranks; rank++)
+                factors[rank] = factors_of_product(a + rank * in_features + k);
+            for (int row = 0; row < count; row++) {
+                const __m512bh value = (__m512bh)_mm512_loadu_si512(source[row] + k);
+                for (int rank = 0; rank < ranks; rank++)
+                    sums[row][rank] = _mm512_dpbf16_ps(sums[row][rank], value, factors[rank]);
+            }
         }
     }
-    for (int rank = 0; rank < count; rank++)
-        hidden[rank] = (steps ? steps[rank] : 1.0f) * _mm512_reduce_add_ps(sums[rank]);
+    for (int row = 0; row < count; row++)
+        for (int rank = 0; rank < ranks; rank++)
+            hidden[row * hidden_stride + rank] = (steps ? steps[rank] : 1.0f) * _mm512_reduce_add_ps(sums[row][rank]);
 }
 
-// The same for rank rows [first, last) of one group, whose factors are there. `behind` is what comes after the group's
-// rows of A (may be null).
+// Rank rows [rank, end) for `count` rows. `behind` as below.
+template <int count, typename Value>
+void dot_rows(const uint16_t *x, int64_t in_features, const int64_t *rows, const Factors &factors, int64_t rank,
+              int64_t end, const char *behind, float *hidden) {
+    constexpr int RANKS = count > 4 ? 2 : 4; // as many sums as there are registers for
+    const auto *own = static_cast<const Value *>(factors.a);
+    const auto multiply = [&]<int ranks>() {
+        const bool is_last = rank + 2 * ranks > factors.rank && behind;
+        dot_block<count, ranks>(x, in_features, rows, own + rank * in_features,
+                                factors.steps ? factors.steps + rank : nullptr,
+                                is_last ? behind : factors.rank_row(rank + ranks, in_features), hidden + rank,
+                                factors.rank);
+        rank += ranks;
+    };
+    while (rank + RANKS <= end)
+        multiply.template operator()<RANKS>();
+    while (rank < end)
+        multiply.template operator()<1>();
+}
+
+// Rank rows [first, last) of one group, whose factors are there. `behind` is what is read after the group's rows of A (may
+// be null).
 template <typename Value>
 void shrink_group(const uint16_t *x, int64_t in_features, const Adapters &adapters, const Group &group, int64_t first,
                   int64_t last, const char *behind) {
+    constexpr decltype(&dot_rows<1, Value>) BY_COUNT[] = {dot_rows<1, Value>, dot_rows<2, Value>, dot_rows<3, Value>,
+                                                         dot_rows<4, Value>, dot_rows<5, Value>, dot_rows<6, Value>,
+                                                         dot_rows<7, Value>, dot_rows<8, Value>};
     const int64_t *rows = adapters.members + group.first_member;
     const Factors &factors = adapters.factors_of(group);
-    const auto *own = static_cast<const Value *>(factors.a);
-    const int64_t stride = factors.rank, end = std::min(last, factors.rank);
-    int64_t rank = std::max<int64_t>(first, 0);
-    if (group.members == 1)
-        for (; rank + 4 <= end; rank += 4) {
-            const char *ahead = rank + 8 <= stride || !behind ? factors.rank_row(rank + 4, in_features) : behind;
-            dot_ranks<4>(x + rows[0] * in_features, in_features, own + rank * in_features,
-                         factors.steps ? factors.steps + rank : nullptr, ahead, adapters.hidden + group.hidden + rank);
-        }
-    for (; rank < end; rank++) {
-        const Value *a = own + rank * in_features;
-        const float step = factors.steps ? factors.steps[rank] : 1.0f;
-        float *hidden = adapters.hidden + group.hidden + rank;
-        int64_t done = 0;
-        for (; done + 8 <= group.members; done += 8)
-            dot_rows<8>(x, in_features, rows + done, a, step, hidden + done * stride, stride);
-        for (; done + 4 <= group.members; done += 4)
-            dot_rows<4>(x, in_features, rows + done, a, step, hidden + done * stride, stride);
-        for (; done + 2 <= group.members; done += 2)
-            dot_rows<2>(x, in_features, rows + done, a, step, hidden + done * stride, stride);
-        if (done < group.members)
-            dot_rows<1>(x, in_features, rows + done, a, step, hidden + done * stride, stride);
+    for (int64_t done = 0; done < group.members; done += MOST_TOGETHER) {
+        const int64_t count = std::min(MOST_TOGETHER, group.members - done);
+        BY_COUNT[count - 1](x, in_features, rows + done, factors, std::max<int64_t>(first, 0),
+                            std::min(last, factors.rank), behind, adapters.hidden + group.hidden + done * factors.rank);
     }
 }
 
 // What the members of one group add to a strip.
 template <typename Value>
 void expand_group(const Factors &factors, int64_t strip, const float *hidden, int64_t members, float *deltas) {
+    constexpr decltype(&expand_members<1, Value>) BY_COUNT[] = {
+        expand_members<1, Value>, expand_members<2, Value>, expand_members<3, Value>, expand_members<4, Value>,
+        expand_members<5, Value>, expand_members<6, Value>, expand_members<7, Value>, expand_members<8, Value>};
     const int64_t rank = factors.rank;
     const Value *b = static_cast<const Value *>(factors.b) + strip * rank * STRIP;
-    int64_t done = 0;
-    for (; done + 8 <= members; done += 8)
-        expand_members<8>(b, rank, hidden + done * rank, deltas + done * STRIP);
-    for (; done + 4 <= members; done += 4)
-        expand_members<4>(b, rank, hidden + done * rank, deltas + done * STRIP);
-    for (; done + 2 <= members; done += 2)
-        expand_members<2>(b, rank, hidden + done * rank, deltas + done * STRIP);
-    if (done < members)
-        expand_members<1>(b, rank, hidden + done * rank, deltas + done * STRIP);
+    for (int64_t done = 0; done < members; done += MOST_TOGETHER)
+        BY_COUNT[std::min(MOST_TOGETHER, members - done) - 1](b, rank, hidden + done * rank, deltas + done * STRIP);
 }
 
 } // namespace

@@ -10,7 +10,7 @@ namespace loraplex {
 // them (factor_table.py). They are bf16; or, where there are `steps`, whole numbers of 8 bits, and steps[r] is what a
 // product of both, of rank r, is multiplied with: as both are exact, so are their products either way.
 struct Factors {
-    const void *a;      // [rank, K]
+    const void *a;      // [rank, K], whole numbers in the order of factors_of_product (vector_math.h)
     const void *b;      // [strips, rank, 16]: strip after strip
     int64_t rank;       // of this layer: at most that of the group
     const float *steps; // [rank], or null

@@ -10,7 +10,8 @@ namespace loraplex {
 namespace {
 
 constexpr int64_t LANES = 16;
-constexpr int EXACT_BITS = 6;         // the largest value of a rank is 64 to 127 steps
+constexpr __mmask16 ALL = 0xffff;
+constexpr int EXACT_BITS = 6;           // the largest value of a rank is 64 to 127 steps
 constexpr int32_t LEAST_EXPONENT = -50; // eight_bits.py
 
 // 16 values from `at` on.
@@ -76,6 +77,10 @@ inline __m512 in_steps(__m512 values, __m512i exponents) {
     return _mm512_scalef_ps(values, _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), exponents)));
 }
 
+inline void store_bytes(int8_t *target, __m512i values) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(target), _mm512_cvtepi32_epi8(values));
+}
+
 inline bool are_whole(__m512 values) {
     return _mm512_cmp_ps_mask(values, _mm512_roundscale_ps(values, 0), _CMP_NEQ_UQ) == 0;
 }
@@ -115,6 +120,8 @@ bool find_steps_of_columns(const FileValues &b, int64_t outputs, int64_t rank, i
 } // namespace
 
 bool find_grid(const FilePair &pair, int32_t *exponents, float *steps) {
+    if (pair.inputs % (2 * LANES) != 0)
+        return false;
     int32_t *const of_b = exponents + pair.rank;
     for (int64_t rank = 0; rank < pair.rank; rank++)
         if (!find_steps_of_row(pair.a, rank * pair.inputs, pair.inputs, exponents[rank]))
@@ -133,12 +140,16 @@ bool find_grid(const FilePair &pair, int32_t *exponents, float *steps) {
 
 void lay_out_steps(const FilePair &pair, const int32_t *exponents, int8_t *a, int8_t *b) {
     const auto whole = [](__m512 values, __m512i of) { return _mm512_cvtps_epi32(in_steps(values, of)); };
+    const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
     for (int64_t rank = 0; rank < pair.rank; rank++) {
         const int64_t row = rank * pair.inputs;
         const __m512i exponent = _mm512_set1_epi32(exponents[rank]);
-        for (int64_t i = 0; i < pair.inputs; i += LANES) {
-            const __mmask16 mask = first_lanes(pair.inputs - i);
-            _mm512_mask_cvtepi32_storeu_epi8(a + row + i, mask, whole(load(pair.a, row + i, mask), exponent));
+        for (int64_t i = row; i < row + pair.inputs; i += 2 * LANES) {
+            const __m512i low = whole(load(pair.a, i, ALL), exponent);
+            const __m512i high = whole(load(pair.a, i + LANES, ALL), exponent);
+            store_bytes(a + i, _mm512_permutex2var_epi32(low, evens, high));
+            store_bytes(a + i + LANES, _mm512_permutex2var_epi32(low, odds, high));
         }
     }
     const int32_t *of_b = exponents + pair.rank;
@@ -147,7 +158,7 @@ void lay_out_steps(const FilePair &pair, const int32_t *exponents, int8_t *a, in
         [&](__m512 values, int64_t k) {
             return whole(values, _mm512_maskz_loadu_epi32(first_lanes(pair.rank - k), of_b + k));
         },
-        [&](int64_t at, __m512i values) { _mm512_mask_cvtepi32_storeu_epi8(b + at, 0xffff, values); });
+        [&](int64_t at, __m512i values) { store_bytes(b + at, values); });
 }
 
 bool lay_out_rounded(const FilePair &pair, uint16_t *a, uint16_t *b) {

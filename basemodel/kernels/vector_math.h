@@ -21,10 +21,12 @@ inline __m512 widen(const int8_t *values) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(values))));
 }
 
-// 32 values as factors of a product in bf16, which holds whole numbers up to 256.
+// 32 values as factors of a product in bf16. Of whole numbers, which bf16 holds up to 256, those of even places come first
+// and then those of odd ones (`factor_layout.cpp`): each is the upper half of its float, and two make a lane.
 inline __m512bh factors_of_product(const uint16_t *values) { return (__m512bh)_mm512_loadu_si512(values); }
 inline __m512bh factors_of_product(const int8_t *values) {
-    return _mm512_cvtne2ps_pbh(widen(values + 16), widen(values));
+    const __m512i even = _mm512_castps_si512(widen(values)), odd = _mm512_castps_si512(widen(values + 16));
+    return (__m512bh)_mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
 }
 
 inline __m256i narrow(__m512 values) { return (__m256i)_mm512_cvtneps_pbh(values); }
