@@ -13,9 +13,12 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from basemodel.adapter_weights import read_adapter
 from basemodel.eight_bits import round_pair
+from basemodel.kernels.library import has_cpu_kernels
 from basemodel.load import load_base
 from registry.manifest import parse_manifest
+from tests.engine.workbench import make_engine
 from tests.trainer.workshop import Bench, assert_in_eight_bits
 from trainer.checkpoint import adapter_tensors
 from trainer.data import read_job_data
@@ -119,6 +122,20 @@ def test_int8_rounds_each_pair_to_its_grid_and_peft_reads_the_same_values(bench:
     cards = [(run.adapter_folder / "README.md").read_text() for run in (exact, result)]
     assert "| saved as | float32 |" in cards[0]
     assert "| saved as | bfloat16, in values that the loraplex server keeps in 8 bits |" in cards[1]
+
+
+@pytest.mark.skipif(not has_cpu_kernels(), reason="the CPU kernels are not built, or not for this CPU")
+def test_the_server_keeps_what_int8_trained_in_a_byte_each(bench: Bench) -> None:
+    """By any scale: that of rsLoRA is no power of two."""
+    sections: dict[str, Any] = {"method": "qlora", "rslora": True, "r": 6}
+    rounded = bench.run("rounded", adapter={**sections, "dtype": "int8"})
+    plain = bench.run("plain", adapter={**sections, "dtype": "bfloat16"})
+    base = load_base(str(bench.base), mode="nf4", cache_dir=bench.home / "bases")
+    weights = make_engine(base).engine.runner.sites.weights
+    kept = [
+        read_adapter(run.adapter_folder, base.description, torch.float32, weights).modules for run in (rounded, plain)
+    ]
+    assert [{pair.a.dtype for pair in each.values()} for each in kept] == [{torch.int8}, {torch.bfloat16}]
 
 
 def test_the_folder_holds_four_files_and_the_config_names_the_base(trained: TrainingResult) -> None:
