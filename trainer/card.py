@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 METRIC_TITLES = {"validation_loss": "validation loss", "perplexity": "perplexity", "exact_match": "exact match"}
+SAVED_AS = {"int8": "bfloat16, in values that the loraplex server keeps in 8 bits"}
 CONTEXTS = {"running_mean": "the text up to there", "token": "the token alone"}
 
 
@@ -37,6 +38,7 @@ def render_card(manifest: dict[str, Any], config: dict[str, Any]) -> str:
             "|---|---|",
             f"| rank, alpha | {config['r']}, {config['lora_alpha']}{' (rsLoRA)' if config['use_rslora'] else ''} |",
             f"| modules | {', '.join(config['target_modules'])} |",
+            f"| saved as | {SAVED_AS.get(job['adapter']['dtype'], job['adapter']['dtype'])} |",
             f"| data | {rows}, `{data['digest'][:23]}...` |",
             *([] if manifest["parent"] is None else [f"| goes on from | `{manifest['parent'][:23]}...` |"]),
             f"| steps | {training['steps']}, the adapter is of step {training['best_step']} |",

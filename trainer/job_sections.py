@@ -94,8 +94,11 @@ class AdapterSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = "all-linear"
     rslora: Annotated[bool, Meta(description="Scale by alpha/sqrt(r) instead.")] = False
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        Meta(description="The type the adapter is saved in; it trains in float32 and is evaluated as saved."),
+        Literal["float32", "bfloat16", "float16", "int8"],
+        Meta(
+            description="The type the adapter is saved in; it trains in float32 and is evaluated as saved. `int8` is "
+            "a bfloat16 file of values that the server keeps in 8 bits."
+        ),
     ] = "float32"
 
     def __post_init__(self) -> None:

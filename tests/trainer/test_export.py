@@ -13,16 +13,20 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from basemodel.adapter_weights import read_adapter
+from basemodel.eight_bits import round_pair
+from basemodel.kernels.library import has_cpu_kernels
 from basemodel.load import load_base
 from registry.manifest import parse_manifest
-from tests.trainer.workshop import Bench
+from tests.engine.workbench import make_engine
+from tests.trainer.workshop import Bench, assert_in_eight_bits
 from trainer.checkpoint import adapter_tensors
 from trainer.data import read_job_data
 from trainer.errors import ExportError
 from trainer.evaluate import answerable, completion_loss, exact_match
 from trainer.events import PhaseAdvanced, PhaseStarted
-from trainer.export import export_adapter
-from trainer.preparation import prepare_run
+from trainer.export import export_adapter, round_to_saved_dtype
+from trainer.preparation import PreparedRun, prepare_run
 from trainer.result import TrainingResult
 
 TRAINED = {"max_steps": 30, "learning_rate": 1e-2, "batch_tokens": 512}
@@ -70,13 +74,68 @@ def test_stock_peft_gives_the_logits_of_the_probes(
         assert_probes_hold(trained, model, tolerance=0.07)
 
 
+def prepared_with(bench: Bench, folder: Path, **sections: dict[str, Any]) -> PreparedRun:
+    """A run that is about to begin, with the adapter of a folder in its model."""
+    job = bench.job("again", **sections)
+    run = prepare_run(job, read_job_data(job), cache_dir=bench.home / "bases")
+    saved = load_file(folder / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, parameter in adapter_tensors(run.model).items():
+            parameter.copy_(saved[name.replace(".default", "")])
+    return run
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_every_dtype_is_evaluated_as_it_is_saved(bench: Bench, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "saved"),
+    [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16"), ("int8", "bfloat16")],
+)
+def test_every_dtype_is_evaluated_as_it_is_saved(bench: Bench, dtype: str, saved: str) -> None:
     result = bench.run(adapter={"dtype": dtype})
     tensors = load_file(result.adapter_folder / "adapter_model.safetensors")
-    assert {str(tensor.dtype) for tensor in tensors.values()} == {f"torch.{dtype}"}
+    assert {str(tensor.dtype) for tensor in tensors.values()} == {f"torch.{saved}"}
     assert_probes_hold(result, stock_model(result, bench.home, bench.base, "fp32"), tolerance=1e-4)
+    run = prepared_with(bench, result.adapter_folder)
+    assert result.adapter_metrics is not None
+    assert completion_loss(run.model, run.validation, run.validation_limit) == result.adapter_metrics.validation_loss
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_int8_rounds_each_pair_to_its_grid_and_peft_reads_the_same_values(bench: Bench, method: str) -> None:
+    steps = {"max_steps": 12, "learning_rate": 1e-2}
+    exact = bench.run("exact", adapter={"method": method, "r": 6}, optimization=steps)
+    result = bench.run(adapter={"method": method, "r": 6, "dtype": "int8"}, optimization=steps)
+    assert_in_eight_bits(result.adapter_folder)
+    with pytest.raises(AssertionError):
+        assert_in_eight_bits(exact.adapter_folder)
+    trained = load_file(exact.adapter_folder / "adapter_model.safetensors")
+    stock = stock_model(result, bench.home, bench.base, "fp32" if method == "lora" else "nf4")
+    read = {name.replace(".default", ""): tensor for name, tensor in stock.named_parameters() if "lora_" in name}
+    assert set(read) == set(trained)
+    for name in [name for name in trained if "lora_A" in name]:
+        names = name, name.replace("lora_A", "lora_B")
+        for half, expected in zip(names, round_pair(*(trained[half] for half in names)), strict=True):
+            assert torch.equal(read[half], expected), half
+            assert 0.003 < (expected - trained[half]).norm() / expected.norm() < 0.02, half
+    assert manifest_of(result)["training"]["job"]["adapter"]["dtype"] == "int8"
+    cards = [(run.adapter_folder / "README.md").read_text() for run in (exact, result)]
+    assert "| saved as | float32 |" in cards[0]
+    assert "| saved as | bfloat16, in values that the loraplex server keeps in 8 bits |" in cards[1]
+
+
+@pytest.mark.skipif(not has_cpu_kernels(), reason="the CPU kernels are not built, or not for this CPU")
+def test_the_server_keeps_what_int8_trained_in_a_byte_each(bench: Bench) -> None:
+    """By any scale: that of rsLoRA is no power of two."""
+    sections: dict[str, Any] = {"method": "qlora", "rslora": True, "r": 6}
+    rounded = bench.run("rounded", adapter={**sections, "dtype": "int8"})
+    plain = bench.run("plain", adapter={**sections, "dtype": "bfloat16"})
+    base = load_base(str(bench.base), mode="nf4", cache_dir=bench.home / "bases")
+    weights = make_engine(base).engine.runner.sites.weights
+    kept = [
+        read_adapter(run.adapter_folder, base.description, torch.float32, weights).modules for run in (rounded, plain)
+    ]
+    assert [{pair.a.dtype for pair in each.values()} for each in kept] == [{torch.int8}, {torch.bfloat16}]
 
 
 def test_the_folder_holds_four_files_and_the_config_names_the_base(trained: TrainingResult) -> None:
@@ -180,6 +239,11 @@ def test_exporting_twice_gives_equal_bytes_and_a_path_in_it_is_refused(bench: Be
         next(iter(adapter_tensors(run.model).values()))[0, 0] = 1e30
     with pytest.raises(ExportError, match="not finite"):
         export("four", dtype="float16")
+    with torch.no_grad():
+        next(iter(adapter_tensors(run.model).values()))[0, 0] = math.nan
+    round_to_saved_dtype(run.model, "int8")  # a grid has no such value: it must not become a zero
+    with pytest.raises(ExportError, match="not finite"):
+        export("five", dtype="int8")
 
 
 def test_exact_match_counts_greedy_answers_and_a_batch_equals_its_rows(bench: Bench) -> None:
@@ -192,12 +256,7 @@ def test_exact_match_counts_greedy_answers_and_a_batch_equals_its_rows(bench: Be
     phases = [event for event in events if isinstance(event, PhaseStarted) and "Exact match" in event.title]
     assert [phase.total for phase in phases] == [10, 10]
     assert [event.done for event in events if isinstance(event, PhaseAdvanced)] == [10, 10]
-    job = bench.job("again", optimization=TRAINED)
-    run = prepare_run(job, read_job_data(job), cache_dir=bench.home / "bases")
-    saved = load_file(result.adapter_folder / "adapter_model.safetensors")
-    with torch.no_grad():
-        for name, parameter in adapter_tensors(run.model).items():
-            parameter.copy_(saved[name.replace(".default", "")])
+    run = prepared_with(bench, result.adapter_folder, optimization=TRAINED)
     rows = answerable(run.validation, most=10)
     done: list[int] = []
     together = exact_match(run.model, run.base.tokenizer, rows, on_rows=done.append)

@@ -20,7 +20,7 @@ from registry.opening import open_registry
 from registry.principal import Principal
 from serving.messages import AdapterUse
 from tests.engine.workbench import make_engine
-from tests.trainer.workshop import VOCABULARY, Bench, animal_rows, write_rows
+from tests.trainer.workshop import VOCABULARY, Bench, animal_rows, assert_in_eight_bits, write_rows
 from trainer import job_sections
 from trainer.batches import collate
 from trainer.checkpoint import adapter_tensors
@@ -352,6 +352,42 @@ def test_experts_that_train_become_folders_with_their_parents(bench: Bench, spec
             assert expert.folder is not None
             version = registry.publish(expert.folder, f"acme/{expert.folder.name}e", principal=OPERATOR)
             assert version.digest == expert.digest
+
+
+@pytest.mark.parametrize("given_train", [True, False])
+def test_experts_that_train_are_rounded_and_the_mixture_is_evaluated_with_them(
+    bench: Bench, specialists: tuple[Path, Path], given_train: bool
+) -> None:
+    """Reloaded, experts and gate give the loss that was reported; the gate and experts that stay are not rounded."""
+    values = mixture_values(
+        bench,
+        specialists,
+        mixture={"train_experts": given_train, "new_experts": 1, "top_k": 2},
+        adapter={"r": 4, "alpha": 8.0, "dtype": "int8"},
+        optimization={"max_steps": 8, "learning_rate": 1e-2},
+    )
+    result = trained_with(bench, values)
+    folders = [expert.folder for expert in result.experts if expert.folder is not None]
+    for folder in folders if given_train else folders[2:]:
+        assert_in_eight_bits(folder)
+    if not given_train:
+        assert folders[:2] == list(specialists)
+    served = read_mixture(result.adapter_folder)
+    assert not torch.equal(served.weight, served.weight.bfloat16().float())
+    again = mixture_values(
+        bench,
+        tuple(folders),
+        mixture={"top_k": 2},
+        output={"run": bench.folder / "again"},
+        optimization={"max_steps": 8},
+    )
+    run = prepared(bench, again)
+    assert run.switch is not None
+    run.switch.gate.take(served)
+    assert result.adapter_metrics is not None
+    assert completion_loss(run.model, run.validation, run.validation_limit) == pytest.approx(
+        result.adapter_metrics.validation_loss, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 5])

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
+from basemodel.eight_bits import MOST_STEPS, round_pair, steps_of
 from trainer.events import Event
 from trainer.job import Job
 from trainer.loop import run_job
@@ -133,3 +135,17 @@ class Bench:
 
 def events_of(events: Sequence[Event], kind: type[Any]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
+
+
+def assert_in_eight_bits(folder: Path) -> None:
+    """Each pair of an adapter folder is bfloat16, on its grid, and of more values than zeros."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    for name in [name for name in tensors if ".lora_A." in name]:
+        a, b = tensors[name].float(), tensors[name.replace(".lora_A.", ".lora_B.")].float()
+        for rows in (a, b.T):
+            assert (rows != 0).float().mean() > 0.5, name
+            steps = rows / steps_of(rows)[:, None]
+            assert torch.equal(steps, steps.round()), name
+            assert steps.abs().amax() <= MOST_STEPS, name
+        assert all(torch.equal(half, again) for half, again in zip((a, b), round_pair(a, b), strict=True)), name
