@@ -81,10 +81,10 @@ template <int count, typename Value>
 void dot_rows(const uint16_t *x, int64_t in_features, const int64_t *rows, const Factors &factors, int64_t rank,
               int64_t end, const char *behind, float *hidden) {
     constexpr int RANKS = count > 4 ? 2 : 4; // as many sums as there are registers for
-    const auto *own = static_cast<const Value *>(factors.a);
     const auto multiply = [&]<int ranks>() {
         const bool is_last = rank + 2 * ranks > factors.rank && behind;
-        dot_block<count, ranks>(x, in_features, rows, own + rank * in_features,
+        dot_block<count, ranks>(x, in_features, rows,
+                                reinterpret_cast<const Value *>(factors.rank_row(rank, in_features)),
                                 factors.steps ? factors.steps + rank : nullptr,
                                 is_last ? behind : factors.rank_row(rank + ranks, in_features), hidden + rank,
                                 factors.rank);
@@ -113,33 +113,37 @@ void shrink_group(const uint16_t *x, int64_t in_features, const Adapters &adapte
     }
 }
 
-// What the members of one group add to a strip.
 template <typename Value>
-void expand_group(const Factors &factors, int64_t strip, const float *hidden, int64_t members, float *deltas) {
+void expand_values(const Factors &factors, int64_t strip, const float *hidden, int64_t members, float *deltas) {
     constexpr decltype(&expand_members<1, Value>) BY_COUNT[] = {
         expand_members<1, Value>, expand_members<2, Value>, expand_members<3, Value>, expand_members<4, Value>,
         expand_members<5, Value>, expand_members<6, Value>, expand_members<7, Value>, expand_members<8, Value>};
     const int64_t rank = factors.rank;
-    const Value *b = static_cast<const Value *>(factors.b) + strip * rank * STRIP;
+    const auto *b = reinterpret_cast<const Value *>(factors.strip(strip));
     for (int64_t done = 0; done < members; done += MOST_TOGETHER)
         BY_COUNT[std::min(MOST_TOGETHER, members - done) - 1](b, rank, hidden + done * rank, deltas + done * STRIP);
 }
 
 } // namespace
 
+void expand_group(const Adapters &adapters, int64_t index, int64_t strip, int64_t next, float *deltas) {
+    const Group &group = adapters.groups[index];
+    const Factors &factors = adapters.factors_of(group);
+    const float *hidden = adapters.hidden + group.hidden;
+    float *own = deltas + group.first_member * STRIP;
+    if (!factors.a)
+        return add_nothing(own, group.members);
+    for (int64_t byte = 0; byte < factors.strip_bytes(); byte += 64)
+        _mm_prefetch(factors.strip(next) + byte, _MM_HINT_T1);
+    if (factors.steps)
+        expand_values<int8_t>(factors, strip, hidden, group.members, own);
+    else
+        expand_values<uint16_t>(factors, strip, hidden, group.members, own);
+}
+
 void expand(const Adapters &adapters, int64_t strip, float *deltas) {
-    for (int64_t index = 0; index < adapters.group_count; index++) {
-        const Group &group = adapters.groups[index];
-        const Factors &factors = adapters.factors_of(group);
-        const float *hidden = adapters.hidden + group.hidden;
-        float *own = deltas + group.first_member * STRIP;
-        if (!factors.a)
-            add_nothing(own, group.members);
-        else if (factors.steps)
-            expand_group<int8_t>(factors, strip, hidden, group.members, own);
-        else
-            expand_group<uint16_t>(factors, strip, hidden, group.members, own);
-    }
+    for (int64_t index = 0; index < adapters.group_count; index++)
+        expand_group(adapters, index, strip, strip, deltas);
 }
 
 int64_t shrink_columns(const Adapters &adapters) {

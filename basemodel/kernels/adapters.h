@@ -2,6 +2,8 @@
 //
 // Letters: T rows of x, U uses of adapters by rows, K input features, strips of 16 output features.
 #pragma once
+#include "tiles.h"
+
 #include <cstdint>
 
 namespace loraplex {
@@ -19,6 +21,8 @@ struct Factors {
     const char *rank_row(int64_t row, int64_t in_features) const {
         return static_cast<const char *>(a) + row * in_features * value_bytes();
     }
+    int64_t strip_bytes() const { return rank * STRIP * value_bytes(); }
+    const char *strip(int64_t index) const { return static_cast<const char *>(b) + index * strip_bytes(); }
 };
 
 // The rows of x that use one adapter, wherever they stand: its part of A is read once for all of them. Their numbers are
@@ -63,5 +67,8 @@ void prefetch_rank_row(const Adapters &adapters, int64_t in_features, int64_t co
 
 // What all members of all groups add to one strip: deltas [U, 16], at a multiple of 64 bytes.
 void expand(const Adapters &adapters, int64_t strip, float *deltas);
+
+// The same for the members of one group. Memory is asked for what its adapter adds to strip `next`.
+void expand_group(const Adapters &adapters, int64_t group, int64_t strip, int64_t next, float *deltas);
 
 } // namespace loraplex

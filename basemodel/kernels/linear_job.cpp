@@ -38,7 +38,7 @@ Scratch strip_scratch(int64_t rows, int64_t in_features, int64_t members) {
     thread_local std::vector<float> deltas;
     constexpr size_t ALIGNMENT = 64;
     const size_t tile_values = rows > TILE_ROWS ? STRIP * in_features + ALIGNMENT / sizeof(uint16_t) : 0;
-    const size_t delta_values = members > 0 ? members * STRIP + ALIGNMENT / sizeof(float) : 0;
+    const size_t delta_values = members > 0 ? 2 * members * STRIP + ALIGNMENT / sizeof(float) : 0;
     if (tiles.size() < tile_values)
         tiles.resize(tile_values);
     if (deltas.size() < delta_values)

@@ -4,7 +4,7 @@
 // A strip of 16 output features is dequantized once (code x scale in float, rounded to bfloat16: the very bits that
 // bitsandbytes' dequantization gives) and multiplied with all rows of x by the tile unit, which adds up in float. Each
 // row's sums run over k in one fixed order, so a row's result does not depend on how many rows there are beside it.
-#include "nf4_linear.h"
+#include "expansion.h"
 #include "strip_sums.h"
 #include "tile_unit.h"
 #include "vector_math.h"
@@ -99,10 +99,10 @@ struct Pair {
 
 // Sums of one strip or two for up to 16 rows, straight from the codes: sums [count][16 outputs][16 rows], of which
 // `width` are there. Tiles [2 turns][2 strips]: block 0 lies in those of `turn` already, and when it returns, block 0 of
-// the next strips in those of the turn that it returns.
+// the next strips in those of the turn that it returns. Between blocks it goes on with what adapters add.
 template <int count>
 int64_t multiply_few(const Pair &pair, const uint16_t *packed, int64_t width, int64_t blocks,
-                     uint16_t (*tiles)[2][2 * TILE_VALUES], int64_t turn, float *sums) {
+                     uint16_t (*tiles)[2][2 * TILE_VALUES], int64_t turn, float *sums, Expansion &expansion) {
     _tile_zero(0);
     _tile_zero(1);
     for (int64_t block = 0; block < blocks; block++, turn ^= 1) {
@@ -113,6 +113,7 @@ int64_t multiply_few(const Pair &pair, const uint16_t *packed, int64_t width, in
         if constexpr (count == 2)
             multiply_block<1>(pair.ahead(1, block, blocks), pair.behind(1, block, blocks), tiles[turn][1],
                               tiles[turn ^ 1][1]);
+        expansion.advance(blocks);
     }
     _tile_stored(0, sums, 64);
     if constexpr (count == 2)
@@ -154,7 +155,7 @@ inline void multiply_half(const uint16_t *x, int64_t group_stride, const uint8_t
 // As multiply_few for 17 to 32 rows: sums [count][2 groups][16 outputs][16 rows].
 template <int count>
 int64_t multiply_two_groups(const Pair &pair, const uint16_t *packed, int64_t group_stride, int64_t blocks,
-                            uint16_t (*tiles)[2][2 * TILE_VALUES], int64_t turn, float *sums) {
+                            uint16_t (*tiles)[2][2 * TILE_VALUES], int64_t turn, float *sums, Expansion &expansion) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -165,6 +166,7 @@ int64_t multiply_two_groups(const Pair &pair, const uint16_t *packed, int64_t gr
                                 tiles[turn], tiles[turn ^ 1][0]);
         multiply_half<1, count>(x, group_stride, pair.ahead(1, block, blocks), pair.behind(1, block, blocks),
                                 tiles[turn], tiles[turn ^ 1][1]);
+        expansion.advance(blocks);
     }
     _tile_stored(0, sums, 64);
     _tile_stored(1, sums + SUMS, 64);
@@ -198,17 +200,20 @@ void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, 
         const int64_t other = std::min(at + 1, count - 1);
         const auto next = [&](int64_t index) { return strips[index + 2 < count ? index + 2 : index].codes; };
         const Pair pair{{strips[at].codes, strips[other].codes}, {next(at), next(other)}, {following(at), following(other)}};
-        if (groups == 2)
-            turn = other > at ? multiply_two_groups<2>(pair, packed, group_stride, blocks, tiles, turn, sums)
-                              : multiply_two_groups<1>(pair, packed, group_stride, blocks, tiles, turn, sums);
-        else
-            turn = other > at ? multiply_few<2>(pair, packed, width, blocks, tiles, turn, sums)
-                              : multiply_few<1>(pair, packed, width, blocks, tiles, turn, sums);
+        Expansion expansion;
+        float *const own_deltas[] = {deltas, deltas + (strips[at].adapters ? strips[at].adapters->member_count * STRIP : 0)};
         for (int64_t index = at; index <= other; index++) {
-            if (strips[index].adapters)
-                expand(*strips[index].adapters, strips[index].index, deltas);
-            finish_chunk(sums + (index - at) * groups * SUMS, 0, rows, strips[index], deltas);
+            const bool goes_on = index + 2 < count && strips[index + 2].adapters == strips[index].adapters;
+            expansion.add(strips[index], strips[goes_on ? index + 2 : index].index, own_deltas[index - at]);
         }
+        if (groups == 2)
+            turn = other > at ? multiply_two_groups<2>(pair, packed, group_stride, blocks, tiles, turn, sums, expansion)
+                              : multiply_two_groups<1>(pair, packed, group_stride, blocks, tiles, turn, sums, expansion);
+        else
+            turn = other > at ? multiply_few<2>(pair, packed, width, blocks, tiles, turn, sums, expansion)
+                              : multiply_few<1>(pair, packed, width, blocks, tiles, turn, sums, expansion);
+        for (int64_t index = at; index <= other; index++)
+            finish_chunk(sums + (index - at) * groups * SUMS, 0, rows, strips[index], own_deltas[index - at]);
     }
 }
 

@@ -39,7 +39,7 @@ void prefetch_dense(const uint16_t *rows, int64_t block);
 // Room of one thread, at multiples of 64 bytes.
 struct Scratch {
     uint16_t *tiles; // [16 * K] where there are more than TILE_ROWS rows
-    float *deltas;   // [U, 16]: what each member adds to a strip
+    float *deltas;   // [2, U, 16]: what each member adds to each of two strips
 };
 
 // `count` strips that read the same x, two at a time: best given so that every second one follows in memory.
