@@ -80,7 +80,7 @@ void dot_block(const uint16_t *x, int64_t in_features, const int64_t *rows, cons
 template <int count, typename Value>
 void dot_rows(const uint16_t *x, int64_t in_features, const int64_t *rows, const Factors &factors, int64_t rank,
               int64_t end, const char *behind, float *hidden) {
-    constexpr int RANKS = count > 4 ? 2 : 4; // as many sums as there are registers for
+    constexpr int RANKS = count > 4 ? RANKS_TOGETHER / 2 : RANKS_TOGETHER; // as many sums as there are registers for
     const auto multiply = [&]<int ranks>() {
         const bool is_last = rank + 2 * ranks > factors.rank && behind;
         dot_block<count, ranks>(x, in_features, rows,

@@ -56,6 +56,8 @@ struct Adapters {
     }
 };
 
+constexpr int64_t RANKS_TOGETHER = 4; // rank rows that are computed at once
+
 // Rank rows of all groups together: what `shrink` can share out.
 int64_t shrink_columns(const Adapters &adapters);
 

@@ -131,18 +131,19 @@ LinearJob::LinearJob(const uint16_t *x, int64_t rows, int64_t in_features, uint1
     }
 }
 
+// The columns of x A first, so that shares begin where blocks of rank rows do.
 Stage LinearJob::prepare() {
     int64_t items = pack_blocks(rows_, in_features_);
     for (const Layer *layer : layers_)
         items += layer->adapters ? shrink_columns(*layer->adapters) : 0;
-    return {items, share_of(items), [this](int64_t first, int64_t last) { prepare_items(first, last); },
+    return {items, share_of(items, RANKS_TOGETHER), [this](int64_t first, int64_t last) { prepare_items(first, last); },
             [this](int64_t first, int64_t piece) { ask_factors(first + piece); }, std::min(items, FORESEEN_COLUMNS)};
 }
 
 void LinearJob::ask_factors(int64_t item) const {
-    int64_t column = item - pack_blocks(rows_, in_features_);
+    int64_t column = item;
     for (const Layer *layer : layers_) {
-        if (!layer->adapters || column < 0)
+        if (!layer->adapters)
             continue;
         const int64_t columns = shrink_columns(*layer->adapters);
         if (column < columns)
@@ -152,10 +153,7 @@ void LinearJob::ask_factors(int64_t item) const {
 }
 
 void LinearJob::prepare_items(int64_t first, int64_t last) {
-    const int64_t blocks = pack_blocks(rows_, in_features_);
-    if (first < blocks)
-        pack(x_, rows_, in_features_, first, std::min(last, blocks), packed_);
-    int64_t begin = blocks; // of a layer's columns
+    int64_t begin = 0; // of a layer's columns
     for (const Layer *layer : layers_) {
         if (!layer->adapters)
             continue;
@@ -164,6 +162,8 @@ void LinearJob::prepare_items(int64_t first, int64_t last) {
             shrink(x_, in_features_, *layer->adapters, std::max(first, begin) - begin, std::min(last, end) - begin);
         begin = end;
     }
+    if (last > begin)
+        pack(x_, rows_, in_features_, std::max(first, begin) - begin, last - begin, packed_);
 }
 
 Stage LinearJob::multiply() {
