@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import MixtralConfig
 
+from basemodel.factor_layout import Factors, LoraPair, lay_out_all
 from basemodel.kernels import library
 from basemodel.kernels.library import has_cpu_kernels
 from basemodel.load import load_snapshot
 from basemodel.snapshot import Snapshot
 from serving.engine.build import warm_up
 from serving.messages import EngineSettings
-from tests.engine.workbench import FAMILIES, SMALL, Recorder, make_adapter, make_engine, make_snapshot
+from tests.engine.workbench import FAMILIES, SMALL, Recorder, make_adapter, make_engine, make_snapshot, round_adapter
 
 pytestmark = pytest.mark.skipif(
     not has_cpu_kernels(), reason="the kernels need a C++ compiler and a processor with AVX512-BF16 and AMX"
@@ -33,11 +34,14 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def adapters(base: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The second one is on the grid of 8 bits."""
     folder = tmp_path_factory.mktemp("adapters")
-    return [
+    made = [
         make_adapter(base, folder / f"a{seed}", seed=seed, r=4 + 4 * seed, lora_alpha=8, target_modules="all-linear")
         for seed in range(3)
     ]
+    round_adapter(made[1])
+    return made
 
 
 def logits_of(recorder: Recorder, name: str) -> torch.Tensor:
@@ -95,6 +99,28 @@ def test_adapters_that_come_and_go_do_not_change_a_bit(base: Snapshot, adapters:
     assert logits[0].keys() == logits[1].keys()
     for name, expected in logits[0].items():
         assert torch.equal(logits[1][name], expected), name
+
+
+def test_8_bits_give_the_logits_of_16(
+    base: Snapshot, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the bit: alpha / r is a power of two here, so bfloat16 holds the scaled values too."""
+
+    def in_16_bits(factors: Mapping[str, Factors]) -> tuple[dict[str, LoraPair], str | None]:
+        pairs = {path: each.layout.lay_out_reference(each.a, each.b, each.scale) for path, each in factors.items()}
+        return {path: pair for path, pair in pairs.items() if pair is not None}, None
+
+    seen, held = [], []
+    for lay_out in (lay_out_all, in_16_bits):
+        monkeypatch.setattr("basemodel.adapter_weights.lay_out_all", lay_out)
+        recorder = make_engine(load_snapshot(base))
+        recorder.ask("it", PROMPT, adapters[1], max_tokens=12)
+        recorder.ask("beside", PROMPT[3:], adapters[1], max_tokens=6)
+        recorder.run()
+        seen.append(logits_of(recorder, "it"))
+        held.append(recorder.engine.runner.sites.factor_bytes)
+    assert torch.equal(*seen)
+    assert 0.5 * held[1] <= held[0] < 0.55 * held[1]
 
 
 def test_the_same_seed_gives_the_same_text_under_load(base: Snapshot, adapters: list[Path]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
@@ -25,6 +26,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from basemodel.eight_bits import round_pair
 from basemodel.four_bit import Linear4bit, functional
 from basemodel.load import Base, load_snapshot
 from basemodel.snapshot import Snapshot, prepare_snapshot
@@ -115,6 +117,16 @@ def make_adapter(snapshot: Snapshot, folder: Path, *, seed: int, strength: float
             torch.nn.init.normal_(parameter, std=strength)
     model.save_pretrained(folder)
     return folder
+
+
+def round_adapter(folder: Path) -> None:
+    """Round the factors of an adapter to the grid of 8 bits, as the trainer does for `dtype = "int8"`."""
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if ".lora_A." in name]:
+        other = name.replace(".lora_A.", ".lora_B.")
+        tensors[name], tensors[other] = round_pair(tensors[name], tensors[other])
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def peft_logits(snapshot: Snapshot, adapter: Path | None, tokens: list[int]) -> torch.Tensor:
