@@ -13,12 +13,15 @@ constexpr int64_t LANES = 16;
 constexpr __mmask16 ALL = 0xffff;
 constexpr int EXACT_BITS = 6;           // the largest value of a rank is 64 to 127 steps
 constexpr int32_t LEAST_EXPONENT = -50; // eight_bits.py
+constexpr int32_t BITS_OFF_GRID = 0x1ffff; // of a float's 24: 7 make 127 steps
 
-// 16 values from `at` on.
-inline __m512 load(const FileValues &values, int64_t at, __mmask16 mask) {
-    if (values.is_bf16)
-        return widen(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t *>(values.data) + at));
-    return _mm512_maskz_loadu_ps(mask, static_cast<const float *>(values.data) + at);
+inline __m512 load(const float *values, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, values); }
+inline __m512 load(const uint16_t *values, __mmask16 mask) { return widen(_mm256_maskz_loadu_epi16(mask, values)); }
+
+// What `visitor` makes of the values, in the type that they have.
+template <typename Visitor> auto visit(const FileValues &values, const Visitor &visitor) {
+    return values.is_bf16 ? visitor(static_cast<const uint16_t *>(values.data))
+                          : visitor(static_cast<const float *>(values.data));
 }
 
 inline __mmask16 not_finite(__m512i bits) {
@@ -36,25 +39,25 @@ inline __m256i round_to_even(__m512 values, __mmask16 &bad) {
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
 }
 
-bool round_values(const FileValues &values, int64_t size, uint16_t *y) {
+template <typename Value> bool round_values(const Value *values, int64_t size, uint16_t *y) {
     __mmask16 bad = 0;
     for (int64_t i = 0; i < size; i += LANES) {
         const __mmask16 mask = first_lanes(size - i);
-        _mm256_mask_storeu_epi16(y + i, mask, round_to_even(load(values, i, mask), bad));
+        _mm256_mask_storeu_epi16(y + i, mask, round_to_even(load(values + i, mask), bad));
     }
     return bad == 0;
 }
 
 // Strips of b, 16 ranks at a time: `change` is given 16 lanes of ranks from k on, `store` 16 outputs of one rank.
-template <typename Change, typename Store>
-void transpose_strips(const FileValues &b, int64_t outputs, int64_t rank, const Change &change, const Store &store) {
+template <typename Value, typename Change, typename Store>
+void transpose_strips(const Value *b, int64_t outputs, int64_t rank, const Change &change, const Store &store) {
     for (int64_t first = 0, strip = 0; first < outputs; first += LANES, strip++) {
         const int64_t here = std::min(LANES, outputs - first);
         for (int64_t k = 0; k < rank; k += LANES) {
             const __mmask16 mask = first_lanes(rank - k);
             __m512i rows[LANES];
             for (int64_t j = 0; j < LANES; j++)
-                rows[j] = j < here ? change(load(b, (first + j) * rank + k, mask), k) : _mm512_setzero_si512();
+                rows[j] = j < here ? change(load(b + (first + j) * rank + k, mask), k) : _mm512_setzero_si512();
             transpose(rows);
             const int64_t ranks = std::min(LANES, rank - k);
             for (int64_t j = 0; j < ranks; j++)
@@ -85,24 +88,27 @@ inline bool are_whole(__m512 values) {
     return _mm512_cmp_ps_mask(values, _mm512_roundscale_ps(values, 0), _CMP_NEQ_UQ) == 0;
 }
 
-bool find_steps_of_row(const FileValues &a, int64_t begin, int64_t size, int32_t &exponent) {
+template <typename Value> bool find_steps_of_row(const Value *row, int64_t size, int32_t &exponent) {
+    if (_mm512_test_epi32_mask(_mm512_castps_si512(load(row, first_lanes(size))), _mm512_set1_epi32(BITS_OFF_GRID)))
+        return false; // as nearly every row of most adapters
     __m512 largest = _mm512_setzero_ps();
     for (int64_t i = 0; i < size; i += LANES)
-        largest = _mm512_max_ps(largest, _mm512_abs_ps(load(a, begin + i, first_lanes(size - i))));
+        largest = _mm512_max_ps(largest, _mm512_abs_ps(load(row + i, first_lanes(size - i))));
     if (!exponent_of(_mm512_reduce_max_ps(largest), exponent))
         return false;
     for (int64_t i = 0; i < size; i += LANES)
-        if (!are_whole(in_steps(load(a, begin + i, first_lanes(size - i)), _mm512_set1_epi32(exponent))))
+        if (!are_whole(in_steps(load(row + i, first_lanes(size - i)), _mm512_set1_epi32(exponent))))
             return false;
     return true;
 }
 
 // The same for up to 16 columns from k on.
-bool find_steps_of_columns(const FileValues &b, int64_t outputs, int64_t rank, int64_t k, int32_t *exponents) {
+template <typename Value>
+bool find_steps_of_columns(const Value *b, int64_t outputs, int64_t rank, int64_t k, int32_t *exponents) {
     const __mmask16 mask = first_lanes(rank - k);
     __m512 most = _mm512_setzero_ps();
     for (int64_t output = 0; output < outputs; output++)
-        most = _mm512_max_ps(most, _mm512_abs_ps(load(b, output * rank + k, mask)));
+        most = _mm512_max_ps(most, _mm512_abs_ps(load(b + output * rank + k, mask)));
     alignas(64) float largest[LANES];
     _mm512_store_ps(largest, most);
     alignas(64) int32_t found[LANES] = {};
@@ -111,7 +117,7 @@ bool find_steps_of_columns(const FileValues &b, int64_t outputs, int64_t rank, i
             return false;
     const __m512i steps = _mm512_load_si512(found);
     for (int64_t output = 0; output < outputs; output++)
-        if (!are_whole(in_steps(load(b, output * rank + k, mask), steps)))
+        if (!are_whole(in_steps(load(b + output * rank + k, mask), steps)))
             return false;
     _mm512_mask_storeu_epi32(exponents + k, mask, steps);
     return true;
@@ -123,54 +129,66 @@ bool find_grid(const FilePair &pair, int32_t *exponents, float *steps) {
     if (pair.inputs % (2 * LANES) != 0)
         return false;
     int32_t *const of_b = exponents + pair.rank;
-    for (int64_t rank = 0; rank < pair.rank; rank++)
-        if (!find_steps_of_row(pair.a, rank * pair.inputs, pair.inputs, exponents[rank]))
-            return false;
-    for (int64_t k = 0; k < pair.rank; k += LANES)
-        if (!find_steps_of_columns(pair.b, pair.outputs, pair.rank, k, of_b))
-            return false;
-    for (int64_t rank = 0; rank < pair.rank; rank++) {
+    const bool is_a_on_grid = visit(pair.a, [&](const auto *a) {
+        for (int64_t rank = 0; rank < pair.rank; rank++)
+            if (!find_steps_of_row(a + rank * pair.inputs, pair.inputs, exponents[rank]))
+                return false;
+        return true;
+    });
+    const bool is_b_on_grid = is_a_on_grid && visit(pair.b, [&](const auto *b) {
+        for (int64_t k = 0; k < pair.rank; k += LANES)
+            if (!find_steps_of_columns(b, pair.outputs, pair.rank, k, of_b))
+                return false;
+        return true;
+    });
+    for (int64_t rank = 0; rank < pair.rank && is_b_on_grid; rank++) {
         steps[rank] = std::ldexp(pair.scale, exponents[rank] + of_b[rank]);
         const float largest = std::ldexp(pair.scale, of_b[rank] + EXACT_BITS + 2); // of scale * b, which bf16 refuses
         if (!std::isnormal(steps[rank]) || !std::isfinite(largest))
             return false;
     }
-    return true;
+    return is_b_on_grid;
 }
 
 void lay_out_steps(const FilePair &pair, const int32_t *exponents, int8_t *a, int8_t *b) {
     const auto whole = [](__m512 values, __m512i of) { return _mm512_cvtps_epi32(in_steps(values, of)); };
     const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
-    for (int64_t rank = 0; rank < pair.rank; rank++) {
-        const int64_t row = rank * pair.inputs;
-        const __m512i exponent = _mm512_set1_epi32(exponents[rank]);
-        for (int64_t i = row; i < row + pair.inputs; i += 2 * LANES) {
-            const __m512i low = whole(load(pair.a, i, ALL), exponent);
-            const __m512i high = whole(load(pair.a, i + LANES, ALL), exponent);
+    visit(pair.a, [&](const auto *from) {
+        for (int64_t i = 0; i < pair.rank * pair.inputs; i += 2 * LANES) {
+            const __m512i exponent = _mm512_set1_epi32(exponents[i / pair.inputs]);
+            const __m512i low = whole(load(from + i, ALL), exponent);
+            const __m512i high = whole(load(from + i + LANES, ALL), exponent);
             store_bytes(a + i, _mm512_permutex2var_epi32(low, evens, high));
             store_bytes(a + i + LANES, _mm512_permutex2var_epi32(low, odds, high));
         }
-    }
+    });
     const int32_t *of_b = exponents + pair.rank;
-    transpose_strips(
-        pair.b, pair.outputs, pair.rank,
-        [&](__m512 values, int64_t k) {
-            return whole(values, _mm512_maskz_loadu_epi32(first_lanes(pair.rank - k), of_b + k));
-        },
-        [&](int64_t at, __m512i values) { store_bytes(b + at, values); });
+    visit(pair.b, [&](const auto *from) {
+        transpose_strips(
+            from, pair.outputs, pair.rank,
+            [&](__m512 values, int64_t k) {
+                return whole(values, _mm512_maskz_loadu_epi32(first_lanes(pair.rank - k), of_b + k));
+            },
+            [&](int64_t at, __m512i values) { store_bytes(b + at, values); });
+    });
 }
 
 bool lay_out_rounded(const FilePair &pair, uint16_t *a, uint16_t *b) {
-    __mmask16 bad = 0;
     const __m512 scale = _mm512_set1_ps(pair.scale);
-    transpose_strips(
-        pair.b, pair.outputs, pair.rank,
-        [&](__m512 values, int64_t) { return _mm512_castps_si512(_mm512_mul_ps(values, scale)); },
-        [&](int64_t at, __m512i values) {
-            _mm256_storeu_si256(reinterpret_cast<__m256i *>(b + at), round_to_even(_mm512_castsi512_ps(values), bad));
-        });
-    return round_values(pair.a, pair.rank * pair.inputs, a) && bad == 0;
+    const bool is_b_finite = visit(pair.b, [&](const auto *from) {
+        __mmask16 bad = 0;
+        transpose_strips(
+            from, pair.outputs, pair.rank,
+            [scale](__m512 values, int64_t) { return _mm512_castps_si512(_mm512_mul_ps(values, scale)); },
+            [b, &bad](int64_t at, __m512i values) {
+                const __m256i rounded = round_to_even(_mm512_castsi512_ps(values), bad);
+                _mm256_storeu_si256(reinterpret_cast<__m256i *>(b + at), rounded);
+            });
+        return bad == 0;
+    });
+    return visit(pair.a, [&](const auto *from) { return round_values(from, pair.rank * pair.inputs, a); }) &&
+           is_b_finite;
 }
 
 } // namespace loraplex

@@ -173,6 +173,7 @@ lay_out_factors(at::TensorList a, at::TensorList b, at::ArrayRef<double> scales)
     const Tensor memory = loraplex::factor_memory(room);
     auto *const data = memory.mutable_data_ptr<uint8_t>();
     const Tensor rounded = memory.view(at::kBFloat16), whole = memory.view(at::kChar), floats = memory.view(at::kFloat);
+    const Tensor none = at::empty({0}, floats.options());
     std::vector<Tensor> kept_a, kept_b, kept_steps;
     int64_t first_bad = -1;
     for (size_t index = 0; index < a.size(); index++) {
@@ -183,7 +184,7 @@ lay_out_factors(at::TensorList a, at::TensorList b, at::ArrayRef<double> scales)
         kept_a.push_back(of_type.as_strided({rank, pair.inputs}, {pair.inputs, 1}, place.a / size));
         kept_b.push_back(of_type.as_strided({strips_of(pair.outputs), rank, loraplex::STRIP},
                                             {rank * loraplex::STRIP, loraplex::STRIP, 1}, place.b / size));
-        kept_steps.push_back(floats.as_strided({place.has_steps ? rank : 0}, {1}, place.steps / sizeof(float)));
+        kept_steps.push_back(place.has_steps ? floats.as_strided({rank}, {1}, place.steps / sizeof(float)) : none);
         if (place.has_steps) {
             loraplex::lay_out_steps(pair, exponents[index].data(), reinterpret_cast<int8_t *>(data + place.a),
                                     reinterpret_cast<int8_t *>(data + place.b));
