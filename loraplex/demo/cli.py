@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from loraplex.errors import MissingExtraError
-from loraplex.home import HomePath
+from registry.cli.home import HomePath
 
 DEMO_HOME = "~/.loraplex/demo"
 DEMO_FOLDER = "demo"
