@@ -11,7 +11,8 @@ from click.core import ParameterSource
 
 from registry.cli.home import HomePath, home_option
 from registry.cli.progress import progress_of
-from registry.opening import HTTP_SCHEMES, open_registry, open_remote, scheme_of
+from registry.opening import open_registry, open_remote
+from registry.scheme import HTTP_SCHEMES, scheme_of
 
 if TYPE_CHECKING:
     from registry.registry import Registry

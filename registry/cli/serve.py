@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from registry.cli.options import HomePath, RegistryCommand
-from registry.cli.place import blobs_option, given_blobs
+from registry.cli.place import Place, PlaceType, blobs_option, given_blobs
 from registry.cli.server_options import (
     grace_option,
     log_level_option,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.command(cls=RegistryCommand)
 @click.option(
     "--data",
+    type=PlaceType(file_okay=False),
     required=True,
     metavar="DIR|URL",
     help="The registry: a folder (made where there is none) or postgresql://.",
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 @grace_option(1, "Seconds that transfers have to finish after SIGTERM.")
 @log_level_option("What is written to stderr.")
 def serve(
-    data: str,
+    data: Place,
     *,
     host: str,
     port: int,
@@ -78,9 +79,8 @@ def serve(
         metrics_open=open_metrics,
         upkeep=upkeep,
     )
-    place = data if "://" in data else Path(data).expanduser()
-    blobs = given_blobs(click.get_current_context().meta, place)
-    with open_registry(place, blobs=blobs) as registry:
+    blobs = given_blobs(click.get_current_context().meta, data)
+    with open_registry(data, blobs=blobs) as registry:
         refuse_open_server(registry, host, settings)
         with open_port(host, port) as listener:
             run_registry(
