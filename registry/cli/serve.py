@@ -17,10 +17,12 @@ from registry.cli.server_options import (
     port_option,
     start_logging,
 )
+from registry.errors import InvalidValueError
 from registry.http.settings import HttpSettings
 from registry.listening import url_of
 from registry.loopback import is_loopback_host
 from registry.opening import open_registry
+from registry.scheme import HTTP_SCHEMES, scheme_of
 
 if TYPE_CHECKING:
     from registry.registry import Registry
@@ -71,6 +73,8 @@ def serve(
     from registry.server import open_port, read_operator_secret, refuse_open_server, run_registry  # web, databases
 
     start_logging(log_level)
+    if scheme_of(data) in HTTP_SCHEMES:
+        raise InvalidValueError("data", f"{data} is a server already; name the folder or the database that it serves")
     settings = HttpSettings(
         is_loopback=is_loopback_host(host),
         operator_secret=None if operator_token_file is None else read_operator_secret(operator_token_file),
