@@ -97,4 +97,4 @@ say "everything else, from the lock files"
 "$VENV/bin/pip" install --quiet --no-deps --no-build-isolation "${package[@]}"
 "$VENV/bin/pip" check
 say "$("$VENV/bin/python" -P -m basemodel.kernels.build)" # with -P the installed package is meant, not this folder's
-say "ready: $VENV/bin/loraplex --help"
+say "ready: $(printf %q "$VENV/bin/loraplex") --help"

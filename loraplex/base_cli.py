@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from loraplex.home import home_option
+from registry.cli.home import home_option
 from registry.cli.options import RegistryGroup
 from registry.cli.place import REGISTRY_FOLDER, Place, open_place, place_options
 

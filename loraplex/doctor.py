@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 import platform
-import shlex
 import shutil
 import socket
 import sys
@@ -153,15 +152,15 @@ def check_kernels() -> Check:
     try:
         library = import_module("basemodel.kernels.library")
         is_there = library.has_cpu_kernels()
-        is_built = import_module("basemodel.kernels.build").library_path().exists()
+        builder = import_module("basemodel.kernels.build")
+        is_built = builder.library_path().exists()
     except (ImportError, OSError, RuntimeError) as error:
         return Check("kernels", "warning", f"{type(error).__name__}: {error}", "Mend torch first.")
     if is_there:
         return Check("kernels", "ok", "4-bit layers run on our own kernel (AVX512-BF16 and AMX)")
     if is_built:
         return Check("kernels", "ok", "built, but this CPU lacks AVX512-BF16 or AMX: 4-bit layers run on bitsandbytes")
-    build = f"{shlex.quote(sys.executable)} -P -m basemodel.kernels.build"
-    advice = f"To serve faster on a CPU, install a C++ compiler (g++), then run: {build}"
+    advice = f"To serve faster on a CPU, install a C++ compiler (g++), then run: {builder.build_command()}"
     return Check("kernels", "warning", "not built: 4-bit layers run on bitsandbytes", advice)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from registry.attestation import Attestation, AttestationKind
 from registry.base import BaseRecord
-from registry.errors import printable
+from registry.printable import printable
 from registry.version import Version
 
 TEXT_CHARACTERS = 300

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from registry.printable import printable
 from registry.reasons import ADVICE, RejectReason
 
 
@@ -332,13 +333,6 @@ class UnreachableError(StorageError):
     def __init__(self, url: str, why: str) -> None:
         super().__init__(f"The registry at {url} cannot be used: {why.rstrip('.')}. Check the address and the network.")
         self.url = url
-
-
-def printable(text: str) -> str:
-    """The text with control characters replaced: a name out of an adapter's folder must not steer a terminal."""
-    return "".join(
-        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
-    )
 
 
 def _version(number: int | None) -> str:

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from registry.errors import InvalidValueError
+from registry.scheme import HTTP_SCHEMES, scheme_of
 
 if TYPE_CHECKING:
     from registry.registry import Registry
     from registry.remote.transfer import Progress
-
-HTTP_SCHEMES = ("http", "https")
 
 
 def open_registry(
@@ -58,9 +57,3 @@ def open_remote(
     from registry.client import RemoteRegistry  # httpx: only who asks over HTTP waits for it
 
     return cast("Registry", RemoteRegistry(url, token=token, progress=progress, is_patient=is_patient))
-
-
-def scheme_of(where: Path | str) -> str | None:
-    """The scheme of an address; None for a folder."""
-    scheme, mark, _ = str(where).partition("://")
-    return scheme if mark and isinstance(where, str) else None

@@ -11,6 +11,7 @@ from registry.database import DATABASE_FILE, Database
 from registry.errors import InvalidValueError, NotFoundError, StorageError
 from registry.postgres_backend import SCHEMES as POSTGRES_SCHEMES
 from registry.registry import BLOBS_FOLDER, Registry
+from registry.scheme import scheme_of
 
 SCRATCH_FOLDER = Path("~/.cache/loraplex/staging")
 NEXT_STEP = "Publish an adapter to make one, or name another with --registry."
@@ -18,7 +19,7 @@ NEXT_STEP = "Publish an adapter to make one, or name another with --registry."
 
 def open_postgres(address: str, blobs: Path | str | None, scratch: Path | str | None, *, create: bool) -> Registry:
     """A catalog in PostgreSQL. Raises NotFoundError, InvalidValueError, StorageError."""
-    scheme = address.partition("://")[0]
+    scheme = scheme_of(address)
     if scheme not in POSTGRES_SCHEMES:
         raise InvalidValueError(
             "registry", f"{scheme}:// is no registry: it is a folder, http://... or postgresql://..."
@@ -44,8 +45,8 @@ def open_folder(folder: Path, blobs: Path | str | None, scratch: Path | str | No
 
 
 def _open_blobs(where: Path | str, scratch: Path | str | None) -> BlobStore:
-    scheme, mark, _ = str(where).partition("://")
-    if not mark or isinstance(where, Path):
+    scheme = scheme_of(where)
+    if scheme is None:
         _make(Path(where), "--blobs")
         return LocalBlobs(Path(where))
     if scheme not in OBJECT_SCHEMES:

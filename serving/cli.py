@@ -14,6 +14,7 @@ import click
 import uvloop
 
 from registry import Principal, Registry
+from registry.cli.home import home_option
 from registry.cli.place import REGISTRY_FOLDER, Place, blobs_option, given_blobs, registry_option
 from registry.cli.server_options import (
     grace_option,
@@ -32,7 +33,6 @@ from serving.errors import ServingError
 from serving.server import open_port, run_server
 from serving.settings import LimitSettings, Mode, ServingSettings
 
-DEFAULT_HOME = Path("~/.loraplex")
 MEBIBYTE = 1024 * 1024
 
 
@@ -49,14 +49,7 @@ MEBIBYTE = 1024 * 1024
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; beyond this machine it needs tokens."
 )
 @port_option(8000)
-@click.option(
-    "--home",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="LORAPLEX_HOME",
-    default=DEFAULT_HOME,
-    show_default=True,
-    help="Where bases, adapters and the registry lie.",
-)
+@home_option
 @registry_option
 @blobs_option
 @click.option(
@@ -167,7 +160,6 @@ def serve(
     log_level: str,
 ) -> None:
     """Serve one base and every adapter of the registry, with an OpenAI-compatible API."""
-    home = home.expanduser()
     place = registry or home / REGISTRY_FOLDER
     settings = ServingSettings(
         home=home,

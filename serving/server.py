@@ -89,12 +89,14 @@ class _DrainingServer:
             self.end()
 
     async def _drain(self) -> None:
+        """Requests and transfers have the same grace, at the same time."""
         grace_seconds = self._service.settings.grace_seconds
         self._app.begin_drain()
         transfers = asyncio.create_task(self._app.wait_idle(), name="transfers")
-        if not await self._service.drain(grace_seconds):
-            self._service.engine.fail_in_flight()
-            transfers.cancel()
-        await asyncio.wait([transfers], timeout=grace_seconds)
+        is_empty, _ = await asyncio.gather(
+            self._service.drain(grace_seconds), asyncio.wait([transfers], timeout=grace_seconds)
+        )
         transfers.cancel()
+        if not is_empty:
+            self._service.engine.fail_in_flight()
         self.end()

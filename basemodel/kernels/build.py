@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,11 @@ def library_path() -> Path:
     return BUILT / f"libloraplex-{digest.hexdigest()[:16]}.so"
 
 
+def build_command() -> str:
+    """What builds the library, for a shell; with -P the installed package is meant, not the folder that one is in."""
+    return f"{shlex.quote(sys.executable)} -P -m basemodel.kernels.build"
+
+
 def build() -> str:
     """Build the library if it is missing; returns one line that says what was done or why it could not be."""
     target = library_path()
@@ -58,7 +64,7 @@ def build() -> str:
     if compiler is None:
         return (
             "CPU kernels: no C++ compiler (c++ or g++) found; bitsandbytes is used, and answers come slower. "
-            f"Install one (Debian, Ubuntu: g++), then run: {sys.executable} -P -m basemodel.kernels.build"
+            f"Install one (Debian, Ubuntu: g++), then run: {build_command()}"
         )
     BUILT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILT) as folder:

@@ -1,6 +1,7 @@
 """`loraplex demo`: the whole way, from data to a server that answers for three adapters in one batch.
 
-It does: read the flags, and end Ctrl-C with a line that says what is left. It does not: run the demo (`session`).
+It does: read the flags, and end Ctrl-C and SIGTERM with a line that says what is left.
+It does not: run the demo (`session`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
+from loraplex.demo.interruption import Terminated, sigterm_interrupts
 from loraplex.errors import MissingExtraError
-from loraplex.home import HomePath
+from registry.cli.home import HomePath
 
 DEMO_HOME = "~/.loraplex/demo"
 DEMO_FOLDER = "demo"
 PLAIN_WIDTH = 110
-INTERRUPTED_EXIT_CODE = 130
+INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE = 130, 143
 
 
 @click.command()
@@ -49,24 +51,25 @@ def demo(
 ) -> None:
     """Train three adapters over one 4-bit base, publish them, and serve them in one batch.
 
-    Takes about six minutes on two CPU cores, then leaves the server running until Ctrl-C.
+    Takes about six minutes on two CPU cores, then leaves the server running until Ctrl-C or SIGTERM.
     """
     for package in ("openai", "httpx"):
         if find_spec(package) is None:
             raise MissingExtraError("demo", package=package, extra="demo")
     home = demo_home(ctx, home)
     try:
-        from loraplex.demo.session import run_session  # torch: `loraplex demo --help` must not wait for it
+        with sigterm_interrupts():
+            from loraplex.demo.session import run_session  # torch: `loraplex demo --help` must not wait for it
 
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-        run_session(console, home, port, base, json_file, once=once, quick=quick)
-    except KeyboardInterrupt:
+            console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+            run_session(console, home, port, base, json_file, once=once, quick=quick)
+    except KeyboardInterrupt as interruption:
         click.echo(
             f"\nStopped: nothing of the demo is running any more. What it made so far is in {home}; to begin anew, "
             "give the same command again.",
             err=True,
         )
-        ctx.exit(INTERRUPTED_EXIT_CODE)
+        ctx.exit(TERMINATED_EXIT_CODE if isinstance(interruption, Terminated) else INTERRUPTED_EXIT_CODE)
 
 
 def demo_home(ctx: click.Context, given: Path) -> Path:

@@ -6,7 +6,6 @@ It does not: talk to the server beyond asking whether it is ready (`traffic`).
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import httpx
 
+from loraplex.demo.interruption import signals_wait
 from loraplex.errors import ServerError
 
 HOST = "127.0.0.1"
@@ -53,7 +52,7 @@ class RunningServer:
 def running_server(
     home: Path, base: str, port: int, *, device: str, adapter_slots: int, threads: int
 ) -> Iterator[RunningServer]:
-    """Start the server, wait until it is ready, and stop it at the end, also where this process is told to end.
+    """Start the server, wait until it is ready, and stop it at the end, also where that is Ctrl-C.
 
     The engine computes with `threads` threads: the API process and the demo's own clients need a core, too.
 
@@ -65,15 +64,17 @@ def running_server(
     command = [sys.executable, "-m", "loraplex", "serve", "--home", str(home), "--base", base]
     command += ["--host", HOST, "--port", str(port), "--adapter-slots", str(adapter_slots), "--open-metrics"]
     command += ["--device", device, "--threads", str(threads)]
-    with log.open("wb") as output, _ends_with_an_exception(signal.SIGTERM):
-        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
-            command, stdout=output, stderr=subprocess.STDOUT, cwd=home, env=_environment()
-        )
-        try:
-            server = RunningServer(process, port, log)
-            _wait_until_ready(server)
-            yield server
-        finally:
+    process = None
+    try:
+        with log.open("wb") as output, signals_wait():
+            process = subprocess.Popen(  # noqa: S603 - our own command, no shell
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=home, env=_environment()
+            )
+        server = RunningServer(process, port, log)
+        _wait_until_ready(server)
+        yield server
+    finally:
+        if process is not None:
             _stop(process)
 
 
@@ -124,17 +125,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _last_lines(log: Path) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LOG_LINES:])
-
-
-@contextmanager
-def _ends_with_an_exception(number: signal.Signals) -> Iterator[None]:
-    """While inside, the signal raises SystemExit, so that the server is stopped and not left behind."""
-
-    def leave(received: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + received)
-
-    before = signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)

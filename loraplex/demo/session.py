@@ -26,9 +26,9 @@ def run_session(
     once: bool,
     quick: bool,
 ) -> None:
-    """Run the demo to its end, which is Ctrl-C unless `once`. Raises as `run_demo` does.
+    """Run the demo to its end, which is Ctrl-C or SIGTERM unless `once`. Raises as `run_demo` does.
 
-    Ctrl-C before that is a KeyboardInterrupt, with every process ended.
+    Ctrl-C or SIGTERM before that is a KeyboardInterrupt, with every process ended.
     """
     plan = quick_plan() if quick else full_plan()
     if base is not None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from basemodel.errors import BaseModelError
+from loraplex.demo.interruption import signals_wait
 from loraplex.errors import DemoError
 from trainer.errors import TrainerError
 from trainer.events import Event, Listener
@@ -46,9 +47,9 @@ class Worker:
     messages: Connection
 
     def stop(self) -> None:
-        """End the process if it still runs."""
-        self.process.terminate()
-        self.process.join(STOP_SECONDS)
+        """End the process if it still runs. What its run has written stays as after a power cut: whole, or absent."""
+        self.process.kill()
+        self.process.join()
         self.messages.close()
 
 
@@ -67,8 +68,9 @@ def run_side_by_side(
     try:
         while waiting or running:
             while waiting and len(running) < most:
-                worker = _start(waiting.popleft(), home, threads)
-                running[worker.messages] = worker
+                with signals_wait():
+                    worker = _start(waiting.popleft(), home, threads)
+                    running[worker.messages] = worker
             for connection in wait(list(running)):
                 assert isinstance(connection, Connection)
                 message = _next_message(running[connection])
@@ -79,8 +81,9 @@ def run_side_by_side(
                 else:
                     listeners[name](message)
     finally:
-        for worker in running.values():
-            worker.stop()
+        with signals_wait():
+            for worker in running.values():
+                worker.stop()
     return [results[job.run_name] for job in jobs]
 
 
@@ -89,7 +92,7 @@ def _start(job: Job, home: Path, threads: int) -> Worker:
     messages, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, job, home, threads), name=job.run_name, daemon=True)
     # Ctrl-C reaches the whole group, and is the parent's to heed. What is blocked now is blocked in the child from
-    # its first instruction; here it only waits. The tracker unblocks it as it starts, so it must be there before.
+    # its first instruction. The tracker unblocks it as it starts, so it must be there before.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

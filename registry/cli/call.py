@@ -14,7 +14,7 @@ from registry import local_bases
 from registry.cli.options import json_option
 from registry.cli.place import Command, Place, open_place, place_options
 from registry.cli.report import print_json
-from registry.opening import HTTP_SCHEMES, scheme_of
+from registry.scheme import HTTP_SCHEMES, scheme_of
 
 if TYPE_CHECKING:
     from registry.registry import Registry

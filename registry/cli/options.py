@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from registry.cli.completion import complete_adapter, complete_alias, complete_reference
-from registry.cli.place import REGISTRY_FOLDER, HomePath, Place, open_given, open_place, place_options
+from registry.cli.home import HomePath
+from registry.cli.place import REGISTRY_FOLDER, Place, open_given, open_place, place_options
 from registry.errors import RegistryError
 from registry.expected import ANY, Expected
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from registry.cli.home import HomePath, home_option
 from registry.cli.progress import progress_of
-from registry.opening import HTTP_SCHEMES, open_registry, open_remote, scheme_of
+from registry.opening import open_registry, open_remote
+from registry.scheme import HTTP_SCHEMES, scheme_of
 
 if TYPE_CHECKING:
     from registry.registry import Registry
@@ -21,14 +23,6 @@ _TOKEN, _BLOBS, _BLOBS_OF_FOLDER = "registry.cli.token", "registry.cli.blobs", "
 Command = Callable[..., None]
 Place = Path | str
 """A folder, or an address as text."""
-
-
-class HomePath(click.Path):
-    """A path in which `~` is the user's home."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Expand `~`, then check as click does."""
-        return Path(str(super().convert(str(Path(str(value)).expanduser()), param, ctx)))
 
 
 class PlaceType(HomePath):
@@ -58,16 +52,9 @@ def _keep_blobs(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 def place_options(command: Command) -> Command:
     """Add --home, --registry, --token and --blobs: where the registry is, and what it is asked with."""
-    for option in (blobs_option, token_option, registry_option):
+    for option in (blobs_option, token_option, registry_option, home_option):
         command = option(command)
-    return click.option(
-        "--home",
-        type=HomePath(file_okay=False),
-        envvar="LORAPLEX_HOME",
-        default="~/.loraplex",
-        show_default=True,
-        help="Folder of bases, registry, runs and caches.",
-    )(command)
+    return command
 
 
 registry_option = click.option(

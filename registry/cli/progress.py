@@ -20,7 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from registry.errors import printable
+from registry.printable import printable
 
 if TYPE_CHECKING:
     from registry.remote.transfer import Progress as ProgressListener

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.base import BaseRecord
-from registry.errors import printable
+from registry.printable import printable
 from registry.publication import Publication
 from registry.version import AdapterSummary, AliasMove, MoveKind, Version
 

@@ -11,10 +11,10 @@ from rich.text import Text
 
 from registry.cli.quantities import span_text
 from registry.cli.report import console, table_of, time_text
-from registry.errors import printable
 from registry.event import Event, EventKind
 from registry.mirror import Mirror, MirrorSync
 from registry.outbound import OutboundPolicy
+from registry.printable import printable
 from registry.webhook import Delivery, IssuedWebhook, Webhook
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import click
 from rich.text import Text
 
 from registry.cli.report import DIGEST_DIGITS_SHOWN, console, table_of
-from registry.errors import printable
 from registry.lineage import Lineage, LineageNode, NodeKind, Relation
+from registry.printable import printable
 from registry.version_diff import Change, ModuleDiff, VersionDiff
 
 MODULES_SHOWN = 64

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from registry.attestation import Attestation, AttestationKind
 from registry.cli.report import console, table_of, time_text
-from registry.errors import printable
 from registry.policies import AliasPolicy, GateVerdict, MetricRule, PolicyRecord
+from registry.printable import printable
 from registry.version import Canary
 
 

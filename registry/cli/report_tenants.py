@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from registry.cli.report import console, table_of, time_text
-from registry.errors import printable
+from registry.printable import printable
 from registry.tenant import IssuedToken, Tenant, Token
 
 

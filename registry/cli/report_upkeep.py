@@ -12,10 +12,10 @@ from rich.text import Text
 from registry.audit_entry import AuditEntry, AuditVerification
 from registry.cli.quantities import span_text
 from registry.cli.report import console, size_text, table_of, time_text
-from registry.errors import printable
 from registry.fsck_report import FsckReport
 from registry.gc_report import GcReport
 from registry.lease import Lease, Pin
+from registry.printable import printable
 from registry.quota_usage import Usage
 from registry.retention_rule import RetentionRule
 from registry.signing_key import SigningKey, VersionSignature

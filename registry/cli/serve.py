@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from registry.cli.options import HomePath, RegistryCommand
-from registry.cli.place import blobs_option, given_blobs
+from registry.cli.place import Place, PlaceType, blobs_option, given_blobs
 from registry.cli.server_options import (
     grace_option,
     log_level_option,
@@ -17,10 +17,12 @@ from registry.cli.server_options import (
     port_option,
     start_logging,
 )
+from registry.errors import InvalidValueError
 from registry.http.settings import HttpSettings
 from registry.listening import url_of
 from registry.loopback import is_loopback_host
 from registry.opening import open_registry
+from registry.scheme import HTTP_SCHEMES, scheme_of
 
 if TYPE_CHECKING:
     from registry.registry import Registry
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 @click.command(cls=RegistryCommand)
 @click.option(
     "--data",
+    type=PlaceType(file_okay=False),
     required=True,
     metavar="DIR|URL",
     help="The registry: a folder (made where there is none) or postgresql://.",
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
 @grace_option(1, "Seconds that transfers have to finish after SIGTERM.")
 @log_level_option("What is written to stderr.")
 def serve(
-    data: str,
+    data: Place,
     *,
     host: str,
     port: int,
@@ -70,6 +73,8 @@ def serve(
     from registry.server import open_port, read_operator_secret, refuse_open_server, run_registry  # web, databases
 
     start_logging(log_level)
+    if scheme_of(data) in HTTP_SCHEMES:
+        raise InvalidValueError("data", f"{data} is a server already; name the folder or the database that it serves")
     settings = HttpSettings(
         is_loopback=is_loopback_host(host),
         operator_secret=None if operator_token_file is None else read_operator_secret(operator_token_file),
@@ -78,9 +83,8 @@ def serve(
         metrics_open=open_metrics,
         upkeep=upkeep,
     )
-    place = data if "://" in data else Path(data).expanduser()
-    blobs = given_blobs(click.get_current_context().meta, place)
-    with open_registry(place, blobs=blobs) as registry:
+    blobs = given_blobs(click.get_current_context().meta, data)
+    with open_registry(data, blobs=blobs) as registry:
         refuse_open_server(registry, host, settings)
         with open_port(host, port) as listener:
             run_registry(

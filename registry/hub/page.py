@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from registry.errors import printable
 from registry.hub.response import Response
+from registry.printable import printable
 from registry.version import Version
 
 UNITS = ("B", "kB", "MB", "GB", "TB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 
@@ -194,7 +195,10 @@ def test_what_the_kernel_cannot_do_is_left_to_bitsandbytes() -> None:
 def test_without_a_compiler_the_build_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setattr(build, "BUILT", tmp_path)
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
-    assert "no C++ compiler" in build.build()
+    monkeypatch.setattr(build.sys, "executable", "/a folder/python")
+    said = build.build()
+    assert "no C++ compiler" in said
+    assert shlex.split(said.partition("then run: ")[2]) == ["/a folder/python", "-P", "-m", "basemodel.kernels.build"]
 
 
 def test_building_again_does_nothing() -> None:

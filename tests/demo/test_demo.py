@@ -57,8 +57,9 @@ class StartedDemo:
             assert time.monotonic() < deadline, self.output()
             time.sleep(0.05)
 
-    def press_ctrl_c(self) -> int:
-        os.killpg(self.process.pid, signal.SIGINT)
+    def tell(self, kill: Callable[[int, int], None], number: int) -> int:
+        """Send a signal to the command alone (`os.kill`) or to its group (`os.killpg`); its exit status."""
+        kill(self.process.pid, number)
         return self.process.wait(60)
 
 
@@ -174,11 +175,30 @@ def test_the_documented_mixture_of_the_demos_adapters_is_made(run: FinishedRun) 
     assert [expert.parent_digest for expert in experts] == [task["digest"] for task in run.results["tasks"]]
 
 
-def test_ctrl_c_on_the_way_ends_everything_with_one_line(tmp_path: Path) -> None:
+def _imports_torch(demo: StartedDemo) -> bool:
+    """What reaches the group reaches the training processes, and they must not speak of it."""
+    return len(_children(demo.process.pid, "spawn_main")) >= 1
+
+
+def _trains(demo: StartedDemo) -> bool:
+    return " step " in demo.output()
+
+
+@pytest.mark.parametrize(
+    ("moment", "kill", "number", "status"),
+    [
+        (_imports_torch, os.killpg, signal.SIGINT, 130),
+        (_imports_torch, os.killpg, signal.SIGTERM, 143),
+        (_trains, os.kill, signal.SIGTERM, 143),
+    ],
+    ids=["ctrl-c", "service-manager", "kill"],
+)
+def test_a_signal_on_the_way_ends_everything_with_one_line(
+    tmp_path: Path, moment: Callable[[StartedDemo], bool], kill: Callable[[int, int], None], number: int, status: int
+) -> None:
     with started_demo(tmp_path) as demo:
-        # The training processes still import torch: Ctrl-C reaches them, too, and they must not speak of it.
-        demo.wait_until(lambda: len(_children(demo.process.pid, "spawn_main")) >= 1)
-        assert demo.press_ctrl_c() == 130
+        demo.wait_until(lambda: moment(demo))
+        assert demo.tell(kill, number) == status
         last = demo.output().splitlines()[-1]
         assert last.startswith("Stopped: nothing of the demo is running any more.")
         assert last.count(str(demo.home)) == 1

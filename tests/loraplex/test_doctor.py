@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from basemodel.kernels import build, library
 from loraplex import doctor
 from loraplex.cli import main
 from registry.base import BaseRecord
@@ -51,6 +53,16 @@ def test_a_variable_that_nothing_reads_is_a_warning(loraplex_home: Path, monkeyp
     assert found()["status"] == "warning"
     assert found()["detail"] == "LORAPLEX_SERVE_PROT: no command reads it"
     assert found()["advice"].startswith("Did you mean LORAPLEX_SERVE_PORT? ")
+
+
+def test_kernels_that_are_not_built_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "has_cpu_kernels", lambda: False)
+    monkeypatch.setattr(build, "BUILT", tmp_path)
+    monkeypatch.setattr(sys, "executable", "/a folder/python")
+    check = doctor.check_kernels()
+    assert check.status == "warning"
+    told = (check.advice or "").partition("then run: ")
+    assert shlex.split(told[2]) == ["/a folder/python", "-P", "-m", "basemodel.kernels.build"]
 
 
 def test_a_taken_port_is_a_warning(loraplex_home: Path) -> None:

@@ -134,6 +134,14 @@ def test_a_bad_value_of_the_environment_is_refused_with_its_variable(
     assert f"Invalid value for '{option}' (from the environment variable {name}): " in result.output
 
 
+@pytest.mark.parametrize("words", [["serve"], ["ls"], ["base", "ls"], ["train"], ["demo"]])
+def test_a_tilde_in_the_home_is_the_users(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = invoke(*words, env={"HOME": str(tmp_path), "LORAPLEX_HOME": "~/file"})
+    assert result.exit_code == 2, result.output
+    assert f"{tmp_path / 'file'}' is a file" in result.output
+
+
 def test_a_variable_has_the_name_of_its_flag() -> None:
     wrong = []
 

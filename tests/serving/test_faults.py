@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -177,8 +178,6 @@ def test_a_stop_string_frees_the_request(fragile: RunningServer) -> None:
 
 
 def test_a_client_that_leaves_while_it_sends_is_no_error(fragile: RunningServer) -> None:
-    import socket
-
     address = fragile.url.removeprefix("http://").split(":")
     with socket.create_connection((address[0], int(address[1]))) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
@@ -227,6 +226,46 @@ def test_sigterm_ends_what_outlives_the_grace(tmp_path: Path, scripted_engine: l
         following.result()
         assert seen[-2]["error"] == SHUTTING_DOWN
         assert seen[-1] == "[DONE]"
+        assert server.process.wait(10) == 0
+
+
+def test_requests_and_transfers_have_one_grace(tmp_path: Path, scripted_engine: list[str], stocked: Stocked) -> None:
+    """An upload that never ends begins beside a request that ends late: the port closes when the one grace is over."""
+    grace_seconds, request_tokens = 5.0, 100  # one token in 30 ms
+    ended = threading.Event()
+
+    def upload() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="message"\r\n\r\n'
+        ended.wait(30)
+
+    def is_closed() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", httpx.URL(server.url).port)) != 0
+
+    with (
+        running_server(
+            tmp_path, engine=scripted_engine, home=stocked.home, base="bytes", grace_seconds=grace_seconds
+        ) as server,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        path, kind = "/registry/v1/adapters/acme/sql/versions", "multipart/form-data; boundary=x"
+        try:
+            sending = pool.submit(
+                httpx.post, server.url + path, content=upload(), headers={"content-type": kind}, timeout=30
+            )
+            body = {"model": "base", "prompt": "!slow abcd", "max_tokens": request_tokens}
+            asking = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=30)
+            wait_until(lambda: server.metric("vllm:num_requests_running") == 1)
+            began = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            assert asking.result().status_code == 200
+            answered_seconds = time.monotonic() - began
+            wait_until(is_closed, 10)
+            closed_seconds = time.monotonic() - began
+            assert answered_seconds < grace_seconds <= closed_seconds < grace_seconds + 0.75 * answered_seconds
+            assert not sending.done() or sending.exception() is not None
+        finally:
+            ended.set()
         assert server.process.wait(10) == 0
 
 

@@ -215,6 +215,19 @@ def test_an_open_registry_beyond_this_machine_is_refused(tmp_path: Path, reg_sql
     refuse_open_server(reg_sqlite, "0.0.0.0", HttpSettings())
 
 
+def test_a_file_is_no_registry_to_serve(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(main, ["registry", "serve", "--data", "~/file"], env={"HOME": str(tmp_path)})
+    assert result.exit_code == 2
+    assert f"Invalid value for '--data': Directory '{tmp_path / 'file'}' is a file" in result.stderr
+
+
+def test_a_registry_over_http_is_not_served_again(url: str) -> None:
+    result = CliRunner().invoke(main, ["registry", "serve", "--data", url])
+    assert (result.exit_code, "Traceback" in result.stderr) == (1, False)
+    assert f"`data` cannot be taken: {url} is a server already" in result.stderr
+
+
 def test_the_operators_token_file(tmp_path: Path) -> None:
     for content in (b"short", b"\xff" * 40, b"two words " * 4, b"", SECRET.encode() + b"\nmore"):
         (tmp_path / "secret").write_bytes(content)

@@ -1,12 +1,10 @@
-"""The options that say where things are on disk, the same for every command of the face."""
+"""The home: the folder that every command has its things in, and paths in which `~` is the user's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
-
-DEFAULT_HOME = Path("~/.loraplex")
 
 
 class HomePath(click.Path):
@@ -21,7 +19,7 @@ home_option = click.option(
     "--home",
     type=HomePath(file_okay=False),
     envvar="LORAPLEX_HOME",
-    default=str(DEFAULT_HOME),
+    default="~/.loraplex",
     show_default=True,
     help="Folder of bases, registry, runs and caches.",
 )
