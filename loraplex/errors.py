@@ -4,6 +4,7 @@ LoraplexError
 ├── SettingsError     a settings file that cannot be read, or a key in it that nothing honours
 ├── MissingExtraError a command whose optional dependencies are not installed
 └── DemoError         a step of the demo that did not do what it shows
+    ├── PortTakenError the port that the demo was given belongs to somebody else
     └── ServerError   the demo's server did not start, or ended early
 """
 
@@ -39,6 +40,14 @@ class MissingExtraError(LoraplexError):
 
 class DemoError(LoraplexError):
     """A step of the demo did not do what it shows."""
+
+
+class PortTakenError(DemoError):
+    """Another program listens on the port that the demo was given."""
+
+    def __init__(self, port: int):
+        self.port = port
+        super().__init__(f"port {port} is taken. Give another with --port, or none: then the demo takes a free one.")
 
 
 class ServerError(DemoError):

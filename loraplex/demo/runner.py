@@ -42,7 +42,7 @@ class FinishedDemo:
 
 
 @contextmanager
-def run_demo(plan: DemoPlan, home: Path, port: int, report: Report) -> Iterator[FinishedDemo]:
+def run_demo(plan: DemoPlan, home: Path, port: int | None, report: Report) -> Iterator[FinishedDemo]:
     """Train, publish, serve, measure; the server runs until the block ends.
 
     Raises LoraplexError, and the errors of the trainer and the registry.

@@ -19,7 +19,7 @@ from typing import NoReturn
 import httpx
 
 from loraplex.demo.interruption import signals_wait
-from loraplex.errors import ServerError
+from loraplex.errors import PortTakenError, ServerError
 
 HOST = "127.0.0.1"
 USUAL_PORT = 8000
@@ -50,15 +50,18 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    home: Path, base: str, port: int, *, device: str, adapter_slots: int, threads: int
+    home: Path, base: str, wanted_port: int | None, *, device: str, adapter_slots: int, threads: int
 ) -> Iterator[RunningServer]:
     """Start the server, wait until it is ready, and stop it at the end, also where that is Ctrl-C.
 
-    The engine computes with `threads` threads: the API process and the demo's own clients need a core, too.
+    The engine computes with `threads` threads: the API process and the demo's own clients need a core, too. The port is
+    chosen now: one that was free before the training may be another server's by then.
 
     Raises:
+        PortTakenError: as `free_port`.
         ServerError: it ended, or was not ready in time; the last lines of its log are in the message.
     """
+    port = free_port(wanted_port)
     log = home / "logs" / "demo-server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "loraplex", "serve", "--home", str(home), "--base", base]
@@ -79,10 +82,8 @@ def running_server(
 
 
 def free_port(wanted: int | None) -> int:
-    """The wanted port; without a wish the usual one if it is free, else any free one."""
-    if wanted is not None:
-        return wanted
-    for port in (USUAL_PORT, 0):
+    """The wanted port; without a wish the usual one if it is free, else any free one. Raises PortTakenError."""
+    for port in (USUAL_PORT, 0) if wanted is None else (wanted,):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -90,7 +91,8 @@ def free_port(wanted: int | None) -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise AssertionError("port 0 is always free")
+    assert wanted is not None, "port 0 is always free"
+    raise PortTakenError(wanted)
 
 
 def _environment() -> dict[str, str]:

@@ -36,7 +36,8 @@ def run_session(
         plan = replace(plan, base=source, learning_rate=OTHER_BASE_LEARNING_RATE)
     home.mkdir(parents=True, exist_ok=True)
     report = Report(console)
-    with run_demo(plan, home, free_port(port), report) as finished:
+    free_port(port)  # what is taken already is said now, not after the training
+    with run_demo(plan, home, port, report) as finished:
         if json_file is not None:
             finished.results.write(json_file)
             report.line(f"results: {json_file}")

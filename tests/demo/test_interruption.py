@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from loraplex.demo.interruption import Terminated, signals_wait, sigterm_interrupts
-from loraplex.demo.server import free_port, running_server
+from loraplex.demo.server import running_server
 
 
 @pytest.fixture
@@ -61,10 +61,9 @@ def test_sigterm_ends_the_server_too(tmp_path: Path) -> None:
     processes: list[psutil.Process] = []
 
     def serve() -> None:
-        port = free_port(None)
         with (
             sigterm_interrupts(),
-            running_server(tmp_path, "embedded", port, device="cpu", adapter_slots=1, threads=1) as server,
+            running_server(tmp_path, "embedded", None, device="cpu", adapter_slots=1, threads=1) as server,
         ):
             started = psutil.Process(server.process.pid)
             processes.extend([started, *started.children(recursive=True)])
