@@ -19,12 +19,12 @@ struct FilePair {
     float scale; // of b
 };
 
-// Whether the values of every rank of a and of b are whole steps of a grid (eight_bits.py), and 32 divides K. If so, exponents [2, r] are
-// the steps' powers of two, a's and then b's, and steps [r] their products with the scale.
+// Whether the values of every rank of a and of b are whole steps of a grid (eight_bits.py), and 32 divides K. If so,
+// exponents [2, r] are the steps' powers of two, a's and then b's, and steps [r] their products with the scale.
 bool find_grid(const FilePair &pair, int32_t *exponents, float *steps);
 
-// The numbers of steps: a [r, K], of each 32 values those of even places before those of odd ones, and b [strips, r, 16];
-// outputs behind O are zeros.
+// The numbers of steps: a [r, K], of each 32 values those of even places before those of odd ones, and
+// b [strips, r, 16]; outputs behind O are zeros.
 void lay_out_steps(const FilePair &pair, const int32_t *exponents, int8_t *a, int8_t *b);
 
 // In bf16, each value rounded once: a [r, K] and b [strips, r, 16], which is scale * b. Returns whether all are finite.

@@ -14,8 +14,8 @@ constexpr int64_t LEAST_KEPT_BYTES = 1 << 20;
 // Of factors in it.
 constexpr int64_t FACTOR_ALIGNMENT = 64;
 
-// [bytes] uint8, not initialised, a multiple of FACTOR_ALIGNMENT from such a one on. It goes back when the last tensor that looks into it is gone, on any
-// thread.
+// [bytes] uint8, not initialised, a multiple of FACTOR_ALIGNMENT from such a one on. It goes back when the last tensor
+// that looks into it is gone, on any thread.
 at::Tensor factor_memory(int64_t bytes);
 
 // Bytes of the pieces that stay.

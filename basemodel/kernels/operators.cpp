@@ -143,9 +143,9 @@ struct Place {
     int64_t a, b, steps;
 };
 
-// Each a [r, K] and b [O, r], float or bf16 -> a and scale * b as a layer keeps them: a [r, K] and b [strips, r, 16] bf16; or,
-// where a grid holds them, int8 beside steps [r] float, which are empty otherwise. All of them are parts of one piece of
-// memory (kept_memory.h). And the number of the first pair that is not finite, -1 if all are. All of an adapter in one
+// Each a [r, K] and b [O, r], float or bf16 -> a and scale * b as a layer keeps them: a [r, K] and b [strips, r, 16], bf16;
+// or, where a grid holds them, int8 beside steps [r] float, which are empty otherwise. All of them are parts of one piece
+// of memory (kept_memory.h). And the number of the first pair that is not finite, -1 if all are. All of an adapter in one
 // call: Python's lock is let go once, not once for each of hundreds of layers.
 std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, int64_t>
 lay_out_factors(at::TensorList a, at::TensorList b, at::ArrayRef<double> scales) {

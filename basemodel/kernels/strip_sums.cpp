@@ -72,15 +72,16 @@ inline __m512 change(const Changes &changes, int64_t row, int64_t strip, __m512 
 // Up to 16 rows.
 void finish(float *sums, int64_t first_row, int64_t row_count, const Strip &strip, const float *deltas) {
     const __mmask16 mask = first_lanes(strip.outputs);
-    const Adapters *adapters = strip.adapters;
+    const bool has_adapters = strip.adapters;
+    const Adapters adapters = has_adapters ? *strip.adapters : Adapters{}; // a copy: what is stored below cannot be it
     const __m512 bias = strip.bias ? widen(_mm256_maskz_loadu_epi16(mask, strip.bias)) : _mm512_setzero_ps();
     turn(sums);
     for (int64_t index = 0; index < row_count; index++) {
         __m512 value = _mm512_load_ps(sums + index * 16);
         if (strip.bias)
             value = _mm512_add_ps(value, bias);
-        if (adapters)
-            value = add_uses(*adapters, first_row + index, deltas, value);
+        if (has_adapters)
+            value = add_uses(adapters, first_row + index, deltas, value);
         if (strip.changes)
             value = change(*strip.changes, first_row + index, strip.index, value);
         _mm256_mask_storeu_epi16(strip.y + (first_row + index) * strip.y_stride, mask, narrow(value));

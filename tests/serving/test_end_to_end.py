@@ -187,8 +187,10 @@ def test_models_are_listed(client: openai.OpenAI, adapters: list[Version]) -> No
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_request(live: RunningServer, adapters: list[Version], stream: bool) -> None:
-    body = {"model": "acme/live0", "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": stream}
-    with httpx.Client(base_url=live.url, timeout=1.0) as client:
+    """What it had asked for takes a second or more, and is not generated to its end."""
+    body = {"model": "acme/live0", "prompt": "x", "max_tokens": 900, "n": 8, "ignore_eos": True, "stream": stream}
+    generated = live.metric("vllm:generation_tokens_total")
+    with httpx.Client(base_url=live.url, timeout=30.0 if stream else 0.25) as client:
         if stream:
             with client.stream("POST", "/v1/completions", json=body) as response:
                 next(response.iter_lines())
@@ -197,6 +199,7 @@ def test_a_client_that_leaves_frees_its_request(live: RunningServer, adapters: l
                 client.post("/v1/completions", json=body)
     wait_until(lambda: live.metric("vllm:num_requests_running") == 0, 2.0)
     assert live.metric("loraplex_sequences_inside") == 0
+    assert live.metric("vllm:generation_tokens_total") - generated < 8 * 900
 
 
 def test_kill_9_of_the_engine_mid_stream(live: RunningServer) -> None:
