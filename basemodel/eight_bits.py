@@ -1,7 +1,7 @@
 """LoRA factors whose values are whole steps of a grid, so that 8 bits hold each of them.
 
-It does: round a pair of factors to such a grid, and find the grid of a pair that has one.
-It does not: choose who is rounded (the trainer's `adapter.dtype`), or lay out what is kept (`factor_layout`).
+It does: round a pair of factors to such a grid. It does not: choose who is rounded (the trainer's `adapter.dtype`), or
+see whether a file is on its grid and lay it out so (`kernels/factor_layout.cpp`).
 
 A rank's values, its row of A and likewise its column of B, are whole multiples, from -127 to 127, of one power of two:
 the least one with which the largest value fits. bfloat16 holds every such value, so whoever reads the file computes

@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.workload import MODELS
+from serving.messages import EngineSettings
+
+PROMPT_TOKENS = 32
+GRAPH_BYTES = 8 << 30
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,19 @@ class DecodeSettings:
     folder: Path
     cuda_graphs: bool
     adapter_bits: int
+
+    def engine_settings(self, **more: Any) -> EngineSettings:
+        """An engine with room for the most rows, each of PROMPT_TOKENS and what it generates; `more` is its own."""
+        return EngineSettings(
+            socket="",
+            base=self.model,
+            bases_folder="",
+            device=self.device,
+            max_running=max(self.rows),
+            cuda_graph_bytes=GRAPH_BYTES if self.cuda_graphs else 0,
+            kv_cache_tokens=max(self.rows) * (PROMPT_TOKENS + self.tokens + 32),
+            **more,
+        )
 
 
 def run_decode_benchmark(

@@ -23,10 +23,10 @@ from rich.table import Table
 
 from basemodel.mixture_gate import Mixture, write_mixture
 from benchmarks.decode_command import DecodeSettings, run_decode_benchmark
-from benchmarks.serve_mixed import GRAPH_BYTES, PROMPT_TOKENS, RANK, decode_uses_seconds
+from benchmarks.serve_mixed import RANK, decode_uses_seconds
 from benchmarks.workload import open_base, random_adapters, ready_engine
 from serving.engine.engine import Engine
-from serving.messages import AdapterUse, EngineSettings
+from serving.messages import AdapterUse
 
 EXPERTS = 4
 TOP_K = 2
@@ -58,18 +58,7 @@ def measure(wanted: DecodeSettings) -> list[Result]:
     experts = tuple(AdapterUse(digest=_digest(each), folder=str(each)) for each in adapters)
     hidden = int(base.model.get_input_embeddings().get_parameter("weight").shape[1])
     mixture = _mixture(wanted.folder / "mixture", base.description.fingerprint, hidden, experts)
-    settings = EngineSettings(
-        socket="",
-        base=wanted.model,
-        bases_folder="",
-        device=wanted.device,
-        max_running=max(wanted.rows),
-        cuda_graph_bytes=GRAPH_BYTES if wanted.cuda_graphs else 0,
-        adapter_slots=EXPERTS,
-        kv_cache_tokens=max(wanted.rows) * (PROMPT_TOKENS + wanted.tokens + 32),
-        check_probes=False,
-    )
-    engine = ready_engine(base, settings)
+    engine = ready_engine(base, wanted.engine_settings(adapter_slots=EXPERTS, check_probes=False))
     return [_measure_rows(engine, count, experts, mixture, wanted.tokens, wanted.repeats) for count in wanted.rows]
 
 

@@ -24,15 +24,13 @@ from rich.table import Table
 
 from basemodel.four_bit import Linear4bit
 from basemodel.load import Base
-from benchmarks.decode_command import DecodeSettings, run_decode_benchmark
+from benchmarks.decode_command import PROMPT_TOKENS, DecodeSettings, run_decode_benchmark
 from benchmarks.engine_in_process import prompt_of
 from benchmarks.workload import open_base, random_adapters, ready_engine
 from serving.engine.engine import Engine
-from serving.messages import AdapterUse, EngineSettings, Generate, Sampling
+from serving.messages import AdapterUse, Generate, Sampling
 
 RANK = 16
-PROMPT_TOKENS = 32
-GRAPH_BYTES = 8 << 30
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,7 @@ def measure(wanted: DecodeSettings) -> list[Result]:
     adapters = random_adapters(
         served.description, wanted.folder / "adapters", count=most, rank=RANK, adapter_bits=wanted.adapter_bits
     )
-    settings = EngineSettings(
-        socket="",
-        base=wanted.model,
-        bases_folder="",
-        device=wanted.device,
-        max_running=most,
-        cuda_graph_bytes=GRAPH_BYTES if wanted.cuda_graphs else 0,
-        adapter_slots=most,
-        adapter_pool_bytes=None,
-        kv_cache_tokens=most * (PROMPT_TOKENS + wanted.tokens + 32),
-        check_probes=False,
-    )
+    settings = wanted.engine_settings(adapter_slots=most, adapter_pool_bytes=None, check_probes=False)
     engine = ready_engine(served, settings)
     peft = _peft(open_base(wanted.model, wanted.folder, device=wanted.device), adapters)
     bandwidth = read_bandwidth(wanted.device)

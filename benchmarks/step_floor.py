@@ -26,12 +26,11 @@ from rich.table import Table
 
 from basemodel.description import BaseDescription, ModuleShape
 from benchmarks.decode_command import DecodeSettings, run_decode_benchmark
-from benchmarks.serve_mixed import GRAPH_BYTES, PROMPT_TOKENS, decode_seconds, least_seconds, read_bandwidth
+from benchmarks.serve_mixed import decode_seconds, least_seconds, read_bandwidth
 from benchmarks.workload import open_base, ready_engine
 from serving.engine.batch import Batch
 from serving.engine.engine import Engine
 from serving.engine.request import Row
-from serving.messages import EngineSettings
 
 NF4_BITS = 4.127  # a weight and its share of the scales, with double quantization
 TIMED_TOKENS = 16
@@ -60,16 +59,7 @@ def measure(wanted: DecodeSettings) -> list[Result]:
     """One result for each number of rows."""
     rows, tokens, repeats, device = wanted.rows, wanted.tokens, wanted.repeats, wanted.device
     base = open_base(wanted.model, wanted.folder, device=device)
-    settings = EngineSettings(
-        socket="",
-        base=wanted.model,
-        bases_folder="",
-        device=device,
-        max_running=max(rows),
-        cuda_graph_bytes=GRAPH_BYTES if wanted.cuda_graphs else 0,
-        kv_cache_tokens=max(rows) * (PROMPT_TOKENS + tokens + 32),
-    )
-    engine = ready_engine(base, settings)
+    engine = ready_engine(base, wanted.engine_settings())
     bandwidth, peak = read_bandwidth(device), _peak_multiply_adds(device)
     read_ms = 1e3 * _weight_bytes(base.description) / bandwidth
     weights = sum(shape.in_features * shape.out_features for shape in _multiplied(base.description))

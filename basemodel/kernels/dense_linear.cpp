@@ -48,7 +48,7 @@ void multiply_dense(const uint16_t *weight, const uint16_t *packed, const uint16
             expand(*adapters, index, scratch.deltas);
         for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
             const int64_t present = std::min(CHUNK_ROWS, rows - row);
-            const int64_t groups = chunk_groups(present);
+            const int64_t groups = row_groups(present);
             const uint16_t *x = packed + row * in_features;
             if (groups == 1)
                 sums_of_few(own, in_features, x, tile_width(rows), sums);

@@ -82,7 +82,7 @@ bool Runs::touch(const Tensor &table) const {
 
 Layer::Layer(const OptionalTensor &weight, const OptionalTensor &offsets, const OptionalTensor &table, int64_t in,
              int64_t out, const Runs &runs, float *hidden)
-    : in_features(in), out_features(out), strips((out + STRIP - 1) / STRIP) {
+    : in_features(in), out_features(out), strips(strip_count(out)) {
     TORCH_CHECK(in_features % BLOCK == 0, "in_features must be a multiple of 64");
     const bool is_dense = weight && weight->scalar_type() == at::kBFloat16;
     TORCH_CHECK(weight && (is_dense || weight->numel() >= strips * (in_features / BLOCK) * UNIT_BYTES),

@@ -194,7 +194,7 @@ void multiply_pairs(const Strip *strips, int64_t count, const uint16_t *packed, 
     };
     for (int64_t at = 0; at < std::min<int64_t>(count, 2); at++)
         dequantize_rows<0, 16>(strips[at].codes, tiles[0][at]);
-    const int64_t width = tile_width(rows), groups = chunk_groups(rows), group_stride = TILE_ROWS * BLOCK * blocks;
+    const int64_t width = tile_width(rows), groups = row_groups(rows), group_stride = TILE_ROWS * BLOCK * blocks;
     int64_t turn = 0;
     for (int64_t at = 0; at < count; at += 2) {
         const int64_t other = std::min(at + 1, count - 1);
@@ -235,7 +235,7 @@ void multiply_strips(const Strip *strips, int64_t count, const uint16_t *packed,
         for (int64_t row = 0; row < rows; row += CHUNK_ROWS) {
             const int64_t present = std::min(CHUNK_ROWS, rows - row);
             chunk_sums(scratch.tiles, TILE_VALUES, 64, packed + row * in_features, TILE_ROWS * in_features,
-                       chunk_groups(present), blocks, sums);
+                       row_groups(present), blocks, sums);
             finish_chunk(sums, row, present, strip, scratch.deltas);
         }
     }

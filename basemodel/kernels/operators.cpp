@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -117,7 +118,7 @@ Tensor paged_attention(const Tensor &query, const Tensor &keys, const Tensor &va
 
 // weight as for nf4_linear -> [strips * 16] float: the sum of squares of each row.
 Tensor nf4_row_squares(const Tensor &weight, int64_t out_features, int64_t in_features) {
-    const int64_t strips = (out_features + loraplex::STRIP - 1) / loraplex::STRIP;
+    const int64_t strips = loraplex::strip_count(out_features);
     TORCH_CHECK(in_features % loraplex::BLOCK == 0, "in_features must be a multiple of 64");
     TORCH_CHECK(weight.numel() >= strips * (in_features / loraplex::BLOCK) * loraplex::UNIT_BYTES, "weight too small");
     Tensor squares = at::empty({strips * loraplex::STRIP}, weight.options().dtype(at::kFloat));
@@ -137,10 +138,19 @@ loraplex::FilePair file_pair(const Tensor &a, const Tensor &b, double scale) {
     return {values(a), values(b), a.size(1), b.size(0), a.size(0), static_cast<float>(scale)};
 }
 
-// Where a pair is kept, in bytes of the memory; of values that are bf16, or numbers of steps.
-struct Place {
+// A pair on its way into the memory: its grid where it has one, and where it is to lie, in bytes.
+struct Move {
+    loraplex::FilePair pair;
+    std::vector<int32_t> exponents;
+    std::vector<float> steps;
     bool has_steps;
-    int64_t a, b, steps;
+    int64_t a = 0, b = 0, steps_at = 0;
+
+    explicit Move(const loraplex::FilePair &given)
+        : pair(given), exponents(2 * given.rank), steps(given.rank),
+          has_steps(loraplex::find_grid(given, exponents.data(), steps.data())) {}
+    int64_t value_bytes() const { return has_steps ? 1 : 2; }
+    int64_t strips() const { return loraplex::strip_count(pair.outputs); }
 };
 
 // Each a [r, K] and b [O, r], float or bf16 -> a and scale * b as a layer keeps them: a [r, K] and b [strips, r, 16], bf16;
@@ -150,25 +160,19 @@ struct Place {
 std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, int64_t>
 lay_out_factors(at::TensorList a, at::TensorList b, at::ArrayRef<double> scales) {
     TORCH_CHECK(a.size() == b.size() && a.size() == scales.size(), "a, b and scales: one of each for each pair");
-    std::vector<Place> places;
-    std::vector<std::vector<int32_t>> exponents(a.size());
-    std::vector<std::vector<float>> steps(a.size());
+    std::vector<Move> moves;
+    moves.reserve(a.size());
     int64_t room = 0;
     const auto take = [&room](int64_t bytes) {
         const int64_t begin = room;
         room += (bytes + loraplex::FACTOR_ALIGNMENT - 1) / loraplex::FACTOR_ALIGNMENT * loraplex::FACTOR_ALIGNMENT;
         return begin;
     };
-    const auto strips_of = [](int64_t outputs) { return (outputs + loraplex::STRIP - 1) / loraplex::STRIP; };
     for (size_t index = 0; index < a.size(); index++) {
-        const loraplex::FilePair pair = file_pair(a[index], b[index], scales[index]);
-        exponents[index].resize(2 * pair.rank);
-        steps[index].resize(pair.rank);
-        const bool has_steps = loraplex::find_grid(pair, exponents[index].data(), steps[index].data());
-        const int64_t size = has_steps ? 1 : 2;
-        places.push_back({has_steps, take(size * pair.rank * pair.inputs),
-                          take(size * pair.rank * strips_of(pair.outputs) * loraplex::STRIP),
-                          has_steps ? take(sizeof(float) * pair.rank) : room});
+        Move &move = moves.emplace_back(file_pair(a[index], b[index], scales[index]));
+        move.a = take(move.value_bytes() * move.pair.rank * move.pair.inputs);
+        move.b = take(move.value_bytes() * move.pair.rank * move.strips() * loraplex::STRIP);
+        move.steps_at = move.has_steps ? take(sizeof(float) * move.pair.rank) : 0;
     }
     const Tensor memory = loraplex::factor_memory(room);
     auto *const data = memory.mutable_data_ptr<uint8_t>();
@@ -176,21 +180,20 @@ lay_out_factors(at::TensorList a, at::TensorList b, at::ArrayRef<double> scales)
     const Tensor none = at::empty({0}, floats.options());
     std::vector<Tensor> kept_a, kept_b, kept_steps;
     int64_t first_bad = -1;
-    for (size_t index = 0; index < a.size(); index++) {
-        const loraplex::FilePair pair = file_pair(a[index], b[index], scales[index]);
-        const Place &place = places[index];
-        const Tensor &of_type = place.has_steps ? whole : rounded;
-        const int64_t size = place.has_steps ? 1 : 2, rank = pair.rank;
-        kept_a.push_back(of_type.as_strided({rank, pair.inputs}, {pair.inputs, 1}, place.a / size));
-        kept_b.push_back(of_type.as_strided({strips_of(pair.outputs), rank, loraplex::STRIP},
-                                            {rank * loraplex::STRIP, loraplex::STRIP, 1}, place.b / size));
-        kept_steps.push_back(place.has_steps ? floats.as_strided({rank}, {1}, place.steps / sizeof(float)) : none);
-        if (place.has_steps) {
-            loraplex::lay_out_steps(pair, exponents[index].data(), reinterpret_cast<int8_t *>(data + place.a),
-                                    reinterpret_cast<int8_t *>(data + place.b));
-            std::copy(steps[index].begin(), steps[index].end(), reinterpret_cast<float *>(data + place.steps));
-        } else if (!loraplex::lay_out_rounded(pair, reinterpret_cast<uint16_t *>(data + place.a),
-                                              reinterpret_cast<uint16_t *>(data + place.b)) &&
+    for (size_t index = 0; index < moves.size(); index++) {
+        const Move &move = moves[index];
+        const Tensor &of_type = move.has_steps ? whole : rounded;
+        const int64_t size = move.value_bytes(), rank = move.pair.rank, inputs = move.pair.inputs;
+        kept_a.push_back(of_type.as_strided({rank, inputs}, {inputs, 1}, move.a / size));
+        kept_b.push_back(of_type.as_strided({move.strips(), rank, loraplex::STRIP},
+                                            {rank * loraplex::STRIP, loraplex::STRIP, 1}, move.b / size));
+        kept_steps.push_back(move.has_steps ? floats.as_strided({rank}, {1}, move.steps_at / sizeof(float)) : none);
+        if (move.has_steps) {
+            loraplex::lay_out_steps(move.pair, move.exponents.data(), reinterpret_cast<int8_t *>(data + move.a),
+                                    reinterpret_cast<int8_t *>(data + move.b));
+            std::copy(move.steps.begin(), move.steps.end(), reinterpret_cast<float *>(data + move.steps_at));
+        } else if (!loraplex::lay_out_rounded(move.pair, reinterpret_cast<uint16_t *>(data + move.a),
+                                              reinterpret_cast<uint16_t *>(data + move.b)) &&
                    first_bad < 0) {
             first_bad = static_cast<int64_t>(index);
         }

@@ -12,9 +12,6 @@ namespace loraplex {
 constexpr int64_t SUMS = 16 * 16;                              // of one group of rows
 constexpr int64_t CHUNK_SUMS = CHUNK_ROWS / TILE_ROWS * SUMS; // of as many rows as are multiplied together
 
-// Groups of 16 rows among `rows` of them.
-inline int64_t chunk_groups(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
-
 // Sums of a strip for up to four groups of rows. Tile t of the weights begins at tiles + t * tile_step, its rows lie
 // row_bytes apart; x of the first group begins at `packed`, and that of the next group_stride values further on.
 void chunk_sums(const uint16_t *tiles, int64_t tile_step, int64_t row_bytes, const uint16_t *packed,

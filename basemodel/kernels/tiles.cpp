@@ -51,11 +51,11 @@ int64_t tile_width(int64_t rows) { return rows > 8 ? TILE_ROWS : rows > 4 ? 8 : 
 void configure_tiles(int64_t width) { _tile_loadconfig(&CONFIGS[__builtin_ctzll(width)]); }
 
 int64_t packed_size(int64_t rows, int64_t in_features) {
-    return (rows > TILE_ROWS ? (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS : tile_width(rows)) * in_features;
+    return (rows > TILE_ROWS ? row_groups(rows) * TILE_ROWS : tile_width(rows)) * in_features;
 }
 
 int64_t pack_blocks(int64_t rows, int64_t in_features) {
-    return (rows + TILE_ROWS - 1) / TILE_ROWS * (in_features / BLOCK);
+    return row_groups(rows) * (in_features / BLOCK);
 }
 
 void pack(const uint16_t *x, int64_t rows, int64_t in_features, int64_t first, int64_t last, uint16_t *packed) {

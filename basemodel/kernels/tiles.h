@@ -12,6 +12,10 @@ constexpr int64_t TILE_ROWS = 16;             // rows of x that fit one tile
 constexpr int64_t CHUNK_ROWS = 4 * TILE_ROWS; // rows of x that are multiplied with a dequantized tile at once
 constexpr int64_t TILE_VALUES = 16 * 32;      // bf16 values of one tile of weights
 
+// Strips of so many output features, and groups of TILE_ROWS rows of x; the last one may be a part.
+inline int64_t strip_count(int64_t outputs) { return (outputs + STRIP - 1) / STRIP; }
+inline int64_t row_groups(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
+
 // True where this processor can run the functions below; asks the system for the tile registers at the first call.
 bool is_supported();
 
